@@ -1,0 +1,43 @@
+"""Names of things. All are text on the wire and in the log; the types exist so that one is not passed for another.
+
+Rule of form (spec "The wire"): an id or key given from outside is 1 to 128 printable characters. An id made by us has
+the form `<kind>_<32 hex digits>`, so that "an id that only we could have given" can be told from a client's own.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NewType
+
+SessionId = NewType("SessionId", str)
+TurnId = NewType("TurnId", str)
+DispatchId = NewType("DispatchId", str)
+RequestId = NewType("RequestId", str)
+EffectId = NewType("EffectId", str)
+AttachmentId = NewType("AttachmentId", str)
+ConnectionId = NewType("ConnectionId", str)
+Tenant = NewType("Tenant", str)
+StreamName = NewType("StreamName", str)
+Key = NewType("Key", str)
+
+Seq = int
+Epoch = int
+Generation = int
+
+DEFAULT_TENANT: Final = Tenant("default")
+ID_CHARS_MAX: Final = 128
+
+
+def session_stream(tenant: Tenant, session: SessionId) -> StreamName:
+    """The full stream name of a session. It begins with the tenant: no reader of one can spell a stream of another."""
+    return StreamName(f"{tenant}/session/{session}")
+
+
+def split_stream(stream: StreamName) -> tuple[Tenant, str, str]:
+    """Tenant, kind and id of a full stream name (`default/session/s-1`)."""
+    tenant, kind, rest = stream.split("/", 2)
+    return Tenant(tenant), kind, rest
+
+
+def printable(text: object) -> bool:
+    """Whether a value is usable as an id or key: text of 1 to 128 printable characters."""
+    return isinstance(text, str) and 0 < len(text) <= ID_CHARS_MAX and text.isprintable()

@@ -1,0 +1,46 @@
+"""Three clocks that nobody may confuse, and the one place where an instant becomes text.
+
+`Instant` is monotonic and orders things within one process; `WallInstant` is for people, logs and anything that must
+survive a restart. The text form is RFC 3339 in UTC with six decimals, always the same width.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NewType
+
+Instant = NewType("Instant", int)
+"""Nanoseconds on the monotonic clock of this process."""
+
+WallInstant = NewType("WallInstant", int)
+"""Microseconds since 1970-01-01T00:00:00Z."""
+
+MICROS_PER_MS: Final = 1_000
+NANOS_PER_MS: Final = 1_000_000
+_MICROS_PER_DAY: Final = 86_400_000_000
+
+
+def after_ms(at: Instant, ms: int) -> Instant:
+    """The monotonic instant `ms` milliseconds after `at`."""
+    return Instant(at + ms * NANOS_PER_MS)
+
+
+def wall_after_ms(at: WallInstant, ms: int) -> WallInstant:
+    """The wall instant `ms` milliseconds after `at`."""
+    return WallInstant(at + ms * MICROS_PER_MS)
+
+
+def wall_text(at: WallInstant) -> str:
+    """`2026-11-21T09:00:00.123456Z`. Civil-from-days arithmetic, since core reads no clock library."""
+    days, rest = divmod(at, _MICROS_PER_DAY)
+    seconds, micros = divmod(rest, 1_000_000)
+    z = days + 719_468
+    era, day_of_era = divmod(z, 146_097)
+    year_of_era = (day_of_era - day_of_era // 1_460 + day_of_era // 36_524 - day_of_era // 146_096) // 365
+    day_of_year = day_of_era - (365 * year_of_era + year_of_era // 4 - year_of_era // 100)
+    shifted_month = (5 * day_of_year + 2) // 153
+    day = day_of_year - (153 * shifted_month + 2) // 5 + 1
+    month = shifted_month + 3 if shifted_month < 10 else shifted_month - 9
+    year = year_of_era + era * 400 + (1 if month <= 2 else 0)
+    hours, seconds = divmod(seconds, 3_600)
+    minutes, seconds = divmod(seconds, 60)
+    return f"{year:04d}-{month:02d}-{day:02d}T{hours:02d}:{minutes:02d}:{seconds:02d}.{micros:06d}Z"

@@ -1,0 +1,180 @@
+"""Every bound of the system, its unit in its name. Change one here, or it does not exist.
+
+Defaults are those of the registry (docs/registry.md). `_max` is a bound, the others are settings. Relations between
+them are asserted when a `Limits` is made, so a combination that cannot work never starts.
+"""
+
+from __future__ import annotations
+
+from attrs import fields, frozen
+
+
+@frozen
+class Limits:
+    """Times in ms, sizes in bytes, unless the name says otherwise."""
+
+    # sessions
+    session_drain_ms_max: int = 30_000
+    host_drain_ms_max: int = 30_000
+    session_idle_ms: int = 60_000
+    resident_sessions_max: int = 10_000
+    session_wake_ms_max: int = 2_000
+    actor_restarts_max: int = 3
+    restart_window_ms: int = 60_000
+    # the gate
+    gate_ms_max: int = 1_000
+    defer_base_ms: int = 250
+    defer_ms_max: int = 10_000
+    gate_events_per_s_max: int = 20
+    merge_items_max: int = 32
+    merge_bytes_max: int = 65_536
+    turns_active_max: int = 1_024
+    turns_waiting_max: int = 4_096
+    # ends and cancels
+    terminal_reserve_bytes: int = 65_536
+    output_bytes_max: int = 1_048_576
+    output_event_bytes_max: int = 49_152
+    closed_turns_remembered_max: int = 64
+    cancel_ask_ms: int = 75
+    cancel_insist_ms: int = 175
+    cancel_total_ms_max: int = 500
+    soft_cancel_ms: int = 500
+    soft_cancel_ms_max: int = 2_000
+    tombstone_ms: int = 600_000
+    tombstones_max: int = 256
+    detach_grace_ms: int = 0
+    turn_budget_ms_cap: int = 3_600_000
+    # sub-sessions, requests, effects
+    subsession_depth_max: int = 8
+    subsessions_per_turn_max: int = 64
+    requests_open_max: int = 16
+    request_deadline_ms: int = 600_000
+    request_deadline_ms_max: int = 604_800_000
+    effects_open_max: int = 64
+    # dispatch
+    dispatches_open_max: int = 4_096
+    dispatch_input_bytes_max: int = 1_048_576
+    dispatch_metadata_bytes_max: int = 16_384
+    dispatch_attempts: int = 3
+    dispatch_backoff_base_ms: int = 1_000
+    dispatch_backoff_ms_max: int = 60_000
+    list_items: int = 100
+    list_items_max: int = 200
+    # lanes and the window
+    control_items_max: int = 64
+    control_reserved_items: int = 8
+    control_high_items: int = 48
+    control_low_items: int = 24
+    data_items_max: int = 256
+    data_bytes_max: int = 4_194_304
+    data_high_items: int = 192
+    data_low_items: int = 96
+    telemetry_items_max: int = 128
+    telemetry_high_items: int = 96
+    telemetry_low_items: int = 48
+    data_inflight_max: int = 256
+    data_runnable_max: int = 12
+    output_quantum_items: int = 16
+    cancel_slice_items: int = 100
+    timers_max: int = 65_536
+    # quotas of named tenants (off for `default`)
+    tenant_turns_open_max: int = 32
+    tenant_sessions_per_min_max: int = 120
+    tenant_turns_per_min_max: int = 600
+    session_turns_per_min_max: int = 60
+    # the journal
+    commit_batches_max: int = 64
+    map_bytes_max: int = 68_719_476_736
+    map_grow_percent: int = 70
+    map_reserve_percent: int = 90
+    reader_check_ms: int = 60_000
+    reader_age_ms_max: int = 50
+    verify_on_open_bytes_max: int = 1_073_741_824
+    page_items_max: int = 1_000
+    page_bytes_max: int = 4_194_304
+    writer_stall_ms_max: int = 5_000
+    writer_batches_max: int = 65_536
+    keys_cached_max: int = 256
+    tail_items_max: int = 256
+    tail_bytes_max: int = 4_194_304
+    # the wire
+    message_bytes_max: int = 1_048_576
+    outgoing_message_bytes_max: int = 8_388_608
+    frame_bytes_max: int = 65_536
+    key_chars_max: int = 128
+    initialize_ms_max: int = 5_000
+    anonymous_message_bytes_max: int = 8_192
+    anonymous_bytes_max: int = 20_480
+    handshake_ms_max: int = 5_000
+    handshake_bytes_max: int = 16_384
+    handshakes_open_max: int = 256
+    handshakes_per_address_max: int = 16
+    connections_max: int = 10_000
+    connections_per_address_max: int = 256
+    connections_per_tenant_max: int = 2_048
+    connections_per_principal_max: int = 64
+    attachments_per_tenant_max: int = 8_192
+    attachments_max: int = 256
+    requests_in_flight_max: int = 64
+    bad_messages_per_min_max: int = 100
+    refused_notices_per_s_max: int = 10
+    ping_interval_ms: int = 20_000
+    silence_ms_max: int = 40_000
+    write_stall_ms_max: int = 30_000
+    close_ms_max: int = 2_000
+    crashes_per_address_per_min_max: int = 10
+    refuse_address_ms: int = 60_000
+    mark_items: int = 256
+    mark_ms: int = 10_000
+    overtaken_items_max: int = 1_024
+    # frames (people's tokens; services and local `auth = "off"` get the wider ones)
+    fragments_max: int = 1_024
+    empty_fragments_max: int = 16
+    frames_per_s_max: int = 400
+    messages_per_s_max: int = 200
+    pings_per_s_max: int = 5
+    pings_burst_max: int = 20
+    bytes_per_s_max: int = 4_194_304
+    service_frames_per_s_max: int = 20_000
+    service_bytes_per_s_max: int = 41_943_040
+    json_depth_max: int = 64
+    json_members_max: int = 1_000
+    json_values_max: int = 20_000
+    json_digits_max: int = 64
+    # tokens
+    clock_leeway_s: int = 5
+    token_life_s_max: int = 900
+    service_token_life_s_max: int = 86_400
+    token_bytes_max: int = 4_096
+    secret_bytes_min: int = 32
+    # the operator's listener
+    http_header_bytes_max: int = 16_384
+    http_query_bytes_max: int = 4_096
+    http_requests_max: int = 256
+    http_idle_ms_max: int = 75_000
+    http_drain_ms_max: int = 10_000
+    health_ms_max: int = 100
+    healthy_ms_max: int = 1_000
+    permit_wait_ready_ms_max: int = 10_000
+    status_items_max: int = 1_000
+    status_bytes_max: int = 262_144
+
+    def __attrs_post_init__(self) -> None:
+        for lane in ("control", "data", "telemetry"):
+            low, high = getattr(self, f"{lane}_low_items"), getattr(self, f"{lane}_high_items")
+            most = getattr(self, f"{lane}_items_max")
+            assert 0 <= low < high <= most, (lane, low, high, most)
+        assert self.cancel_ask_ms + self.cancel_insist_ms < self.cancel_total_ms_max
+        assert self.commit_batches_max <= self.control_items_max, "a full mailbox is one commit"
+        assert 0 < self.control_reserved_items < self.control_items_max
+        assert self.frame_bytes_max < self.message_bytes_max
+        assert self.output_event_bytes_max < self.frame_bytes_max
+        assert 64 <= self.data_inflight_max <= 4_096
+        assert self.soft_cancel_ms <= self.soft_cancel_ms_max
+        assert self.defer_base_ms <= self.defer_ms_max
+        assert 0 < self.map_grow_percent < self.map_reserve_percent < 100
+        for bound in fields(Limits):
+            assert getattr(self, bound.name) >= 0, bound.name
+
+
+DEFAULT_LIMITS = Limits()

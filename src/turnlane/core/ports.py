@@ -1,0 +1,209 @@
+"""The holes in the wall: what the runtime asks of the world, and nothing else.
+
+Each port has a contract check in `turnlane.testing` that every implementation passes (LMDB, memory, your own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from attrs import frozen
+
+from .ids import Epoch, Seq
+from .instants import Instant, WallInstant
+from .limits import Limits
+from .reasons import Reason, Rejected
+from .step import AppendResult, Batch, Head, Kept, Lane, Order, Page, Position, StoredKey
+
+T = TypeVar("T")
+
+
+class StoreError(Exception):
+    """The journal cannot be opened or used. `reason` decides, `path` says where, `remedy` what to do."""
+
+    def __init__(self, reason: Reason, message: str, *, path: str = "", remedy: str = "") -> None:
+        where, what_next = f" ({path})" if path else "", f". {remedy}" if remedy else ""
+        super().__init__(f"{reason.value}: {message}{where}{what_next}")
+        self.reason = reason
+        self.message = message
+        self.path = path
+        self.remedy = remedy
+
+
+class JournalBroken(StoreError):
+    """A write or a sync failed: nothing is retried in place, the store is reopened and recovered."""
+
+
+class JournalClosed(StoreError):
+    """The journal was closed while you waited."""
+
+
+class CorruptStream(StoreError):
+    """A record does not match its seal. The stream is refused from `seq` on; other streams go on."""
+
+    def __init__(self, stream: str, seq: Seq, message: str) -> None:
+        super().__init__(Reason.CORRUPT_STREAM, f"{stream} at seq {seq}: {message}", remedy="run `turnlane doctor`")
+        self.stream = stream
+        self.seq = seq
+
+
+class ForkedHandle(RuntimeError):
+    """A store opened before os.fork() was used in the child, which could write through it."""
+
+
+class PortBroken(Exception):
+    """An implementation of a port broke its contract; the message names the clause."""
+
+
+@frozen
+class StoreStatus:
+    path: str
+    streams: int
+    events_total: int
+    file_bytes: int
+    map_bytes: int
+    map_bytes_max: int
+    used_percent: int
+    commits_total: int
+    batches_total: int
+    oldest_reader_ms: int
+    broken: str | None
+
+
+class EventStore(Protocol):
+    """A durable set of streams. Synchronous: threads are the runtime's affair (`Hop`).
+
+    `append` is one transaction; each batch stands or falls alone. Reads may lag but never lie: contiguous from
+    `after + 1`, possibly ending early, never skipping (with `lane`: contiguous among the events of that lane).
+    Raises `StoreError` and its subclasses; a no is a value, never an exception.
+    """
+
+    @property
+    def log_epoch(self) -> int: ...
+    @property
+    def cursor_key(self) -> bytes: ...
+    def append(self, batches: Sequence[Batch]) -> list[AppendResult]: ...
+    def read(self, stream: str, after: Seq, limit: int, lane: Lane | None = None) -> Page: ...
+    def read_all(self, after_position: int, limit: int) -> list[tuple[str, Kept]]: ...
+    def head(self, stream: str) -> Head: ...
+    def floor(self, stream: str) -> Seq: ...
+    def streams(self, prefix: str, after: str, limit: int) -> list[str]: ...
+    def find_key(self, stream: str, key: str) -> StoredKey | None: ...
+    def due(self, limit: int, after: str = "") -> list[tuple[str, int]]: ...
+    def truncate(self, stream: str, below: Seq) -> Seq: ...
+    def save_cursor(self, stream: str, client: str, position: Position) -> None: ...
+    def load_cursor(self, stream: str, client: str) -> Position | None: ...
+    def save_snapshot(self, stream: str, seq: Seq, state: bytes) -> None: ...
+    def load_snapshot(self, stream: str) -> tuple[Seq, bytes] | None: ...
+    def save_checkpoint(self, name: str, value: bytes) -> None: ...
+    def load_checkpoint(self, name: str) -> bytes | None: ...
+    def reader_check(self) -> int: ...
+    def status(self) -> StoreStatus: ...
+    def close(self) -> None: ...
+
+
+@frozen
+class Lease:
+    scope: str
+    owner: str
+    lease_id: str
+    epoch: Epoch
+    granted_at: WallInstant
+
+
+class LeaseStore(Protocol):
+    """Who may write. One host for now: the holder of the state directory; every opening raises the epoch."""
+
+    def acquire(self, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Lease | Rejected: ...
+    def read(self, scope: str) -> Lease | None: ...
+    def release(self, scope: str, owner: str, epoch: Epoch) -> bool: ...
+
+
+class Clock(Protocol):
+    def now(self) -> Instant:
+        """Monotonic nanoseconds, for ordering and deadlines."""
+        ...
+
+    def wall(self) -> WallInstant:
+        """Microseconds since 1970 UTC, for people and for what must survive a restart."""
+        ...
+
+
+class Ids(Protocol):
+    def new(self, kind: str) -> str:
+        """A fresh id `<kind>_<32 hex>`; never given twice."""
+        ...
+
+    def is_ours(self, kind: str, text: str) -> bool:
+        """Whether a text has the form that only this source gives."""
+        ...
+
+    def secret(self) -> str:
+        """At least 128 random bits as text."""
+        ...
+
+
+class Hop(Protocol):
+    """Run a synchronous function where it may block. The simulator runs it in place."""
+
+    async def __call__(self, function: Callable[..., T], /, *args: object) -> T: ...
+
+
+class Observer(Protocol):
+    def observe(self, value: object) -> None:
+        """Take a frozen value. Must not block or raise; a raise is counted and goes no further."""
+        ...
+
+
+@frozen
+class Encoded:
+    type: str
+    lane: Lane
+    order: Order
+    turn: str | None
+    schema: int
+    payload: bytes
+
+
+class EventEncoder(Protocol):
+    """Values to bytes and back: `codec.py` seen from the runtime."""
+
+    def encode(self, event: Any) -> Encoded: ...
+    def decode(self, kept: Kept) -> Any: ...
+    def encode_state(self, state: Any) -> bytes: ...
+    def decode_state(self, data: bytes) -> Any: ...
+    def encode_answer(self, answer: Any) -> bytes: ...
+    def decode_answer(self, data: bytes) -> Any: ...
+
+
+class Cursors(Protocol):
+    """Opaque text for clients <-> `Position`. Bound to a stream and to the store (MAC, log epoch)."""
+
+    def text(self, stream: str, position: Position) -> str: ...
+    def read(self, stream: str, text: str) -> Position | Rejected: ...
+
+
+class PlanSources(Protocol):
+    """What a turn of this profile would execute, resolved now. Local sources answer at once."""
+
+    def bundle(self, profile: str) -> Mapping[str, Any] | Rejected: ...
+
+
+@frozen
+class Ports:
+    """Everything the runtime was given."""
+
+    store: EventStore
+    leases: LeaseStore
+    clock: Clock
+    ids: Ids
+    encoder: EventEncoder
+    cursors: Cursors
+    plans: PlanSources
+    commit_hop: Hop
+    """Runs writes: one at a time, never abandoned when the caller is cancelled."""
+    read_hop: Hop
+    """Runs reads of pages and recoveries."""
+    observer: Observer
+    limits: Limits
