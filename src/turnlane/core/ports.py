@@ -5,7 +5,7 @@ Each port has a contract check in `turnlane.testing` that every implementation p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
@@ -175,6 +175,8 @@ class EventEncoder(Protocol):
     def decode_state(self, data: bytes) -> Any: ...
     def encode_answer(self, answer: Any) -> bytes: ...
     def decode_answer(self, data: bytes) -> Any: ...
+    def data_of_answer(self, data: bytes) -> Any: ...
+    def data(self, kept: Kept) -> Any: ...
 
 
 class Cursors(Protocol):
@@ -187,7 +189,9 @@ class Cursors(Protocol):
 class PlanSources(Protocol):
     """What a turn of this profile would execute, resolved now. Local sources answer at once."""
 
-    def bundle(self, profile: str) -> Mapping[str, Any] | Rejected: ...
+    def bundle(self, profile: str) -> Any | Rejected:
+        """A `machines.plan.Bundle`, or why there is none."""
+        ...
 
 
 @frozen

@@ -52,7 +52,14 @@ class Reason(Enum):
     rpc_number: int
     http_status: int
 
-    def __new__(cls, word: str, kind: Kind, temporary: bool, rpc_number: int, http_status: int) -> Reason:
+    def __new__(
+        cls,
+        word: str,
+        kind: Kind = _R,
+        temporary: bool = False,
+        rpc_number: int = REFUSED_NUMBER,
+        http_status: int = 409,
+    ) -> Reason:
         member = object.__new__(cls)
         member._value_ = word
         member.kind = kind

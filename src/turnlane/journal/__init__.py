@@ -1,0 +1,24 @@
+"""The journal: event logs on disk or in memory, and what hangs on them. Synchronous; threads are the runtime's affair.
+
+`layout` is the page to read first. `LmdbStore` and `MemoryStore` implement `EventStore`, `LmdbLeases` and
+`MemoryLeases` implement `LeaseStore`, `StoreCursors` implements `Cursors`; `care` looks after a store as a whole.
+"""
+
+from .care import DoctorReport, Fault, backup, compact, doctor
+from .cursor import StoreCursors
+from .lease import LmdbLeases, MemoryLeases
+from .memory import MemoryStore
+from .store import LmdbStore
+
+__all__ = [
+    "DoctorReport",
+    "Fault",
+    "LmdbLeases",
+    "LmdbStore",
+    "MemoryLeases",
+    "MemoryStore",
+    "StoreCursors",
+    "backup",
+    "compact",
+    "doctor",
+]

@@ -1,0 +1,166 @@
+"""Values to bytes and back: the one list of tags, the one spelling of kept events, states and answers.
+
+The payload of an event is encoded once, here; the same bytes lie in the log and go over the wire. Events are decoded
+tag first, then by class (msgspec takes no unions of attrs classes). An unknown tag is not an error: the event passes
+through to its readers untouched (`UnknownEvent`), and no state of ours hangs on it. What comes from *clients* is
+scanned and checked in `daemon/`, never here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+from attrs import frozen
+
+from .core.ports import Encoded
+from .core.step import Kept, Lane, Order
+from .machines import dispatch, effects_ledger, requests, session, turn
+from .machines.session import Session
+
+SCHEMA_VERSION: Final = 1
+
+TAGS: Final[Mapping[type, str]] = {
+    session.SessionCreated: "session.created",
+    session.SessionActivated: "session.activated",
+    session.SessionDraining: "session.draining",
+    session.SessionEnded: "session.ended",
+    session.SessionDegraded: "session.degraded",
+    session.SessionRestored: "session.restored",
+    session.GateDecided: "gate.decided",
+    session.GateSummarised: "gate.summarised",
+    session.TurnKeyCancelled: "turn.key_cancelled",
+    turn.SessionDeauthorized: "session.deauthorized",
+    turn.TurnOpened: "turn.opened",
+    turn.TurnActivated: "turn.activated",
+    turn.TurnOutput: "turn.output",
+    turn.TurnSteered: "turn.steered",
+    turn.TurnBlocked: "turn.blocked",
+    turn.TurnUnblocked: "turn.unblocked",
+    turn.TurnCancelAccepted: "turn.cancel_accepted",
+    turn.OutputDigest: "output.digest",
+    turn.SubsessionStarted: "subsession.started",
+    turn.TurnCommitted: "turn.committed",
+    turn.TurnAborted: "turn.aborted",
+    turn.TurnClosed: "turn.closed",
+    requests.RequestOpened: "request.opened",
+    requests.RequestResolved: "request.resolved",
+    effects_ledger.EffectIntended: "effect.intended",
+    effects_ledger.EffectCompleted: "effect.completed",
+    effects_ledger.EffectFailed: "effect.failed",
+    effects_ledger.EffectUnknown: "effect.unknown",
+    effects_ledger.EffectResolved: "effect.resolved",
+    effects_ledger.EffectSettledLate: "effect.settled_late",
+    dispatch.DispatchQueued: "dispatch.queued",
+    dispatch.DispatchClaimed: "dispatch.claimed",
+    dispatch.DispatchStarted: "dispatch.started",
+    dispatch.DispatchRequeued: "dispatch.requeued",
+    dispatch.DispatchDeferred: "dispatch.deferred",
+    dispatch.DispatchMerged: "dispatch.merged",
+    dispatch.DispatchCompleted: "dispatch.completed",
+    dispatch.DispatchFailed: "dispatch.failed",
+    dispatch.DispatchCancelled: "dispatch.cancelled",
+}
+
+CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}
+
+DATA_TAGS: Final = frozenset({"turn.output"})
+"""Tags on the DATA lane; every other kept event is CONTROL."""
+
+_OF_A_TURN: Final = frozenset(
+    {cls for cls in TAGS if cls.__module__ == turn.__name__ and cls is not turn.SessionDeauthorized}
+    | {requests.RequestOpened, requests.RequestResolved}
+    | {
+        effects_ledger.EffectIntended,
+        effects_ledger.EffectCompleted,
+        effects_ledger.EffectFailed,
+        effects_ledger.EffectUnknown,
+    }
+)
+"""Classes whose events carry the turn id in their header."""
+
+_ANSWERS: Final[Mapping[str, type]] = {
+    cls.__name__: cls
+    for cls in (
+        session.OpenAnswer,
+        session.StartAnswer,
+        session.SteerAnswer,
+        session.CloseAnswer,
+        session.Done,
+        turn.CancelAnswer,
+        turn.EndedTurn,
+        requests.AnswerAccepted,
+        effects_ledger.EffectKnown,
+        effects_ledger.Effect,
+    )
+}
+
+
+@frozen
+class UnknownEvent:
+    """An event of a newer version or of somebody's own (`_` names): kept, delivered, never interpreted."""
+
+    type: str
+    data: Any
+
+
+_encode = msgspec.json.Encoder().encode
+_header: Final = {cls: (tag, Lane.DATA if tag in DATA_TAGS else Lane.CONTROL) for cls, tag in TAGS.items()}
+_decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {tag: msgspec.json.Decoder(cls).decode for tag, cls in CLASSES.items()}
+_state_decoder: Final = msgspec.json.Decoder(Session)
+
+
+class Codec:
+    """The port `EventEncoder`. Stateless; one per process is enough."""
+
+    def encode(self, event: Any) -> Encoded:
+        cls = type(event)
+        tag, lane = _header[cls]
+        return Encoded(
+            tag, lane, order_of(event), event.turn if cls in _OF_A_TURN else None, SCHEMA_VERSION, _encode(event)
+        )
+
+    def decode(self, kept: Kept) -> Any:
+        """The event of a kept record. Raises ValueError where the payload does not fit its class."""
+        decoder = _decoders.get(kept.type)
+        if decoder is None:
+            return UnknownEvent(kept.type, decode_json(kept.payload))
+        return decoder(kept.payload)
+
+    def encode_state(self, state: Session) -> bytes:
+        return _encode(state)
+
+    def decode_state(self, data: bytes) -> Session:
+        return _state_decoder.decode(data)
+
+    def encode_answer(self, answer: Any) -> bytes:
+        return _encode([type(answer).__name__, answer])
+
+    def decode_answer(self, data: bytes) -> Any:
+        name, value = msgspec.json.decode(data)
+        return msgspec.convert(value, _ANSWERS[name])
+
+    def data_of_answer(self, data: bytes) -> Any:
+        """An answer as plain JSON, for the data of an error."""
+        return decode_json(data)[1]
+
+    def data(self, kept: Kept) -> Any:
+        """The payload as plain JSON: what a client sees."""
+        return decode_json(kept.payload)
+
+
+def order_of(event: Any) -> Order:
+    """How an event stands to the data of its turn at an attachment."""
+    if isinstance(event, turn.TurnAborted):
+        return Order.FLUSHES if event.flushed else Order.AFTER_DATA
+    return Order.AFTER_DATA if isinstance(event, turn.TurnCommitted) else Order.FREE
+
+
+def encode_json(value: Any) -> bytes:
+    """Compact JSON of plain values and attrs classes."""
+    return _encode(value)
+
+
+def decode_json(data: bytes) -> Any:
+    return msgspec.json.decode(data)

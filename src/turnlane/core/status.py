@@ -1,0 +1,93 @@
+"""Status: what living things hold right now, as frozen values; readiness is derived from them, never stored.
+
+Metrics, `/readyz`, `runtime/status` and tests all read the same value. Instants are ms of the monotonic clock
+(`_mono_ms`) beside one `wall` at the top. Lists are bounded and say their total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from .limits import Limits
+
+
+@frozen
+class Blocker:
+    """Why a runtime is not ready (or a warning). `code` is of a closed list, `message` for people."""
+
+    code: str
+    message: str
+
+
+@frozen
+class RuntimeStatus:
+    schema_version: int
+    at_mono_ms: int
+    wall: str
+    runtime: str
+    phase: str
+    """opening, recovering, serving, draining or closed."""
+    epoch: int
+    granted: bool
+    sessions_resident: int
+    sessions_running: int
+    attachments: int
+    turns_active: int
+    turns_active_max: int
+    turns_disowned: int
+    dispatch_depth: int
+    window_inflight: int
+    window_inflight_max: int
+    window_waiting: int
+    timers_armed: int
+    timers_max: int
+    writer_waiting: int
+    writer_groups_total: int
+    writer_batches_total: int
+    writer_batches_peak: int
+    writer_events_total: int
+    writer_oldest_ms: int
+    writer_broken: str | None
+    store_file_bytes: int
+    store_map_bytes_max: int
+    store_used_percent: int
+    turns_total: Mapping[str, int] = field(factory=dict)
+    """Ended turns by `outcome/reason`."""
+    admissions_total: Mapping[str, int] = field(factory=dict)
+    refusals_total: Mapping[str, int] = field(factory=dict)
+    """By `command/reason`."""
+    fence_refused_total: Mapping[str, int] = field(factory=dict)
+    outputs_total: int = 0
+    observer_errors_total: int = 0
+    falls_total: int = 0
+    sessions: tuple[Mapping[str, Any], ...] = ()
+    """The first `status_items_max` resident sessions by stream name."""
+    sessions_truncated: bool = False
+    lanes: tuple[Mapping[str, Any], ...] = ()
+
+
+def readiness(status: RuntimeStatus, limits: Limits) -> tuple[Blocker, ...]:
+    """Empty means ready. Codes and their order: spec "The operator API", Readiness."""
+    found: list[Blocker] = []
+    if status.phase in ("opening", "recovering"):
+        found.append(Blocker("recovering", "streams with unfinished work are still being folded"))
+    if status.writer_broken is not None:
+        found.append(Blocker("journal_broken", f"the journal failed: {status.writer_broken}; restart the daemon"))
+    if status.store_used_percent >= 100:
+        found.append(Blocker("storage_full", "the journal has reached its map or disk bound"))
+    if status.writer_oldest_ms > limits.writer_stall_ms_max:
+        found.append(Blocker("writer_stalled", f"a batch has waited {status.writer_oldest_ms} ms for its commit"))
+    if status.phase in ("draining", "closed"):
+        found.append(Blocker("draining", "shutdown has begun"))
+    if not status.granted:
+        found.append(Blocker("authority_not_acquired", "the runtime's own lease is not held"))
+    return tuple(found)
+
+
+def warnings(status: RuntimeStatus) -> tuple[Blocker, ...]:
+    if status.store_used_percent >= 90:
+        return (Blocker("storage_low", f"the journal is {status.store_used_percent} % full"),)
+    return ()

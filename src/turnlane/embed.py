@@ -1,0 +1,191 @@
+"""Opening the house: `open_runtime` opens the wings and hands them to the runtime. The daemon goes through here too."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+from attrs import define, field, frozen
+
+from .codec import Codec
+from .core.canonical import digest_of
+from .core.instants import Instant, WallInstant
+from .core.limits import DEFAULT_LIMITS, Limits
+from .core.ports import Clock, EventStore, Hop, Ids, LeaseStore, Observer, Ports
+from .core.reasons import Reason, Refused, Rejected
+from .journal.cursor import StoreCursors
+from .journal.lease import LmdbLeases, MemoryLeases
+from .journal.store import LmdbStore
+from .machines.admission import Quotas
+from .machines.plan import Bundle, Profile
+from .runtime.runtime import Runtime
+from .runtime.turn import Agent
+
+T = TypeVar("T")
+
+READ_THREADS_MAX = 4
+
+
+@frozen
+class SystemClock:
+    """The port `Clock` on this machine."""
+
+    def now(self) -> Instant:
+        return Instant(time.monotonic_ns())
+
+    def wall(self) -> WallInstant:
+        return WallInstant(time.time_ns() // 1_000)
+
+
+@frozen
+class SystemIds:
+    """The port `Ids`: 128 random bits each, from the operating system."""
+
+    def new(self, kind: str) -> str:
+        return f"{kind}_{secrets.token_hex(16)}"
+
+    def is_ours(self, kind: str, text: str) -> bool:
+        prefix, _, digits = text.rpartition("_")
+        return prefix == kind and len(digits) == 32 and all(digit in "0123456789abcdef" for digit in digits)
+
+    def secret(self) -> str:
+        return secrets.token_urlsafe(32)
+
+
+@define(slots=True, eq=False)
+class ThreadHop:
+    """The port `Hop`: a worker thread, at most `threads_max` at once, never abandoned when the caller is cancelled."""
+
+    threads_max: int
+    _limiter: trio.CapacityLimiter | None = None
+
+    async def __call__(self, function: Callable[..., T], /, *args: object) -> T:
+        if self._limiter is None:
+            self._limiter = trio.CapacityLimiter(self.threads_max)
+        return await trio.to_thread.run_sync(functools.partial(function, *args), limiter=self._limiter)
+
+
+class Silent:
+    """An observer that looks away: the default of an embedded runtime."""
+
+    def observe(self, value: object) -> None:
+        return
+
+
+@define(slots=True, eq=False)
+class LocalPlans:
+    """The port `PlanSources` from what the program gave: one profile per agent, all from this process."""
+
+    profiles: Mapping[str, Profile]
+    _bundles: dict[str, Bundle] = field(factory=dict)
+
+    def bundle(self, profile: str) -> Bundle | Rejected:
+        if profile not in self.profiles:
+            known = ", ".join(sorted(self.profiles))
+            return Rejected(Reason.PROFILE_UNSUPPORTED, f"no such profile: known are {known}", {"path": "params.profile"})
+        if profile not in self._bundles:
+            chosen = self.profiles[profile]
+            source = f"local:profile:{digest_of([chosen.name, chosen.agent, chosen.version]).hex()}"
+            names = ("routing_view", "admission_policy", "abi_compatibility", "version_resolution")
+            provenance = dict.fromkeys((*names, "policy_resolution", "provider_health"), source)
+            self._bundles[profile] = Bundle(chosen, provenance)
+        return self._bundles[profile]
+
+
+@asynccontextmanager
+async def open_runtime(
+    state: str | Path | None = None,
+    *,
+    agent: Agent | None = None,
+    agents: Mapping[str, Agent] | None = None,
+    dispatch_mode: str | None = None,
+    profiles: Mapping[str, Profile] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    quotas: Mapping[str, Quotas] | None = None,
+    clock: Clock | None = None,
+    ids: Ids | None = None,
+    store: EventStore | None = None,
+    leases: LeaseStore | None = None,
+    commit_hop: Hop | None = None,
+    read_hop: Hop | None = None,
+    observer: Observer | None = None,
+) -> AsyncIterator[Runtime]:
+    """Open a runtime on a state directory (created if absent) inside any trio program; its nursery is the root.
+
+    `agent` is an async function of a `Turn`, or several by name in `agents` (chosen by a session's `profile`, the first
+    is the default). Unfinished work of a former life is recovered before this yields. Leaving drains, at most
+    `host_drain_ms_max`, then cancels; an exception in the body cancels at once. `clock`, `ids`, `store`, `leases`, the
+    hops and `observer` replace the ports (a simulator does); `store` goes without `state`.
+
+    Raises TypeError for an agent that is not an async function of one argument, Refused `dispatch_mode_required` when
+    neither agent nor agents are given, StoreError where the directory cannot be opened, RuntimeError outside trio.
+    """
+    _inside_trio()
+    named = _checked_agents(agent, agents, dispatch_mode)
+    if (state is None) == (store is None):
+        raise TypeError("open_runtime needs either a state directory or a store")
+    opened: EventStore
+    if store is not None:
+        opened, held = store, leases or MemoryLeases()
+    else:
+        assert state is not None
+        lmdb_store = await trio.to_thread.run_sync(lambda: LmdbStore.open(Path(state), limits=limits))
+        opened, held = lmdb_store, leases or LmdbLeases(lmdb_store)
+    chosen = {name: Profile(name, name) for name in named} if profiles is None else dict(profiles)
+    ports = Ports(
+        opened,
+        held,
+        clock or SystemClock(),
+        ids or SystemIds(),
+        Codec(),
+        StoreCursors(opened.log_epoch, opened.cursor_key),
+        LocalPlans(chosen),
+        commit_hop or ThreadHop(1),
+        read_hop or ThreadHop(READ_THREADS_MAX),
+        observer or Silent(),
+        limits,
+    )
+    runtime = Runtime(ports, named, f"{socket.gethostname()}:{os.getpid()}:{ports.ids.new('runtime')}", quotas or {})
+    try:
+        async with runtime.live():
+            yield runtime
+    finally:
+        opened.close()
+
+
+def _inside_trio() -> None:
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        raise RuntimeError("open_runtime must be called inside trio.run") from None
+
+
+def _checked_agents(
+    agent: Agent | None, agents: Mapping[str, Agent] | None, dispatch_mode: str | None
+) -> Mapping[str, Agent]:
+    named = dict(agents or {})
+    if agent is not None:
+        named = {"default": agent, **named}
+    if dispatch_mode not in (None, "runtime"):
+        raise Refused(Reason.DISPATCH_MODE_REQUIRED, "the one mode that is built is runtime: give an agent")
+    if not named:
+        message = "nobody would run a turn: give agent= or agents= (mode runtime)"
+        raise Refused(Reason.DISPATCH_MODE_REQUIRED, message)
+    for name, function in named.items():
+        call = function if inspect.isfunction(function) or inspect.ismethod(function) else type(function).__call__
+        if not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(call):
+            raise TypeError(f"agent {name!r} must be an async function: async def agent(turn)")
+        try:
+            inspect.signature(function).bind(object())
+        except TypeError:
+            raise TypeError(f"agent {name!r} must take one argument, the turn") from None
+    return named

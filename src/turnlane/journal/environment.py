@@ -1,0 +1,430 @@
+"""The open environment of a journal: who may use it, how transactions begin, what happens when the disk fails.
+
+Nothing here knows what an event is. One handle a process, one writer a directory, nothing of it in a forked child.
+The map grows ahead of need, with readers shut out for that moment. A failed write or sync marks the handle broken and
+is never retried in place, since the system may have dropped the pages; only a full disk is survived, by reopening the
+file and looking whether the transaction is in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+from time import monotonic
+from typing import Any, Final, Self, TypeVar
+from weakref import WeakSet
+
+import lmdb
+
+from turnlane.core.limits import DEFAULT_LIMITS, Limits
+from turnlane.core.ports import ForkedHandle, JournalBroken, JournalClosed, StoreError
+from turnlane.core.reasons import Reason
+
+from . import layout, opening
+from .gate import Gate
+from .reading import Reading
+from .records import Damaged, header_of
+
+T = TypeVar("T")
+
+_GROW_WAIT_S: Final = 0.05
+"""Growing ahead of need waits this long for readers; growing because the map is full waits for them."""
+
+_open_stores: WeakSet[Environment] = WeakSet()
+_open_files: set[tuple[int, int]] = set()
+
+
+class Environment:
+    """See the module; `open` is the only way to get one."""
+
+    def __init__(self, path: Path, limits: Limits, *, readonly: bool, process_level: bool) -> None:
+        self._path, self._limits, self._readonly, self._process_level = path, limits, readonly, process_level
+        self._holder: opening.Holder | None = None
+        self._environment: Any = None
+        self._rows = Reading(limits)
+        self._gate = Gate()
+        self._writing = Lock()
+        self._position = self._number = 0
+        self._log_epoch = 0
+        self._cursor_key = b""
+        self._commits = self._batches = 0
+        self._size = self._page_bytes = 0
+        self._file: tuple[int, int] | None = None
+        self._tight = False
+        self._synced_at = monotonic()
+        self._broken: JournalBroken | None = None
+        self._closed = self._forked = False
+
+    # -- opening and closing
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        create: bool = True,
+        readonly: bool = False,
+        allow_remote: bool = False,
+        process_level: bool = False,
+    ) -> Self:
+        """Open the journal in directory `path`, which is the journal's own; its parent must be writable to create it.
+
+        `readonly` works beside a live writer. `process_level` allows appends that survive a crash of the process but
+        not a power loss (`append(..., process=True)`); without it they are durable like all others.
+        """
+        place = Path(os.path.abspath(path))
+        store = cls(place, limits, readonly=readonly, process_level=process_level)
+        with opening.named_failures(place):
+            try:
+                store._open(create and not readonly, allow_remote)
+            except BaseException:
+                store._let_go()
+                raise
+        _open_stores.add(store)
+        return store
+
+    def _open(self, create: bool, allow_remote: bool) -> None:
+        path, limits = self._path, self._limits
+        if not path.exists() or (path.is_dir() and opening.is_empty(path)):
+            if not create:
+                message = "there is no journal here"
+                raise StoreError(Reason.STATE_NOT_FOUND, message, path=str(path), remedy="name the state directory")
+            if not allow_remote:
+                opening.check_local(path.parent)
+            opening.create(path, opening.first_map_bytes(path, limits.map_bytes_max))
+        opening.check_ours(path)
+        opening.check_modes(path)
+        if not allow_remote:
+            opening.check_local(path)
+        self._claim()
+        if not self._readonly:
+            opening.remove_leftovers(path)
+        opening.check_size(path)
+        self._map()
+        clean = self._read_meta()
+        self._environment.reader_check()
+        if not self._readonly:
+            if not clean:
+                self._examine()
+            self._start_writing()
+
+    def _claim(self) -> None:
+        """One handle a process, one writer a directory."""
+        found = os.stat(self._path / layout.DATA_FILE)
+        key = (found.st_dev, found.st_ino)
+        if key in _open_files:
+            message = "this process has it open already"
+            raise StoreError(Reason.ALREADY_OPEN, message, path=str(self._path), remedy="share the open store")
+        if not self._readonly:
+            if not os.access(self._path, os.W_OK) or not os.access(self._path / layout.DATA_FILE, os.W_OK):
+                raise PermissionError(errno.EACCES, "not writable", str(self._path))
+            self._holder = opening.Holder(self._path)
+        _open_files.add(key)
+        self._file = key
+
+    def _map(self) -> None:
+        self._environment = lmdb.open(
+            str(self._path),
+            map_size=opening.first_map_bytes(self._path, self._limits.map_bytes_max),
+            max_dbs=len(layout.TABLES),
+            readonly=self._readonly,
+            create=False,
+            mode=0o600,
+            sync=True,
+            metasync=not self._process_level,
+            max_spare_txns=8,
+        )
+        try:
+            for name in layout.TABLES:
+                self._rows.tables[name] = self._environment.open_db(name.encode(), create=False)
+        except (lmdb.NotFoundError, lmdb.ReadonlyError):
+            message = "the data file holds other tables than ours"
+            raise StoreError(
+                Reason.STATE_NOT_OURS, message, path=str(self._path), remedy="name another directory"
+            ) from None
+        self._page_bytes = self._environment.stat()["psize"]
+        self._size = os.stat(self._path / layout.DATA_FILE).st_size
+
+    def _read_meta(self) -> bool:
+        """Check the format, take what belongs to the store; whether the last writer closed it."""
+        with self._environment.begin(db=self._rows.tables["meta"]) as txn:
+            found = {bytes(key): layout.unseal(key, value) for key, value in txn.cursor()}
+        written = int.from_bytes(opening.meta_value(self._path, found, layout.META_FORMAT), "big")
+        if written > layout.FORMAT:
+            raise StoreError(
+                Reason.FORMAT_TOO_NEW,
+                f"the journal has format {written}, this program knows up to {layout.FORMAT}",
+                path=str(self._path),
+                remedy="use the program that wrote it, or a newer one",
+            )
+        self._log_epoch = int.from_bytes(opening.meta_value(self._path, found, layout.META_LOG_EPOCH), "big")
+        self._cursor_key = opening.meta_value(self._path, found, layout.META_CURSOR_KEY)
+        return layout.META_CLEAN in found
+
+    def _examine(self) -> None:
+        """The last writer did not close: structure first, for files small enough; else the records since then."""
+        if self._size <= self._limits.verify_on_open_bytes_max:
+            if faults := opening.structural_faults(self._path):
+                raise opening.damaged(self._path, faults[0])
+            return
+        with self._environment.begin(db=self._rows.tables["events"]) as txn:
+            left = self._limits.verify_on_open_bytes_max
+            for _, record in txn.cursor().iterprev() if txn.cursor().last() else ():
+                left -= len(record)
+                if left < 0:
+                    return
+                with suppress(Damaged):  # found again, and answered, by whoever reads that stream
+                    header_of(record)
+
+    def _start_writing(self) -> None:
+        with self._environment.begin(write=True) as txn:
+            events, names = txn.cursor(self._rows.tables["events"]), txn.cursor(self._rows.tables["names"])
+            if events.last():
+                self._position = int.from_bytes(events.key(), "big")
+            if names.last():
+                self._number = int.from_bytes(names.key(), "big")
+            meta = self._rows.tables["meta"]
+            high = txn.get(layout.META_POSITION, db=meta)
+            if high is not None and (kept := layout.unseal(layout.META_POSITION, high)) is not None:
+                self._position = max(self._position, int.from_bytes(kept, "big"))
+            txn.delete(layout.META_CLEAN, db=meta)
+            if txn.get(layout.META_COPIED, db=meta) is not None:
+                epoch = os.urandom(layout.LOG_EPOCH_BYTES)
+                txn.put(layout.META_LOG_EPOCH, layout.seal(layout.META_LOG_EPOCH, epoch), db=meta)
+                txn.delete(layout.META_COPIED, db=meta)
+                self._log_epoch = int.from_bytes(epoch, "big")
+        self._after_commit()
+
+    def close(self) -> None:
+        """Wait for what is under way, mark the store clean, let it go. A second close does nothing."""
+        if self._closed or self._forked:
+            return
+        with self._writing, self._gate.alone():
+            try:
+                self._mark_clean()
+            finally:
+                self._let_go()
+
+    def _mark_clean(self) -> None:
+        if self._readonly or self._broken is not None or self._closed:
+            return
+        with suppress(lmdb.Error):  # unmarked is only slower to open
+            with self._environment.begin(write=True, db=self._rows.tables["meta"]) as txn:
+                txn.put(layout.META_CLEAN, layout.seal(layout.META_CLEAN, self._position.to_bytes(8, "big")))
+            if self._process_level:
+                self._environment.sync(True)
+
+    def replace_file(self, fill: Callable[[int], None]) -> None:
+        """Close, with another data file in the place of ours: `fill` writes it to a descriptor."""
+        new, old = self._path / layout.NEW_DATA_FILE, self._path / layout.DATA_FILE
+        with self._to_write(), self._gate.alone():
+            self._mark_clean()
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                fill(fd)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            self._environment.close()
+            os.rename(new, old)
+            opening.sync_directory(self._path)
+            self._let_go()
+
+    def copy_into(self, directory: Path) -> None:
+        """A compact copy of one moment; appends go on meanwhile."""
+        self._ready()
+        self._gate.enter()
+        try:
+            self._environment.copy(str(directory), compact=True)
+        finally:
+            self._gate.leave()
+
+    def _let_go(self) -> None:
+        self._closed = True
+        if self._environment is not None:
+            self._environment.close()
+        if self._file is not None:
+            _open_files.discard(self._file)
+            self._file = None
+        if self._holder is not None:
+            self._holder.release()
+        _open_stores.discard(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _after_fork(self) -> None:
+        """In a child: nothing of the parent's may be used or closed."""
+        self._forked = True
+        if self._holder is not None:
+            self._holder.release()
+
+    def _ready(self) -> None:
+        if self._forked:
+            raise ForkedHandle(f"the journal {self._path} was opened before the fork: open it anew in this process")
+        if self._broken is not None:
+            raise self._break(self._broken.message, self._broken.reason)
+        if self._closed:
+            raise JournalClosed(Reason.JOURNAL_BROKEN, "the journal is closed", path=str(self._path))
+
+    def _break(self, message: str, reason: Reason = Reason.JOURNAL_BROKEN) -> JournalBroken:
+        remedy = "close it, find the cause, open it again"
+        self._broken = JournalBroken(reason, message, path=str(self._path), remedy=remedy)
+        return self._broken
+
+    # -- what the runtime binds things to
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def log_epoch(self) -> int:
+        return self._log_epoch
+
+    @property
+    def cursor_key(self) -> bytes:
+        return self._cursor_key
+
+    # -- transactions
+
+    @contextmanager
+    def _reading(self) -> Iterator[Any]:
+        """One page, one transaction: it never outlives the call."""
+        self._ready()
+        self._gate.enter()
+        try:
+            self._ready()
+            self._watch()
+            txn = self._begin_read()
+            try:
+                yield txn
+            finally:
+                txn.abort()
+        except lmdb.Error as error:
+            raise opening.store_error(error, self._path) from error
+        finally:
+            self._gate.leave()
+
+    def _begin_read(self) -> Any:
+        try:
+            return self._environment.begin()
+        except lmdb.MapResizedError:  # another process, the writer, has grown it
+            self._gate.leave()
+            try:
+                with self._gate.alone():
+                    self._environment.set_mapsize(0)
+            finally:
+                self._gate.enter()
+        except lmdb.ReadersFullError:
+            self._environment.reader_check()
+        return self._environment.begin()
+
+    def _update(self, write: Callable[[Any], T]) -> T:
+        """One small durable transaction beside the appends: a cursor, a snapshot, a lease."""
+        with self._to_write():
+            while True:
+                try:
+                    with self._environment.begin(write=True) as txn:
+                        result = write(txn)
+                    if self._process_level:
+                        self._sync()
+                    self._after_commit()
+                except lmdb.MapFullError as error:
+                    if not self._grow(None):
+                        raise opening.store_error(error, self._path) from error
+                except lmdb.Error as error:
+                    self._commit_failed(error, -1)
+                    raise opening.store_error(error, self._path) from error
+                else:
+                    return result
+
+    @contextmanager
+    def _to_write(self) -> Iterator[None]:
+        """The right to begin write transactions, one thread at a time."""
+        self._ready()
+        if self._readonly:
+            remedy = "open it without readonly"
+            raise StoreError(
+                Reason.NOT_WRITABLE, "the journal was opened read-only", path=str(self._path), remedy=remedy
+            )
+        with self._writing:
+            self._ready()
+            self._watch()
+            yield
+
+    def _watch(self) -> None:
+        """A file that was cut or replaced under us would kill the process at the next read."""
+        try:
+            found = os.stat(self._path / layout.DATA_FILE)
+        except FileNotFoundError:
+            raise self._break("the data file is gone", Reason.STATE_DAMAGED) from None
+        if (found.st_dev, found.st_ino) != self._file or found.st_size < self._size:
+            message = f"the data file was cut or replaced while open ({found.st_size} bytes, expected {self._size})"
+            raise self._break(message, Reason.STATE_DAMAGED)
+
+    def _after_commit(self) -> None:
+        """Keep the map ahead of need, and know when room becomes scarce. What is committed stays so if this fails."""
+        try:
+            self._size = os.stat(self._path / layout.DATA_FILE).st_size
+            info, limits = self._environment.info(), self._limits
+            used = (info["last_pgno"] + 1) * self._page_bytes
+            if used * 100 > info["map_size"] * limits.map_grow_percent and info["map_size"] < limits.map_bytes_max:
+                self._grow(_GROW_WAIT_S)
+            reserve = limits.map_bytes_max * limits.map_reserve_percent // 100
+            self._tight = used > reserve and self._live_bytes() > reserve
+        except (lmdb.Error, OSError) as error:
+            self._break(f"after a commit: {error}")
+
+    def _live_bytes(self) -> int:
+        """Bytes of pages in use; the file also holds pages that were freed and will be used again."""
+        with self._environment.begin() as txn:
+            stats = [txn.stat(table) for table in self._rows.tables.values()]
+        return sum((s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"]) * s["psize"] for s in stats)
+
+    def _grow(self, wait_s: float | None) -> bool:
+        """Double the map, with readers shut out for that moment. False at the bound or where readers did not end."""
+        now, most = self._environment.info()["map_size"], self._limits.map_bytes_max
+        if now >= most:
+            return False
+        with self._gate.alone(wait_s) as is_alone:
+            if is_alone:
+                self._environment.set_mapsize(min(now * 2, most))
+        return is_alone
+
+    def _commit_failed(self, error: lmdb.Error, txn_id: int) -> bool:
+        """After a failed commit: broken, unless the disk was full and the file is sound. Whether it was kept."""
+        if getattr(error, "code", 0) not in (errno.ENOSPC, errno.EDQUOT):
+            raise self._break(f"a write or a sync failed: {error}") from error
+        try:
+            with self._gate.alone():
+                self._environment.close()
+                opening.check_size(self._path)
+                self._map()
+                return txn_id > 0 and self._environment.info()["last_txnid"] >= txn_id
+        except (StoreError, lmdb.Error, OSError) as second:
+            raise self._break(f"the disk was full, and reopening failed: {second}") from second
+
+    def _sync(self) -> None:
+        try:
+            self._environment.sync(True)
+        except lmdb.Error as error:
+            raise self._break(f"a sync failed: {error}") from error
+        self._synced_at = monotonic()
+
+
+def _after_fork() -> None:
+    for store in list(_open_stores):
+        store._after_fork()
+    _open_files.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,399 @@
+"""What a host program holds: a session, a turn it started, an attachment it reads. Handles, not owners: they may be
+dropped at any time and nothing of the session changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+from attrs import frozen
+
+from ..core import marks
+from ..core.canonical import digest_of
+from ..core.ids import DispatchId, EffectId, Key, RequestId, Seq, SessionId, TurnId
+from ..core.instants import wall_text
+from ..core.reasons import Reason, Refused
+from ..core.step import Kept, Position
+from ..machines import effects_ledger, requests
+from ..machines import session as rules
+from ..machines import turn as turns
+from ..machines.delivery import CaughtUp, Send, Skip
+from ..machines.overlap import Policy
+from .attachment import Attachment, Ended, LiveSkipped
+from .egress import LiveFrame
+from .owner import Keyed, Repeated
+from .session import SessionActor, StartWish
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
+
+
+@frozen
+class Event:
+    """One kept event. `data` is its payload as JSON; `cursor` resumes right behind it; `at` is RFC 3339 in UTC."""
+
+    seq: Seq
+    type: str
+    data: Mapping[str, Any]
+    turn: str | None
+    lane: str
+    epoch: int
+    at: str
+    cursor: str
+
+
+@frozen
+class Skipped:
+    """Events that will not come: an inclusive range of seqs of the data lane, and why."""
+
+    turn: str | None
+    from_seq: Seq
+    to_seq: Seq
+    count: int
+    reason: str
+    cursor: str
+
+
+@frozen
+class TurnOutcome:
+    """How a turn ended: completed, failed, cancelled, timed_out or abandoned; `reason` says why."""
+
+    outcome: str
+    reason: str
+    fence_seq: Seq
+    terminal_seq: Seq
+
+
+@frozen
+class Page:
+    """A page of the log. `next_after` continues; None at the head of the moment of reading."""
+
+    events: Sequence[Event]
+    floor: Seq
+    head: Seq
+    next_after: Seq | None
+
+
+@frozen
+class Answered:
+    """An answer and whether its key had been used before (`duplicate`: then this is the first answer)."""
+
+    value: Any
+    duplicate: bool
+
+
+class TurnHandle:
+    """A turn that was started or is waiting to start. Dropping it does not cancel the turn."""
+
+    __slots__ = ("_session", "answer", "duplicate", "id")
+
+    def __init__(self, session: Session, answer: rules.StartAnswer, duplicate: bool = False) -> None:
+        self._session = session
+        self.answer = answer
+        self.duplicate = duplicate
+        self.id: TurnId = answer.turn
+
+    def __repr__(self) -> str:
+        return f"<TurnHandle {self.id} {self.answer.phase}>"
+
+    @marks.on_cancel("resumable")
+    async def outcome(self) -> TurnOutcome:
+        """Wait for the terminal. Cancelling the waiting task does not cancel the turn.
+
+        Raises Refused `cancelled_before_start` when the start was taken back while it waited.
+        """
+        return await self._session.outcome(self.id)
+
+    async def cancel(
+        self, reason: str = "user_cancel", *, mode: str = "hard", detail: str | None = None
+    ) -> turns.CancelAnswer:
+        """Ask for the end. `fence_seq` of a hard cancel proves that nothing above it is ever seen."""
+        return await self._session.cancel(self.id, reason=reason, mode=mode, detail=detail)
+
+    def status(self) -> Mapping[str, Any]:
+        return self._session.turn_status(self.id)
+
+
+class Session:
+    """A handle on one session of this runtime. Every method raises `Refused` for a no."""
+
+    __slots__ = ("_actor", "_runtime", "id")
+
+    def __init__(self, runtime: Runtime, actor: SessionActor) -> None:
+        self._runtime = runtime
+        self._actor = actor
+        self.id: SessionId = actor.session
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} {self._actor.state.phase.value}>"
+
+    @property
+    def phase(self) -> str:
+        return self._actor.state.phase.value
+
+    @marks.on_cancel("resumable")
+    async def start_turn(
+        self,
+        input: Any,
+        *,
+        turn_id: str | None = None,
+        key: str | None = None,
+        overlap: str | None = None,
+        expected_turn: str | None = None,
+        deadline: float | None = None,
+        on_detach: str | None = None,
+    ) -> TurnHandle:
+        """Wish for a turn. `input`: a non-empty JSON object, list or text, at most 1 MiB; `deadline` in seconds.
+
+        Answered once it is durable: running (`answer.phase` active) or waiting (queued). With `overlap="steer"` the
+        input goes to the running turn and the handle is that turn's. Raises Refused; see the gate, spec "Turns", 2.
+        """
+        answer = await self.start(
+            input,
+            turn_id=turn_id,
+            key=key,
+            overlap=overlap,
+            expected_turn=expected_turn,
+            deadline_ms=None if deadline is None else int(deadline * 1000),
+            on_detach=on_detach,
+        )
+        value = answer.value
+        if isinstance(value, rules.SteerAnswer):
+            value = rules.StartAnswer(value.turn, DispatchId(""), "active", value.seq)
+        return TurnHandle(self, value, answer.duplicate)
+
+    async def start(
+        self,
+        input: Any,
+        *,
+        turn_id: str | None = None,
+        key: str | None = None,
+        overlap: str | None = None,
+        expected_turn: str | None = None,
+        deadline_ms: int | None = None,
+        on_detach: str | None = None,
+    ) -> Answered:
+        """As `start_turn`, with the bare answer of the gate."""
+        self._runtime.check_input(input)
+        content = [input, turn_id, overlap, expected_turn, deadline_ms, on_detach]
+        wish = StartWish(
+            Key(key or self._runtime.ports.ids.new("key")),
+            input,
+            None if turn_id is None else TurnId(turn_id),
+            None if overlap is None else Policy(overlap),
+            None if expected_turn is None else TurnId(expected_turn),
+            deadline_ms,
+            on_detach,
+        )
+        return await self.ask(wish, key, ["start", content])
+
+    async def ask(self, command: Any, key: str | None, content: Any) -> Answered:
+        """Submit a command under an idempotency key (None: it cannot be repeated)."""
+        keyed = None if key is None else Keyed(key, digest_of(content))
+        answer = await self._submit(command, keyed)
+        if isinstance(answer, Repeated):
+            return Answered(answer.answer, True)
+        return Answered(answer, False)
+
+    async def _submit(self, command: Any, keyed: Keyed | None) -> Any:
+        actor = self._actor = await self._runtime.resident(self._actor)
+        return await actor.submit(command, keyed)
+
+    async def cancel(
+        self,
+        turn_id: str | None = None,
+        *,
+        start_key: str | None = None,
+        reason: str = "user_cancel",
+        mode: str = "hard",
+        scope: str = "turn",
+        detail: str | None = None,
+        node: str | None = None,
+        attempt: str | None = None,
+        sent_at: str | None = None,
+        soft_ms: int | None = None,
+        key: str | None = None,
+        origin: str = "host",
+    ) -> turns.CancelAnswer:
+        """Cancel a turn (default: the open one), a waiting start by its key, or with `scope="session"` everything.
+
+        Returns once the fence is durable; waits for no agent. An ended turn is never an error (`already_ended`).
+        Rule: spec "Turns", 6.1.
+        """
+        if scope in ("node", "attempt"):
+            return self._cancel_part(scope, node, attempt)
+        command = turns.CancelTurn(
+            None if turn_id is None else TurnId(turn_id),
+            start_key,
+            scope,
+            mode,
+            Reason(reason),
+            origin,
+            detail,
+            sent_at,
+            soft_ms=soft_ms,
+        )
+        content = ["cancel", turn_id, start_key, reason, mode, scope, detail]
+        answer: turns.CancelAnswer = (await self.ask(command, key, content)).value
+        return answer
+
+    def _cancel_part(self, scope: str, node: str | None, attempt: str | None) -> turns.CancelAnswer:
+        actor = self._actor.turn
+        if scope == "attempt" or actor is None or node != actor.plan.node:
+            name = attempt if scope == "attempt" else node
+            raise Refused(Reason.UNKNOWN_NODE, f"no {scope} of that id is running", data={scope: name})
+        actor.cancel_node()
+        return turns.CancelAnswer("cancelled", None, actor.plan.turn, node=node)
+
+    async def steer(self, input: Any, turn_id: str, *, key: str | None = None) -> Seq:
+        """Add input to the running turn, guarded by its id. Returns the seq of `turn.steered`."""
+        self._runtime.check_input(input)
+        command = turns.SteerTurn(TurnId(turn_id), input, key or self._runtime.ports.ids.new("key"))
+        answer = await self.ask(command, key, ["steer", turn_id, input])
+        seq: Seq = answer.value.seq
+        return seq
+
+    async def answer(
+        self, request: str, answer: Any, *, by: str = "host", role: str = "controller", key: str | None = None
+    ) -> Seq:
+        """Answer a pending request; the first answer wins. Returns the seq of its `request.resolved`."""
+        command = requests.AnswerRequest(RequestId(request), answer, by, role)
+        given = await self.ask(command, key, ["answer", request, answer])
+        seq: Seq = given.value.seq
+        return seq
+
+    async def resolve_effect(self, effect: str, outcome: str, *, by: str = "operator") -> Seq:
+        """Say what became of an effect that a crash or cancel left unknown: completed or failed."""
+        command = effects_ledger.ResolveEffect(EffectId(effect), outcome, by)
+        done = await self.ask(command, None, None)
+        seq: Seq = done.value.seq
+        return seq
+
+    async def close(
+        self, mode: str = "now", *, reason: str = "session_closed", key: str | None = None, origin: str = "host"
+    ) -> str:
+        """End the session: `now` cancels what runs, `drain` finishes what was accepted. Returns the phase."""
+        command = rules.CloseSession(mode, Reason(reason), origin)
+        answer = await self.ask(command, key, ["close", mode, reason])
+        phase: str = answer.value.phase
+        return phase
+
+    @asynccontextmanager
+    async def attach(
+        self,
+        replay_from: str | Mapping[str, Any] = "now",
+        *,
+        client: str | None = None,
+        role: str = "controller",
+        order: str = "lanes",
+        lanes: Sequence[str] = ("control", "data", "telemetry"),
+    ) -> AsyncIterator[Events]:
+        """Follow the session from a place: "earliest", "now", "saved" (with `client`), or a cursor.
+
+        Yields an async iterator of `Event`, `Skipped` and `LiveFrame`; it ends when the session has.
+        Raises Refused `stale_cursor` with floor and head rather than giving a part.
+        """
+        attachment = await self._runtime.attach(
+            self._actor, replay_from, client=client, role=role, order=order, lanes=lanes
+        )
+        try:
+            yield Events(attachment)
+        finally:
+            attachment.close()
+
+    async def outcome(self, turn_id: str) -> TurnOutcome:
+        """Wait for the terminal of a turn of this session."""
+        turn = TurnId(turn_id)
+        while True:
+            actor = self._actor = await self._runtime.resident(self._actor)
+            waiting = actor.outcome_event(turn)
+            end = await actor.find_end(turn)
+            if end is not None:
+                actor.ends.pop(turn, None)
+                return TurnOutcome(end.outcome.value, end.reason.value, end.fence_seq, end.terminal_seq)
+            if not actor.knows(turn):
+                actor.ends.pop(turn, None)
+                raise Refused(
+                    Reason.CANCELLED_BEFORE_START, "the start was taken back before it became a turn, or never was"
+                )
+            await waiting.wait()
+
+    async def read(self, after: Seq = 0, limit: int = 1_000) -> Page:
+        """A part of the log: at most `limit` events with a greater seq than `after`. Pages inside."""
+        events: list[Event] = []
+        ports = self._runtime.ports
+        while True:
+            page = await ports.read_hop(ports.store.read, self._actor.stream, after, limit - len(events))
+            if after + 1 < page.floor:
+                raise self._runtime.stale_cursor(self._actor, page.floor, page.head)
+            events += [self._runtime.event(self._actor.stream, kept) for kept in page.events]
+            after = page.events[-1].seq if page.events else after
+            if not page.events or after >= page.head or len(events) >= limit:
+                return Page(events, page.floor, page.head, after if after < page.head else None)
+
+    def status(self) -> Mapping[str, Any]:
+        """What the session holds right now: phase, epoch, turn, queue, attachments, floor and head."""
+        return self._runtime.session_status(self._actor)
+
+    def turn_status(self, turn_id: str) -> Mapping[str, Any]:
+        return self._runtime.turn_status(self._actor, TurnId(turn_id))
+
+    @property
+    def actor(self) -> SessionActor:
+        return self._actor
+
+
+class Events:
+    """What an attachment gives, one by one. One reader at a time."""
+
+    __slots__ = ("_attachment", "_ready")
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._ready: list[Any] = []
+
+    @property
+    def attachment(self) -> Attachment:
+        return self._attachment
+
+    def __aiter__(self) -> Events:
+        return self
+
+    async def __anext__(self) -> Any:
+        """The next `Event`, `Skipped`, `LiveFrame` or `LiveSkipped`."""
+        while True:
+            if not self._ready:
+                self._ready = list(reversed(await self._attachment.next()))
+            else:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            item = self._ready.pop()
+            runtime, stream = self._attachment.actor.runtime, self._attachment.actor.stream
+            if isinstance(item, Send | Skip | CaughtUp):
+                self._attachment.now_delivered(item)
+            if isinstance(item, Send):
+                return runtime.event(stream, item.event, item.place)
+            if isinstance(item, Skip):
+                cursor = runtime.ports.cursors.text(stream, item.place)
+                return Skipped(item.turn, item.from_seq, item.to_seq, item.count, item.reason.value, cursor)
+            if isinstance(item, LiveFrame | LiveSkipped):
+                return item
+            if isinstance(item, Ended):
+                raise StopAsyncIteration
+
+
+def event_of(runtime: Runtime, stream: str, kept: Kept, place: Position | None = None) -> Event:
+    """A kept record as a host program sees it."""
+    ports = runtime.ports
+    return Event(
+        kept.seq,
+        kept.type,
+        ports.encoder.data(kept),
+        kept.turn,
+        kept.lane.value,
+        kept.epoch,
+        wall_text(kept.wall),
+        ports.cursors.text(stream, place or Position(kept.seq, kept.seq)),
+    )

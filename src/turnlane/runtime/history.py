@@ -1,0 +1,63 @@
+"""The conversation so far, read from the log: what a turn may look back on. Synchronous: runs where reads may block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.ids import Seq
+from ..core.ports import EventEncoder, EventStore
+from ..core.step import Kept, Lane
+from ..machines import dispatch as queue
+from ..machines import turn as turns
+
+
+def read_history(
+    store: EventStore, encoder: EventEncoder, stream: str, ends: Sequence[turns.EndedTurn], cut: str
+) -> list[Mapping[str, Any]]:
+    """Input and joined text output of ended turns, oldest first; a turn that was cut short ends where it was heard."""
+    return [_one(store, encoder, stream, end, cut) for end in ends]
+
+
+def _one(store: EventStore, encoder: EventEncoder, stream: str, end: turns.EndedTurn, cut: str) -> Mapping[str, Any]:
+    through = end.fence_seq
+    if end.outcome is not turns.Outcome.COMPLETED and cut != "none":
+        (terminal,) = _between(store, stream, end.terminal_seq - 1, end.terminal_seq, None)
+        event = encoder.decode(terminal)
+        through = event.delivered_through if cut == "delivered" else event.acked_through
+    outputs = [encoder.decode(kept) for kept in _between(store, stream, end.opened_seq, through, Lane.DATA)]
+    text = "".join(output.data for output in outputs if isinstance(output.data, str))
+    return {
+        "turn": end.turn,
+        "input": _input(store, encoder, stream, end),
+        "output": text,
+        "outcome": end.outcome.value,
+    }
+
+
+def _input(store: EventStore, encoder: EventEncoder, stream: str, end: turns.EndedTurn) -> Any:
+    parts: list[queue.Part] = []
+    for kept in _between(store, stream, end.queued_seq - 1, end.opened_seq, Lane.CONTROL):
+        if kept.type not in ("dispatch.queued", "dispatch.merged"):
+            continue
+        event = encoder.decode(kept)
+        if event.dispatch != end.dispatch:
+            continue
+        if isinstance(event, queue.DispatchQueued):
+            parts = [queue.Part(event.key, event.input)]
+        elif event.removed:
+            parts = [part for part in parts if part.key != event.key]
+        else:
+            parts.append(queue.Part(event.key, event.parts))
+    return parts[0].input if len(parts) == 1 else [part.input for part in parts]
+
+
+def _between(store: EventStore, stream: str, after: Seq, through: Seq, lane: Lane | None) -> list[Kept]:
+    found: list[Kept] = []
+    while after < through:
+        page = store.read(stream, after, 256, lane)
+        if not page.events:
+            break
+        found += [kept for kept in page.events if kept.seq <= through]
+        after = page.events[-1].seq
+    return found

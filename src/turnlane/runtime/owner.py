@@ -1,0 +1,316 @@
+"""StreamOwner: decide -> commit -> evolve -> perform. The corridor, once, for all actors.
+
+Each actor *has* a stream owner; none inherits from one. The owner is the only writer of its stream. Two ways in:
+
+- `handle(command)`: the corridor. Key, decision, *hold*, append, evolve, effects, answer. From the first byte appended
+  to the last effect started it is shielded; it holds no user code and waits only for the writer, which always answers.
+- `record(event)`: kept output, which changes no state. It gets its seq in the same breath in which the fence let it
+  pass and rides in a batch that is still open; it becomes visible when its commit is done.
+
+A decision that ends a turn *holds* that turn in the same synchronous stretch, before anything is appended. The commit
+makes the hold the fence; if the append fails the hold stays, since the owner has lost its stream or its disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import trio
+from attrs import define, field, frozen
+
+from ..core.ids import Epoch, Seq
+from ..core.limits import Limits
+from ..core.ports import Clock, EventEncoder, StoreError
+from ..core.reasons import Deferred, Reason, Refused, Rejected
+from ..core.step import (
+    DUE_UNCHANGED,
+    Appended,
+    Batch,
+    Duplicate,
+    Kept,
+    KeyConflict,
+    StaleEpoch,
+    Step,
+    StorageFull,
+    StoredKey,
+    TooLarge,
+    WrongSeq,
+)
+from ..machines.fence import FenceView
+from ..machines.session import Session, bounded, decide, due, evolve_session
+from ..machines.turn import Stamp, TurnAborted, TurnClosed, TurnCommitted
+from .tail import Tail
+from .writer import JournalWriter, Outcome, Ticket
+
+Answer = Any
+
+REMEMBERED = 64
+
+
+@frozen
+class Keyed:
+    """An idempotency key as it came with a command. `content` is the digest of what was asked."""
+
+    key: str
+    content: bytes
+
+
+@frozen
+class Repeated:
+    """The command's key is known with the same content: this was the first answer."""
+
+    answer: Any
+
+
+class OwnerLost(Exception):
+    """The stream has another owner, or its disk is gone: this actor is thrown away. The fence stays raised."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@define(slots=True, eq=False)
+class StreamOwner:
+    stream: str
+    state: Session
+    head: Seq
+    epoch: Epoch
+    writer: JournalWriter
+    encoder: EventEncoder
+    clock: Clock
+    limits: Limits
+    perform: Callable[[Any], None]
+    stamp: Callable[[Stamp], Stamp]
+    on_output_lost: Callable[[str], None]
+    view: FenceView
+    tail: Tail
+    read_key: Callable[[str, str], Awaitable[StoredKey | None]]
+    lost: OwnerLost | None = None
+    keys: dict[str, StoredKey] = field(factory=dict)
+    keys_complete: bool = False
+    due_kept: int = DUE_UNCHANGED
+    _open: Ticket | None = None
+    _under_way: int = 0
+    _full: str | None = None
+
+    async def handle(
+        self, command: Any, keyed: Keyed | None = None, extra_keys: Callable[[Step], Iterable[StoredKey]] | None = None
+    ) -> Answer:
+        """Answer one command. Raises `OwnerLost` when the stream is no longer ours; the fence stays raised then."""
+        if keyed is not None and (known := await self._known(keyed.key)) is not None:
+            return self._repeat(known, keyed)
+        if self.lost is not None:
+            raise self.lost
+        step = decide(self.state, command, self._stamped(), self.limits)
+        if isinstance(step, Rejected | Deferred):
+            return step
+        if not step.events:
+            return step.answer
+        return await self._corridor(step, keyed, extra_keys)
+
+    async def _corridor(
+        self, step: Step, keyed: Keyed | None, extra_keys: Callable[[Step], Iterable[StoredKey]] | None
+    ) -> Answer:
+        state, head = self.state, self.head
+        for index, event in enumerate(step.events):
+            state = evolve_session(state, event, head + index + 1)
+            if isinstance(event, TurnCommitted | TurnAborted):
+                self.view.held = event.turn
+        state = bounded(state, self.limits)
+        keys = [] if extra_keys is None else list(extra_keys(step))
+        if keyed is not None and not isinstance(step.answer, Rejected | Deferred):
+            keys.append(StoredKey(keyed.key, keyed.content, self.encoder.encode_answer(step.answer)))
+        batch = Batch(self.stream, head, self.epoch, self._kept(step.events), tuple(keys), self._due(state))
+        with trio.CancelScope(shield=True):
+            outcome = await self._commit(batch)
+            if isinstance(outcome, Appended):
+                self.state = state
+                self.due_kept = self.due_kept if batch.due == DUE_UNCHANGED else batch.due
+                self._raise_fence(step.events)
+                for key in keys:
+                    self._remember(key)
+                for effect in step.effects:
+                    self.perform(effect)
+                return step.answer
+        return self._refused(outcome, keyed)
+
+    def record(self, event: Any) -> Seq:
+        """Accept one kept output (the fence has let it pass in this same breath). Returns its seq; never waits.
+
+        Raises Refused `storage_full` while the journal has no room for data.
+        """
+        if self.lost is not None:
+            raise Refused(self.lost.reason, self.lost.message)
+        if self._full is not None:
+            raise Refused(Reason.STORAGE_FULL, self._full, retry_after=1.0)
+        (kept,) = self._kept((event,))
+        ticket = self._open
+        if ticket is None or ticket.taken or len(ticket.batch.events) >= self.limits.data_items_max:
+            ticket = self._open = self._submit(Batch(self.stream, self.head, self.epoch, []), self._output_done)
+        ticket.batch.events.append(kept)
+        ticket.data_items += 1
+        self.head = kept.seq
+        self.writer.window.accepted()
+        return kept.seq
+
+    @property
+    def waiting_batches(self) -> int:
+        return self._under_way
+
+    def _stamped(self) -> Stamp:
+        return self.stamp(Stamp(self.clock.now(), self.clock.wall(), self.head, self.epoch))
+
+    def _due(self, state: Session) -> int:
+        wanted = due(state)
+        return DUE_UNCHANGED if wanted == self.due_kept else wanted
+
+    def _kept(self, events: Sequence[Any]) -> list[Kept]:
+        now, wall, kept = self.clock.now(), self.clock.wall(), []
+        for index, event in enumerate(events):
+            encoded = self.encoder.encode(event)
+            kept.append(
+                Kept(
+                    self.head + index + 1,
+                    self.epoch,
+                    now,
+                    wall,
+                    encoded.type,
+                    encoded.lane,
+                    encoded.order,
+                    encoded.turn,
+                    encoded.schema,
+                    encoded.payload,
+                )
+            )
+        return kept
+
+    # the way to the writer and back
+
+    def _submit(self, batch: Batch, done: Callable[[Batch, Outcome], None]) -> Ticket:
+        ticket = self.writer.submit(batch, lambda outcome: self._done(batch, outcome, done))
+        self._under_way += 1
+        return ticket
+
+    def _done(self, batch: Batch, outcome: Outcome, done: Callable[[Batch, Outcome], None]) -> None:
+        self._under_way -= 1
+        if isinstance(outcome, Appended):
+            self.tail.publish(batch.events)
+        done(batch, outcome)
+        if self._repairing and self._under_way == 0:
+            self.head, self._full = self.tail.head, None
+
+    async def _commit(self, batch: Batch) -> Outcome:
+        answered, answer = trio.Event(), []
+
+        def done(_: Batch, outcome: Outcome) -> None:
+            answer.append(outcome)
+            answered.set()
+
+        self._open = None
+        self._submit(batch, done)
+        self.head = batch.expected + len(batch.events)
+        await answered.wait()
+        return answer[0]
+
+    def _output_done(self, batch: Batch, outcome: Outcome) -> None:
+        if isinstance(outcome, Appended):
+            return
+        if isinstance(outcome, StorageFull | TooLarge) or (isinstance(outcome, WrongSeq) and self._repairing):
+            if not self._repairing:
+                self._repair(_detail(outcome))
+                self.on_output_lost(Reason.STORAGE_FULL.value)
+            return
+        self._lose(outcome)
+
+    def _refused(self, outcome: Outcome, keyed: Keyed | None) -> Answer:
+        if isinstance(outcome, Duplicate | KeyConflict):
+            assert keyed is not None
+            self._repair("a key was repeated")
+            self.view.held = None
+            self._remember(outcome.first)
+            return self._repeat(outcome.first, keyed)
+        if isinstance(outcome, StorageFull | TooLarge) or (isinstance(outcome, WrongSeq) and self._repairing):
+            detail = self._full or _detail(outcome)
+            self._repair(detail)
+            return Rejected(Reason.STORAGE_FULL, f"the journal has no room: {detail}", retry_after_ms=1_000)
+        self._lose(outcome)
+        assert self.lost is not None
+        raise self.lost
+
+    @property
+    def _repairing(self) -> bool:
+        return self._full is not None
+
+    def _repair(self, detail: str) -> None:
+        """A batch was refused: batches behind it will be too. Take no data until all are answered, then go on."""
+        self._open = None
+        if self._under_way:
+            self._full = detail
+        else:
+            self.head, self._full = self.tail.head, None
+
+    def _lose(self, outcome: Outcome) -> None:
+        if self.lost is not None:
+            return
+        self.view.granted = False
+        if isinstance(outcome, StaleEpoch):
+            message = f"the stream is written under epoch {outcome.current} now, ours is {self.epoch}"
+            self.lost = OwnerLost(Reason.DEAUTHORIZED_DRAIN, message)
+        elif isinstance(outcome, StoreError):
+            self.lost = OwnerLost(outcome.reason, outcome.message)
+        else:
+            self.lost = OwnerLost(Reason.DEAUTHORIZED_DRAIN, f"the stream has another writer: {outcome}")
+        self.on_output_lost(self.lost.reason.value)
+
+    # the fence
+
+    def _raise_fence(self, events: Sequence[Any]) -> None:
+        """The commit makes the hold the fence: what the exit sees follows the log."""
+        view = self.view
+        view.open_turn = None if self.state.turn is None else self.state.turn.turn
+        for event in events:
+            if isinstance(event, TurnAborted) and event.flushed:
+                view.cancelled = (*view.cancelled[-REMEMBERED + 1 :], event.turn)
+            if isinstance(event, TurnClosed):
+                view.recently_closed = (*view.recently_closed[-REMEMBERED + 1 :], event.turn)
+                view.held = None
+
+    # keys
+
+    def _repeat(self, known: StoredKey, keyed: Keyed) -> Answer:
+        if known.digest != keyed.content:
+            return Rejected(
+                Reason.KEY_CONFLICT,
+                "the key was used before with other content: use a fresh key for another request",
+                {"first": self.encoder.data_of_answer(known.answer)},
+            )
+        return Repeated(self.encoder.decode_answer(known.answer))
+
+    async def _known(self, key: str) -> StoredKey | None:
+        known = self.keys.get(key)
+        if known is None and not self.keys_complete:
+            known = await self.find_key(key)
+        return known
+
+    async def find_key(self, key: str) -> StoredKey | None:
+        """A key as the store keeps it, from memory where that is complete."""
+        known = self.keys.get(key)
+        if known is not None or self.keys_complete:
+            return known
+        found = await self.read_key(self.stream, key)
+        if found is not None:
+            self._remember(found)
+        return found
+
+    def _remember(self, key: StoredKey) -> None:
+        self.keys[key.key] = key
+        if len(self.keys) > self.limits.keys_cached_max:
+            del self.keys[next(iter(self.keys))]
+            self.keys_complete = False
+
+
+def _detail(outcome: Outcome) -> str:
+    return getattr(outcome, "detail", "the batch is too large")

@@ -1,0 +1,80 @@
+"""Who may run: permits for turns, and the window on accepted data that keeps one scheduler pass short.
+
+trio has no task priorities, so lane order alone does not bound control latency; what does is how many data tasks are
+runnable at once, and how much has been accepted from producers and is not yet committed. Control is exempt from both.
+Figures: docs/decisions/, P5 and R12.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import trio
+from attrs import define, field
+
+from ..core.limits import Limits
+
+
+@define(slots=True, eq=False)
+class Permits:
+    """A named count. A permit stays taken until the turn's tasks have really ended, even when they were disowned."""
+
+    most: int
+    taken: int = 0
+    by_tenant: dict[str, int] = field(factory=dict)
+
+    def take(self, tenant: str) -> None:
+        self.taken += 1
+        self.by_tenant[tenant] = self.by_tenant.get(tenant, 0) + 1
+
+    def give_back(self, tenant: str) -> None:
+        assert self.taken > 0, "a permit was given back twice"
+        self.taken -= 1
+        left = self.by_tenant[tenant] - 1
+        if left:
+            self.by_tenant[tenant] = left
+        else:
+            del self.by_tenant[tenant]
+
+
+@define(slots=True, eq=False)
+class Window:
+    """At most `data_inflight_max` data events are accepted and not yet committed. Waiters go first in, first out."""
+
+    limits: Limits
+    inflight: int = 0
+    _waiters: deque[trio.lowlevel.Task] = field(factory=deque)
+
+    @property
+    def full(self) -> bool:
+        return self.inflight >= self.limits.data_inflight_max or bool(self._waiters)
+
+    async def enter(self) -> None:
+        """Wait for room. On return there is room for one event, to be taken by `accepted` without another await."""
+        task = trio.lowlevel.current_task()
+        self._waiters.append(task)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._waiters.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def accepted(self, items: int = 1) -> None:
+        self.inflight += items
+
+    def committed(self, items: int) -> None:
+        self.inflight -= items
+
+    async def admit(self) -> None:
+        """Wake waiters into the room there is, a slice at a time with a checkpoint between."""
+        room = self.limits.data_inflight_max - self.inflight
+        while room > 0 and self._waiters:
+            for _ in range(min(room, self.limits.data_runnable_max, len(self._waiters))):
+                trio.lowlevel.reschedule(self._waiters.popleft())
+            await trio.lowlevel.checkpoint()
+            room = self.limits.data_inflight_max - self.inflight
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiters)

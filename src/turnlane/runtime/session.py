@@ -1,0 +1,499 @@
+"""SessionActor: a mailbox, a stream owner, and the turns it is parent of.
+
+The actor's task exists only while there is something to do: it opens a nursery (the parent of its turns), empties its
+mailbox in lane order, pumps its queue, and ends when neither work nor children are left. An idle session is a value and
+a place in the log. All judgement is in `machines/session.py`; here is when it is asked, with what, and who is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import trio
+from attrs import define, evolve, field, frozen
+
+from ..core import marks
+from ..core.ids import DispatchId, SessionId, Tenant, TurnId
+from ..core.instants import WallInstant
+from ..core.reasons import Deferred, Reason, Refused, Rejected
+from ..core.step import Lane, Step, StoredKey
+from ..machines import dispatch as queue
+from ..machines import effects_ledger
+from ..machines import session as rules
+from ..machines import turn as turns
+from ..machines.fence import FenceView
+from ..machines.plan import freeze
+from ..machines.session import Session, SessionPhase
+from .egress import Egress
+from .lanes import Lanes
+from .owner import Keyed, OwnerLost, StreamOwner
+from .turn import TurnActor
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
+    from .runtime import Runtime
+
+ENDING = (turns.CancelTurn, turns.CommitTurn, turns.FailTurn, turns.ExpireTurn, turns.LoseAuthority)
+"""Commands that could end the open turn; all that wait at one instant are judged together."""
+
+_NEVER_REFUSED = (turns.CommitTurn, turns.FailTurn, turns.ExpireTurn, turns.LoseAuthority, rules.TimerFired)
+_RESERVED = (turns.CancelTurn, rules.CloseSession, rules.StartSubSession, rules.NoteDegraded)
+
+TURN_KEY = "\x01turn/"
+EFFECT_KEY = "\x01effect/"
+"""Keys of the store's own, which no client can spell: ends of turns and results of effects, beyond memory."""
+
+
+@frozen
+class StartWish:
+    """A start as it came from outside; the actor adds plan, admission and ids when it takes it."""
+
+    key: str
+    input: Any
+    turn: TurnId | None = None
+    overlap: Any = None
+    expected_turn: TurnId | None = None
+    deadline_ms: int | None = None
+    on_detach: str | None = None
+
+
+@define(slots=True, eq=False)
+class Envelope:
+    """A command in a mailbox, and whoever waits for its answer."""
+
+    command: Any
+    keyed: Keyed | None = None
+    accepted_at: WallInstant = WallInstant(0)
+    answered: trio.Event = field(factory=trio.Event)
+    answer: Any = None
+
+    def reply(self, answer: Any) -> None:
+        if not self.answered.is_set():
+            self.answer = answer
+            self.answered.set()
+
+
+@define(slots=True, eq=False)
+class SessionActor:
+    runtime: Runtime
+    session: SessionId
+    tenant: Tenant
+    stream: str
+    owner: StreamOwner = field(init=False)
+    egress: Egress = field(init=False)
+    lanes: Lanes[Envelope] | None = None
+    attachments: dict[str, Attachment] = field(factory=dict)
+    children: set[str] = field(factory=set)
+    """Streams of the live sub-sessions of the open turn."""
+    turn: TurnActor | None = None
+    ends: dict[TurnId, trio.Event] = field(factory=dict)
+    """Set when the turn has its terminal; made only while somebody waits for it."""
+    last_used: int = 0
+    running: bool = False
+    falls: int = 0
+    gate_second: int = -1
+    gate_events: int = 0
+    gate_summary: dict[str, int] = field(factory=dict)
+    _backlog: list[Envelope] = field(factory=list)
+    _nursery: trio.Nursery | None = None
+
+    @property
+    def state(self) -> Session:
+        return self.owner.state
+
+    # the mailbox
+
+    async def submit(self, command: Any, keyed: Keyed | None = None) -> Any:
+        """Put a command in the CONTROL lane and wait for its answer. What is accepted runs, whoever stops waiting.
+
+        Returns the answer of the machine; raises Refused for every no.
+        """
+        envelope = self.post(command, keyed)
+        await envelope.answered.wait()
+        answer = envelope.answer
+        if isinstance(answer, Rejected | Deferred):
+            raise Refused.of(answer)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def post(self, command: Any, keyed: Keyed | None = None) -> Envelope:
+        """As `submit`, without waiting. A full lane is answered at once: `overloaded`, nothing was written."""
+        runtime = self.runtime
+        envelope = Envelope(command, keyed, runtime.ports.clock.wall())
+        self.last_used = runtime.ports.clock.now()
+        if (joined := self._joins(command)) is not None and keyed is None:
+            return joined
+        lanes = self._mailbox()
+        if isinstance(command, _NEVER_REFUSED):
+            leave_free = -1
+        elif isinstance(command, _RESERVED):
+            leave_free = 0
+        else:
+            leave_free = runtime.limits.control_reserved_items
+        if not lanes.offer(Lane.CONTROL, envelope, leave_free=leave_free):
+            message = "the control lane of the session is full: try again shortly"
+            envelope.reply(Rejected(Reason.OVERLOADED, message, retry_after_ms=100))
+            return envelope
+        self._wake()
+        return envelope
+
+    def _joins(self, command: Any) -> Envelope | None:
+        """A second cancel of the same turn joins the one that waits; a timer key waits once."""
+        if not isinstance(command, turns.CancelTurn | rules.TimerFired):
+            return None
+        return next((waiting for waiting in self._backlog if waiting.command == command), None)
+
+    def _mailbox(self) -> Lanes[Envelope]:
+        if self.lanes is None:
+            self.lanes = Lanes(self.stream, self.runtime.limits, self.runtime.observe, extra_items=16)
+        return self.lanes
+
+    def ring(self) -> None:
+        """Something changed that the actor must look at (a turn's tasks ended, a row is due)."""
+        self._mailbox().bell.ring()
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self.running and self.runtime.nursery is not None:
+            self.running = True
+            self.runtime.nursery.start_soon(self.run, name=f"session {self.session}")
+
+    # the task
+
+    async def run(self) -> None:
+        """The actor's task: as long as there is work. One way to fall: thrown away and rebuilt from the stream."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                while True:
+                    await self._empty_mailbox()
+                    if await self._pump():
+                        continue
+                    if self._idle(nursery):
+                        break
+                    await self._mailbox().bell.wait()
+        except OwnerLost as lost:
+            self._fall(Refused(lost.reason, lost.message))
+        except Exception as error:
+            self._fall(Refused(Reason.INTERNAL, f"the session failed and is rebuilt: {type(error).__name__}"), error)
+        finally:
+            self._nursery = None
+            self.running = False
+            if self.lanes is not None and self.lanes.empty() and not self._backlog:
+                self.lanes = None
+            elif self.runtime.serving:
+                self._wake()
+
+    def _idle(self, nursery: trio.Nursery) -> bool:
+        return not nursery.child_tasks and not self._backlog and self._mailbox().empty()
+
+    async def _empty_mailbox(self) -> None:
+        while True:
+            while (envelope := self._mailbox().take()) is not None:
+                self._backlog.append(envelope)
+            if not self._backlog:
+                return
+            envelope = self._backlog.pop(0)
+            try:
+                await self._serve(envelope)
+            except BaseException:
+                envelope.reply(
+                    Refused(Reason.INTERNAL, "the session stopped before the answer: ask again with the same key")
+                )
+                raise
+
+    async def _serve(self, envelope: Envelope) -> None:
+        command = envelope.command
+        if isinstance(command, ENDING) and self.state.turn is not None:
+            await self._end(envelope)
+            return
+        answer = await self._handle(await self._prepared(envelope), envelope.keyed)
+        self._answer(envelope, answer)
+
+    async def _end(self, first: Envelope) -> None:
+        """The arbitration point: every waiting command that could end the turn is judged in one decision."""
+        command = await self._prepared(first)
+        if not self._may_end(command) or first.keyed is not None:
+            self._answer(first, await self._handle(command, first.keyed))
+            return
+        rivals = [other for other in self._backlog if other.keyed is None and self._may_end(other.command)]
+        if not rivals:
+            self._answer(first, await self._handle(command, None))
+            return
+        for rival in rivals:
+            self._backlog.remove(rival)
+        triggers = (command, *(rival.command for rival in rivals))
+        assert self.state.turn is not None
+        won, _ = turns.choose(self.state.turn, triggers)
+        answer = await self._handle(turns.EndTurn(triggers), None)
+        for index, envelope in enumerate((first, *rivals)):
+            if index == won:
+                self._answer(envelope, answer)
+            else:
+                self._answer(envelope, await self._handle(triggers[index], None))
+
+    def _may_end(self, command: Any) -> bool:
+        turn = self.state.turn
+        if turn is None or not isinstance(command, ENDING):
+            return False
+        if isinstance(command, turns.CancelTurn):
+            named = command.turn == turn.turn or (command.turn is None and command.start_key is None)
+            return named and command.scope == "turn" and command.mode == "hard"
+        return getattr(command, "turn", None) in (turn.turn, None)
+
+    def _answer(self, envelope: Envelope, answer: Any) -> None:
+        if isinstance(answer, Rejected) and answer.reason is Reason.STORAGE_FULL:
+            self._try_again(envelope.command)
+        envelope.reply(answer)
+
+    def _try_again(self, command: Any) -> None:
+        """What the runtime itself must bring about is offered again once there is room."""
+        if isinstance(command, _NEVER_REFUSED):
+            def again(_: str) -> None:
+                self.post(command)
+
+            self.runtime.timers.arm(
+                self.stream, f"again:{type(command).__name__}", again, after_ms_=1_000
+            )
+
+    async def _handle(self, command: Any, keyed: Keyed | None) -> Any:
+        if isinstance(command, Rejected | Deferred):
+            return command
+        marks.point("session.handle")
+        before = self.state.phase
+        answer = await self.owner.handle(command, keyed, self._extra_keys)
+        if isinstance(answer, Rejected | Deferred):
+            self.runtime.counts.refused(type(command).__name__, answer.reason)
+        self.runtime.note_answer(self, before, answer)
+        for turn in [turn for turn in self.ends if not self.knows(turn)]:
+            self.ends.pop(turn).set()
+        return answer
+
+    def _extra_keys(self, step: Step) -> Iterable[StoredKey]:
+        """What must be found again when memory has forgotten it: ends of turns, results of effects."""
+        encode = self.runtime.ports.encoder.encode_answer
+        head = self.owner.head
+        state = self.state
+        for index, event in enumerate(step.events):
+            state = rules.evolve_session(state, event, head + index + 1)
+            if isinstance(event, turns.TurnCommitted | turns.TurnAborted):
+                yield StoredKey(TURN_KEY + event.turn, b"", encode(state.ended_turns[-1]))
+            elif isinstance(event, effects_ledger.EffectCompleted):
+                effect = effects_ledger.of_id(state.effects, event.effect)
+                assert effect is not None
+                yield StoredKey(EFFECT_KEY + effect.effect_key, b"", encode(effect))
+
+    # what the shell adds to a command before it is judged
+
+    async def _prepared(self, envelope: Envelope) -> Any:
+        command = envelope.command
+        match command:
+            case StartWish():
+                return await self._start_turn(command, envelope)
+            case turns.CancelTurn():
+                return await self._cancel_turn(command, envelope)
+            case effects_ledger.IntendEffect():
+                known = await self.owner.find_key(EFFECT_KEY + command.effect_key)
+                effect = None if known is None else self.runtime.ports.encoder.decode_answer(known.answer)
+                return evolve(command, known=effect)
+            case rules.CloseSession():
+                return evolve(command, accepted_at=envelope.accepted_at)
+        return command
+
+    async def _start_turn(self, wish: StartWish, envelope: Envelope) -> Any:
+        ids = self.runtime.ports.ids
+        turn = wish.turn or TurnId(ids.new("turn"))
+        known = wish.turn is not None and await self.find_end(wish.turn) is not None
+        return rules.StartTurn(
+            wish.key,
+            wish.input,
+            turn,
+            DispatchId(ids.new("dispatch")),
+            self._plan(turn, wish.deadline_ms, wish.on_detach),
+            self.runtime.admit(self),
+            wish.turn is not None,
+            known,
+            wish.overlap,
+            wish.expected_turn,
+            wish.deadline_ms,
+            wish.on_detach,
+            self.runtime.claim_owner,
+            envelope.accepted_at,
+        )
+
+    async def _cancel_turn(self, command: turns.CancelTurn, envelope: Envelope) -> Any:
+        turn = command.turn
+        if turn is None and command.start_key is not None:
+            first = await self.owner.find_key(command.start_key)
+            answer = None if first is None else self.runtime.ports.encoder.decode_answer(first.answer)
+            turn = answer.turn if isinstance(answer, rules.StartAnswer) else None
+        ours = command.turn is not None and self.runtime.ports.ids.is_ours("turn", command.turn)
+        end = None if turn is None else await self.find_end(turn)
+        return evolve(command, accepted_at=envelope.accepted_at, turn_is_ours=ours, known_end=end)
+
+    async def find_end(self, turn: TurnId) -> turns.EndedTurn | None:
+        """How a turn of this session ended, from memory or from the store; None for one that is open or unknown."""
+        if (end := rules.known_end(self.state, turn)) is not None:
+            return end
+        known = await self.owner.find_key(TURN_KEY + turn)
+        if known is None:
+            return None
+        answer: turns.EndedTurn = self.runtime.ports.encoder.decode_answer(known.answer)
+        return answer
+
+    def _plan(self, turn: TurnId, deadline_ms: int | None, on_detach: str | None) -> Any:
+        bundle = self.runtime.ports.plans.bundle(self.state.profile)
+        if isinstance(bundle, Rejected):
+            return bundle
+        return freeze(
+            bundle,
+            turn=turn,
+            session=self.session,
+            epoch=self.owner.epoch,
+            limits=self.runtime.limits,
+            deadline_ms=deadline_ms,
+            on_detach=on_detach,
+        )
+
+    # the queue
+
+    async def _pump(self) -> bool:
+        """Open the next waiting start, if none is open. True when something was done."""
+        state = self.state
+        if state.turn is not None or not state.rows or self.runtime.draining or not self.runtime.serving:
+            return False
+        row = queue.next_row(state.rows, self.runtime.ports.clock.wall())
+        if row is None:
+            if (at := queue.next_due(state.rows)) is not None:
+                self.runtime.timers.arm(self.stream, "due", lambda _: self.ring(), at_wall=at)
+            return False
+        turn = row.turn if row.attempts == 0 else TurnId(self.runtime.ports.ids.new("turn"))
+        plan = self._plan(turn, row.deadline_ms, row.on_detach)
+        await self._handle(rules.OpenQueued(turn, plan, self.runtime.admit(self), self.runtime.claim_owner), None)
+        return True
+
+    # effects: the one table from wish to deed
+
+    def perform(self, effect: Any) -> None:
+        """Start what an effect asks for. Synchronous; what it brings about comes back as a command."""
+        timers = self.runtime.timers
+        match effect:
+            case turns.StartPlan(plan=plan, input=given):
+                self.turn = TurnActor(self, plan, given)
+                self.runtime.permits.take(self.tenant)
+                self.runtime.note_started(self)
+                assert self._nursery is not None
+                self._nursery.start_soon(self.turn.supervise, name=f"turn {plan.turn}")
+            case turns.StopTurn(turn=turn, reason=reason, completed=completed):
+                self._stop_turn(turn, reason, completed)
+            case turns.AskNodes() if self.turn is not None:
+                self.turn.ask()
+            case turns.SteerNode(key=key, input=given) if self.turn is not None:
+                self.turn.steer(key, given)
+            case turns.DeliverAnswer(request=request, resolution=resolution, answer=answer) if self.turn is not None:
+                self.turn.deliver(request, resolution, answer)
+            case turns.ArmTimer(key=key, after_ms=after, at_wall=at):
+                fire = (lambda _: self.ring()) if key == "due" else self._timer_fired
+                timers.arm(self.stream, key, fire, after_ms_=after, at_wall=at)
+            case turns.DropTimer(key=key):
+                timers.drop(self.stream, key)
+            case turns.PauseTimer(key=key):
+                timers.pause(self.stream, key)
+            case turns.ResumeTimer(key=key):
+                timers.resume(self.stream, key)
+            case rules.DetachAll(reason=reason):
+                self.runtime.session_over(self, reason)
+            case rules.CancelDescendants():
+                self.runtime.end_descendants(self)
+
+    def _stop_turn(self, turn: TurnId, reason: Reason, completed: bool) -> None:
+        if self.turn is not None and self.turn.plan.turn == turn:
+            self.turn.end(reason, completed)
+            self.turn = None
+        end = rules.known_end(self.state, turn)
+        assert end is not None
+        self.runtime.counts.ended(end)
+
+    def _timer_fired(self, key: str) -> None:
+        self.post(rules.TimerFired(key))
+
+    # what an attachment and the runtime ask
+
+    def stamp(self, stamp: turns.Stamp) -> turns.Stamp:
+        """What has been heard of the open turn, and what it sent live, go into the command that may end it."""
+        actor = self.turn
+        if actor is None or self.state.turn is None:
+            return stamp
+        floor = self.state.turn.opened_seq
+        delivered = max((attachment.delivered for attachment in self.attachments.values()), default=0)
+        acked = max((attachment.acked for attachment in self.attachments.values()), default=0)
+        digest = actor.digest.of(actor.plan.turn)
+        return evolve(
+            stamp,
+            delivered_through=delivered if delivered >= floor else 0,
+            acked_through=acked if acked >= floor else 0,
+            output_seq=actor.digest.items,
+            live_digest=digest,
+        )
+
+    def outlets(self) -> Iterable[Any]:
+        return [attachment.offer_live for attachment in self.attachments.values()]
+
+    def output_lost(self, detail: str) -> None:
+        """Accepted output could not be kept: the turn cannot complete."""
+        if self.turn is not None and self.owner.lost is None:
+            failed = turns.FailTurn(self.turn.plan.turn, Reason.NO_LEGAL_CONTINUATION, "journal", detail)
+            self.post(failed)
+
+    def last_controller_gone(self) -> None:
+        """Trigger 6: with `on_detach: cancel` the turn ends when nobody who may steer it is attached any more."""
+        turn = self.state.turn
+        if turn is None or turn.plan.on_detach != "cancel":
+            return
+        if any(attachment.role == "controller" for attachment in self.attachments.values()):
+            return
+        self.post(turns.CancelTurn(turn.turn, reason=Reason.DETACHED, origin="transport"))
+
+    def knows(self, turn: TurnId) -> bool:
+        """Whether the turn is open or its start still waits."""
+        state = self.state
+        return (state.turn is not None and state.turn.turn == turn) or queue.row_of_turn(state.rows, turn) is not None
+
+    def outcome_event(self, turn: TurnId) -> trio.Event:
+        return self.ends.setdefault(turn, trio.Event())
+
+    def _fall(self, refusal: Refused, error: Exception | None = None) -> None:
+        waiting = [*self._backlog]
+        self._backlog.clear()
+        while self.lanes is not None and (envelope := self.lanes.take()) is not None:
+            waiting.append(envelope)
+        for envelope in waiting:
+            envelope.reply(refusal)
+        self.owner.view.granted = False
+        for ended in self.ends.values():
+            ended.set()
+        self.runtime.actor_fell(self, refusal, error)
+
+
+def passable(actor: SessionActor) -> bool:
+    """Whether a session may leave memory: nothing of it is under way and nobody looks at it."""
+    return (
+        not actor.running
+        and not actor.attachments
+        and actor.turn is None
+        and actor.state.turn is None
+        and actor.owner.waiting_batches == 0
+        and (actor.state.parent is None or actor.state.phase is SessionPhase.ENDED)
+    )
+
+
+def fresh_view(state: Session, epoch: int) -> FenceView:
+    """What the exit sees right after a fold."""
+    return FenceView(
+        epoch,
+        open_turn=None if state.turn is None else state.turn.turn,
+        recently_closed=tuple(end.turn for end in state.ended_turns[-64:]),
+        cancelled=tuple(end.turn for end in state.ended_turns[-64:] if end.outcome is turns.Outcome.CANCELLED),
+    )

@@ -1,0 +1,78 @@
+"""The hot end of a stream in memory, shared by all its readers, already encoded. A cache: dropping it loses nothing.
+
+Holds committed events only: nobody can see a fact before it is durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import define, field
+
+from ..core.ids import Seq
+from ..core.limits import Limits
+from ..core.step import Kept, Lane
+from .lanes import Doorbell
+
+
+@define(slots=True, eq=False)
+class Tail:
+    limits: Limits
+    head: Seq = 0
+    _events: list[Kept] = field(factory=list)
+    _bytes: int = 0
+    _readers: list[Doorbell] = field(factory=list)
+
+    def publish(self, events: Sequence[Kept]) -> None:
+        """New committed events, in order. Rings every reader."""
+        if not events:
+            return
+        assert events[0].seq == self.head + 1, (self.head, events[0].seq)
+        self.head = events[-1].seq
+        if self._readers:
+            self._events.extend(events)
+            self._bytes += sum(len(event.payload) for event in events)
+            self._trim()
+            for bell in self._readers:
+                bell.ring()
+
+    def since(self, after: Seq, items_max: int) -> Sequence[Kept] | None:
+        """Events from `after` + 1 on, at most `items_max`; None when the tail does not reach back that far."""
+        if after >= self.head:
+            return ()
+        if not self._events or after + 1 < self._events[0].seq:
+            return None
+        start = after + 1 - self._events[0].seq
+        return self._events[start : start + items_max]
+
+    def control_since(self, after: Seq, items_max: int) -> Sequence[Kept] | None:
+        """Control events above `after`; None when the tail does not reach back that far."""
+        window = self.since(after, len(self._events))
+        if window is None:
+            return None
+        return [event for event in window if event.lane is Lane.CONTROL][:items_max]
+
+    def attach(self, bell: Doorbell) -> None:
+        self._readers.append(bell)
+
+    def detach(self, bell: Doorbell) -> None:
+        if bell in self._readers:
+            self._readers.remove(bell)
+        if not self._readers:
+            self._events.clear()
+            self._bytes = 0
+
+    @property
+    def items(self) -> int:
+        return len(self._events)
+
+    def _trim(self) -> None:
+        most = self.limits.tail_items_max
+        if len(self._events) <= 2 * most and self._bytes <= self.limits.tail_bytes_max:
+            return
+        keep = self._events[-most:]
+        while self._bytes > self.limits.tail_bytes_max and len(keep) > 1:
+            keep = keep[len(keep) // 2 :]
+            self._bytes = sum(len(event.payload) for event in keep)
+        self._events = keep
+        self._bytes = sum(len(event.payload) for event in keep)

@@ -1,0 +1,144 @@
+"""Coverage of await points: at which of its awaits has a program really been hit?
+
+A line that ran is not a line that was cancelled. `await_coverage` lists every place of some packages where a task can
+be stopped (each `await`, each step of an `async for`, enter and exit of each `async with`) and strikes out those in
+which a fault has landed, taken from the frames of the hit task.
+
+The list comes from the compiled code, not from the text: the instruction at which a coroutine is suspended names its
+own construct, so enter and exit of one `async with` are told apart although they share a line, and the list and the
+frames cannot disagree. Several items of one `async with` count as one enter and one exit.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dis
+import functools
+import importlib.util
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+CONSTRUCTS: Final = {"GET_ANEXT": "async for", 0: "await", 1: "async with (enter)", 2: "async with (exit)"}
+"""What the instruction that fetches the awaitable says; GET_AWAITABLE says it by its argument."""
+
+_active: Final[list[AwaitCoverage]] = []
+
+Position = tuple[int | None, int | None, int | None, int | None]
+
+
+@frozen(order=True)
+class AwaitPoint:
+    """One place where a task can be stopped."""
+
+    file: str
+    line: int
+    construct: str
+    position: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.construct}"
+
+
+class AwaitCoverage:
+    """Which await points of `packages` were hit while this was active."""
+
+    def __init__(self, packages: Sequence[str]) -> None:
+        files = [path for package in packages for path in _files(package)]
+        self.points: Final[frozenset[AwaitPoint]] = frozenset(point for path in files for point in _points_of(path))
+        self.hit: Final[set[AwaitPoint]] = set()
+
+    @property
+    def missed(self) -> tuple[AwaitPoint, ...]:
+        """In order of file and line."""
+        return tuple(sorted(self.points - self.hit))
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * len(self.hit) / len(self.points) if self.points else 100.0
+
+    def landed(self, frames: Sequence[types.FrameType]) -> None:
+        """Strike out the await points at which these frames are suspended."""
+        found = (_point_at(frame.f_code, frame.f_lasti) for frame in frames)
+        self.hit.update(point for point in found if point is not None and point in self.points)
+
+    def report(self, minimum: float = 100, allowed: Path | None = None) -> str:
+        """The coverage as text. Below `minimum` percent, not counting the allow-list, it raises AssertionError."""
+        excused = _allow_list(allowed) if allowed is not None else frozenset()
+        missed = [point for point in self.missed if not any(f"{point.file}:{point.line}".endswith(e) for e in excused)]
+        share = 100.0 * (1 - len(missed) / len(self.points)) if self.points else 100.0
+        text = "\n".join([f"await points hit: {len(self.hit)} of {len(self.points)}", *(f"  not {p}" for p in missed)])
+        if share < minimum:
+            raise AssertionError(f"{share:.1f} % is below {minimum:g} %; {text}")
+        return text
+
+
+@contextmanager
+def await_coverage(packages: Sequence[str]) -> Iterator[AwaitCoverage]:
+    """Collect over any number of sweeps."""
+    coverage = AwaitCoverage(packages)
+    _active.append(coverage)
+    try:
+        yield coverage
+    finally:
+        _active.remove(coverage)
+
+
+def note_landing(frames: Sequence[types.FrameType]) -> None:
+    """Tell every active coverage that a fault landed in these frames."""
+    for coverage in _active:
+        coverage.landed(frames)
+
+
+def _files(package: str) -> Iterator[Path]:
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(f"no package named {package!r} to cover", name=package)
+    if not spec.submodule_search_locations:
+        assert spec.origin is not None, package
+        yield Path(spec.origin)
+    for folder in spec.submodule_search_locations or ():
+        yield from sorted(Path(folder).rglob("*.py"))
+
+
+def _points_of(path: Path) -> Iterator[AwaitPoint]:
+    waiting = [compile(path.read_bytes(), str(path), "exec", dont_inherit=True)]
+    while waiting:
+        code = waiting.pop()
+        yield from _suspensions(code).values()
+        waiting += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _suspensions(code: types.CodeType) -> dict[int, AwaitPoint]:
+    """The await points of a code object by the offset of the instruction that fetches the awaitable."""
+    found = {}
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("GET_ANEXT", "GET_AWAITABLE"):
+            key = instruction.opname if instruction.opname == "GET_ANEXT" else instruction.arg or 0
+            where = instruction.positions
+            position = tuple(part or 0 for part in where) if where is not None else ()
+            line = position[0] if position else code.co_firstlineno
+            found[instruction.offset] = AwaitPoint(code.co_filename, line, CONSTRUCTS[key], position)
+    return found
+
+
+def _point_at(code: types.CodeType, instruction: int) -> AwaitPoint | None:
+    """A suspended frame stands a few instructions behind the one that fetched its awaitable."""
+    points = _suspensions(code)
+    offsets = list(points)
+    place = bisect.bisect_right(offsets, instruction)
+    return points[offsets[place - 1]] if place else None
+
+
+def _allow_list(path: Path) -> frozenset[str]:
+    lines = (line.strip() for line in path.read_text().splitlines())
+    entries = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    for entry in entries:
+        if len(entry) != 2:
+            raise ValueError(f"{path}: {entry[0]} has no reason")
+    return frozenset(entry[0] for entry in entries)

@@ -1,0 +1,354 @@
+"""Contracts of the ports: what every implementation shows, ours and yours.
+
+Each check takes a factory that gives a context manager (plain or async) around a fresh, empty implementation, and
+raises `AssertionError` naming the clause. Implementations whose functions are asynchronous pass as well: what they
+give back is awaited. The simulator may only use a fake that passed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from turnlane.core.instants import Instant, WallInstant
+from turnlane.core.reasons import Reason, Rejected
+from turnlane.core.step import (
+    DUE_NEVER,
+    DUE_NOW,
+    DUE_UNCHANGED,
+    Appended,
+    Batch,
+    Duplicate,
+    Head,
+    Kept,
+    KeyConflict,
+    Lane,
+    Order,
+    Position,
+    StaleEpoch,
+    StoredKey,
+    WrongSeq,
+)
+
+STREAM = "default/session/contract"
+OTHER = "default/session/other"
+
+
+def kept(seq: int, *, lane: Lane = Lane.DATA, turn: str | None = "turn_1", epoch: int = 1, size: int = 20) -> Kept:
+    """An event as a test needs one; its payload tells its seq."""
+    payload = b'{"seq":%d,"text":"%s"}' % (seq, b"x" * size)
+    order = Order.FREE if lane is Lane.DATA else Order.AFTER_DATA
+    return Kept(
+        seq, epoch, Instant(1_000 + seq), WallInstant(2_000 + seq), "turn.output", lane, order, turn, 1, payload
+    )
+
+
+def batch(
+    expected: int,
+    count: int = 1,
+    *,
+    stream: str = STREAM,
+    epoch: int = 1,
+    lanes: Sequence[Lane] = (Lane.DATA,),
+    keys: tuple[StoredKey, ...] = (),
+    due: int = DUE_UNCHANGED,
+) -> Batch:
+    """`count` events after `expected`; lanes take turns."""
+    events = [kept(expected + n, lane=lanes[(n - 1) % len(lanes)], epoch=epoch) for n in range(1, count + 1)]
+    return Batch(stream, expected, epoch, events, keys, due)
+
+
+class _Awaited:
+    """An implementation seen through `await`, whether its functions are asynchronous or not."""
+
+    def __init__(self, subject: Any) -> None:
+        self._subject = subject
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._subject, name)
+        if not callable(function):
+            return function
+
+        async def call(*args: Any, **named: Any) -> Any:
+            result = function(*args, **named)
+            return await result if inspect.isawaitable(result) else result
+
+        return call
+
+
+@asynccontextmanager
+async def _opened(open_subject: Callable[[], Any]) -> AsyncIterator[Any]:
+    manager = open_subject()
+    if hasattr(manager, "__aenter__"):
+        async with manager as subject:
+            yield _Awaited(subject)
+    else:
+        with manager as subject:
+            yield _Awaited(subject)
+
+
+async def check_event_store(open_store: Callable[[], Any]) -> None:
+    """All clauses of the port `EventStore`; each on a store of its own."""
+    for clause in (
+        _an_append_chains,
+        _the_stale_writer_loses,
+        _a_batch_falls_alone,
+        _keys_are_remembered,
+        _checks_have_an_order,
+        _positions_order_the_store,
+        _pages_are_contiguous,
+        _lanes_are_contiguous_in_themselves,
+        _pages_are_bounded,
+        _the_floor_rises,
+        _streams_are_listed,
+        _due_streams_are_listed,
+        _what_is_beside_the_events_stays,
+        _an_unknown_stream_is_empty,
+        _status_tells,
+        _log_epoch_and_key_stay,
+    ):
+        async with _opened(open_store) as store:
+            await clause(store)
+
+
+async def _an_append_chains(store: Any) -> None:
+    first, second = batch(0, 2), batch(2, 3)
+    results = await store.append([first, second, batch(0, 1, stream=OTHER)])
+    assert [type(result) for result in results] == [Appended] * 3, f"batches of one stream chain in a group: {results}"
+    assert [result.head for result in results] == [2, 5, 1], f"an append answers with the head: {results}"
+    page = await store.read(STREAM, 0, 100)
+    assert list(page.events) == first.events + second.events, "what was appended is read, in order"
+    assert (page.floor, page.head) == (1, 5), f"a page tells floor and head: {page.floor}, {page.head}"
+    assert await store.head(STREAM) == Head(5, 1, (await store.head(STREAM)).mark), "head() is that of the last append"
+    assert await store.append([]) == [], "an empty group is no failure"
+    turnless = Batch(STREAM, 5, 1, [kept(6, turn=None)])
+    assert isinstance((await store.append([turnless]))[0], Appended), "an event without a turn is kept"
+    assert (await store.read(STREAM, 5, 1)).events[0].turn is None, "an event without a turn is read without one"
+
+
+async def _the_stale_writer_loses(store: Any) -> None:
+    await store.append([batch(0, 2)])
+    assert await store.append([batch(0, 1)]) == [WrongSeq(2)], "an append behind the head is refused with the head"
+    assert await store.append([batch(3, 1)]) == [WrongSeq(2)], "an append ahead of the head is refused with the head"
+    assert (await store.append([batch(2, 1, epoch=3)]))[0].head == 3, "a higher epoch is accepted"
+    assert await store.append([batch(3, 1, epoch=2)]) == [StaleEpoch(3)], "a lower epoch is refused with the current"
+    assert (await store.head(STREAM)).epoch == 3, "the epoch of a stream is that of its last append"
+    assert len((await store.read(STREAM, 0, 100)).events) == 3, "what was refused leaves no trace"
+    assert isinstance((await store.append([batch(3, 0, epoch=5)]))[0], Appended), "a batch may have no events"
+    assert await store.append([batch(3, 1, epoch=4)]) == [StaleEpoch(5)], "an append without events raises the epoch"
+
+
+async def _a_batch_falls_alone(store: Any) -> None:
+    results = await store.append([batch(0, 1), batch(9, 1), batch(0, 2, stream=OTHER), batch(1, 1), batch(1, 1)])
+    kinds = [type(result) for result in results]
+    assert kinds == [Appended, WrongSeq, Appended, Appended, WrongSeq], f"a refused batch hurts no neighbour: {kinds}"
+    assert results[4] == WrongSeq(2), "the head in a refusal counts the batches of the same group before it"
+    assert [event.seq for event in (await store.read(STREAM, 0, 9)).events] == [1, 2], "only accepted batches are kept"
+
+
+async def _keys_are_remembered(store: Any) -> None:
+    key = StoredKey("k-1", b"d" * 16, b'{"turn":"t"}')
+    assert isinstance((await store.append([batch(0, 1, keys=(key,))]))[0], Appended), "a new key is accepted"
+    again = StoredKey("k-1", b"d" * 16, b"another answer")
+    assert await store.append([batch(1, 1, keys=(again,))]) == [Duplicate(key)], "a known key gives the first answer"
+    other = StoredKey("k-1", b"e" * 16, b"")
+    assert await store.append([batch(1, 1, keys=(other,))]) == [KeyConflict(key)], "a known key with other content"
+    assert (await store.head(STREAM)).seq == 1, "a duplicate writes nothing"
+    assert await store.find_key(STREAM, "k-1") == key, "find_key gives what was kept first"
+    assert await store.find_key(STREAM, "k-2") is None, "an unknown key is None"
+    assert await store.find_key(OTHER, "k-1") is None, "keys belong to their stream"
+    long = StoredKey("\N{SNOWMAN}" * 128, b"f" * 16, b"")
+    results = await store.append([batch(1, 0, keys=(long,)), batch(1, 1, keys=(long,)), batch(1, 1)])
+    kinds = [type(result) for result in results]
+    assert kinds == [Appended, Duplicate, Appended], f"a key is known to later batches of its group: {kinds}"
+    assert await store.find_key(STREAM, long.key) == long, "a batch without events may hold keys"
+    refused = StoredKey("k-3", b"g" * 16, b"")
+    await store.append([batch(0, 1, keys=(refused,))])
+    assert await store.find_key(STREAM, "k-3") is None, "a refused batch leaves no key"
+
+
+async def _checks_have_an_order(store: Any) -> None:
+    key = StoredKey("k", b"d" * 16, b"")
+    await store.append([batch(0, 1, epoch=5, keys=(key,))])
+    assert await store.append([batch(0, 1, epoch=1, keys=(key,))]) == [Duplicate(key)], "keys come before the epoch"
+    assert await store.append([batch(0, 1, epoch=1)]) == [StaleEpoch(5)], "the epoch comes before the seq"
+
+
+async def _positions_order_the_store(store: Any) -> None:
+    groups = [[batch(0, 2), batch(0, 1, stream=OTHER)], [batch(2, 1), batch(0, 1), batch(1, 2, stream=OTHER)]]
+    told = []
+    for group in groups:
+        results = await store.append(group)
+        told += [r.position for r in results if isinstance(r, Appended)]
+    everything = await store.read_all(0, 100)
+    positions = [event.position for _, event in everything]
+    assert positions == sorted(set(positions)) and positions[0] > 0, f"positions rise strictly: {positions}"
+    order = [(stream, event.seq) for stream, event in everything]
+    expected = [(STREAM, 1), (STREAM, 2), (OTHER, 1), (STREAM, 3), (OTHER, 2), (OTHER, 3)]
+    assert order == expected, f"read_all gives all streams in the order of their commits: {order}"
+    assert told == [positions[1], positions[2], positions[3], positions[5]], "an append answers with its last position"
+    given = [event.position for group in groups for b in group for event in b.events if event.position]
+    assert given == positions, "position is set on the events that were given, and only on accepted ones"
+    rest = await store.read_all(positions[2], 2)
+    assert [event.position for _, event in rest] == positions[3:5], (
+        "read_all goes on after a position, within its limit"
+    )
+
+
+async def _pages_are_contiguous(store: Any) -> None:
+    head = 0
+    for count in (1, 30, 1, 1, 31, 2, 64, 5):
+        await store.append([batch(head, count, lanes=(Lane.DATA, Lane.CONTROL))])
+        head += count
+    for after in range(head + 2):
+        for limit in (1, 7, 40):
+            page = await store.read(STREAM, after, limit)
+            seqs = [event.seq for event in page.events]
+            assert seqs == list(range(after + 1, min(after + limit, head) + 1)), f"contiguous from after + 1: {seqs}"
+    assert list((await store.read(STREAM, 0, 0)).events) == [], "a limit of 0 gives an empty page"
+
+
+async def _lanes_are_contiguous_in_themselves(store: Any) -> None:
+    head, lanes = 0, {}
+    for count in (3, 40, 1, 70, 33, 2):
+        made = batch(head, count, lanes=(Lane.CONTROL, Lane.DATA, Lane.DATA) if count % 2 else (Lane.CONTROL,))
+        await store.append([made])
+        lanes.update({event.seq: event.lane for event in made.events})
+        head += count
+    for lane in (Lane.CONTROL, Lane.DATA):
+        own = [seq for seq, of in lanes.items() if of is lane]
+        for after in range(0, head + 1, 5):
+            for limit in (1, 10, 100):
+                seqs = [event.seq for event in (await store.read(STREAM, after, limit, lane)).events]
+                assert seqs == [seq for seq in own if seq > after][: len(seqs)], f"a lane skips none of its own: {seqs}"
+                assert seqs or not [seq for seq in own if seq > after], "a page has at least one event if there is one"
+
+
+async def _pages_are_bounded(store: Any) -> None:
+    big = [kept(seq, size=700_000) for seq in range(1, 13)]
+    await store.append([Batch(STREAM, 0, 1, big)])
+    page = await store.read(STREAM, 0, 100)
+    assert 1 <= len(page.events) < 12, f"a page is bounded by bytes: {len(page.events)} events of 700 KB"
+    everything = await store.read_all(0, 100)
+    assert 1 <= len(everything) < 12, "read_all is bounded by bytes"
+    assert len((await store.read(STREAM, 11, 100)).events) == 1, "one event is always given"
+
+
+async def _the_floor_rises(store: Any) -> None:
+    lanes = (Lane.CONTROL, Lane.DATA)
+    await store.append([batch(0, 100, lanes=lanes), batch(0, 3, stream=OTHER)])
+    assert await store.floor(STREAM) == 1, "the first floor is 1"
+    assert await store.truncate(STREAM, 50) == 50 and await store.floor(STREAM) == 50, "truncate raises the floor"
+    assert await store.truncate(STREAM, 20) == 50, "truncate never lowers the floor"
+    page = await store.read(STREAM, 48, 10)
+    assert (list(page.events), page.floor, page.head) == ([], 50, 100), "below the floor nothing is given, only told"
+    assert [event.seq for event in (await store.read(STREAM, 49, 3)).events] == [50, 51, 52], "the rest is there"
+    control = (await store.read(STREAM, 49, 100, Lane.CONTROL)).events
+    assert [event.seq for event in control] == list(range(51, 101, 2)), "the rest of a lane is there"
+    assert [event.seq for _, event in await store.read_all(0, 1)] == [50], "read_all begins with what is there"
+    assert await store.truncate(STREAM, 1_000) == 101, "the floor is at most head + 1"
+    assert (await store.head(STREAM)).seq == 100, "the head stays"
+    assert (await store.append([batch(100, 1, lanes=(Lane.CONTROL,))]))[0].head == 101, "appends go on at the head"
+    assert [event.seq for event in (await store.read(STREAM, 100, 9)).events] == [101], "and are read"
+    assert [event.seq for event in (await store.read(STREAM, 100, 9, Lane.CONTROL)).events] == [101], "lane by lane"
+    assert await store.truncate("default/session/none", 5) == 1, "a stream that does not exist has floor 1"
+    assert len((await store.read(OTHER, 0, 9)).events) == 3, "other streams are as they were"
+
+
+async def _streams_are_listed(store: Any) -> None:
+    names = [f"default/session/s-{number}" for number in range(5)] + ["default/run/r-1", "acme/session/s-1"]
+    names.append("default/session/" + "\N{SNOWMAN}" * 128)
+    await store.append([batch(0, 1, stream=name) for name in names])
+    assert await store.streams("", "", 100) == sorted(names, key=str.encode), "all streams, sorted"
+    assert await store.streams("acme/", "", 100) == ["acme/session/s-1"], "streams of one tenant"
+    page = await store.streams("default/session/s-", "default/session/s-1", 2)
+    assert page == ["default/session/s-2", "default/session/s-3"], f"streams go on after a name: {page}"
+    assert len((await store.read(names[-1], 0, 1)).events) == 1, "a long name is a name"
+
+
+async def _due_streams_are_listed(store: Any) -> None:
+    await store.append([batch(0, 1, due=DUE_NOW), batch(0, 1, stream=OTHER, due=1_700_000_000_000_000)])
+    await store.append([batch(0, 0, stream="default/session/a", due=7), batch(0, 1, stream="default/session/never")])
+    rows = [("default/session/a", 7), (STREAM, DUE_NOW), (OTHER, 1_700_000_000_000_000)]
+    assert await store.due(10) == rows, f"due streams by name: {await store.due(10)}"
+    assert await store.due(1, "default/session/a") == rows[1:2], "due goes on after a name, within its limit"
+    await store.append([batch(1, 1, due=DUE_UNCHANGED), batch(1, 1, stream=OTHER, due=DUE_NEVER)])
+    assert await store.due(10) == rows[:2], "unchanged leaves it, never takes it away"
+    await store.append([batch(0, 1, stream=OTHER, due=9)])
+    assert await store.due(10) == rows[:2], "a refused batch changes nothing"
+
+
+async def _what_is_beside_the_events_stays(store: Any) -> None:
+    await store.append([batch(0, 2)])
+    assert await store.load_cursor(STREAM, "client") is None, "no cursor was saved"
+    await store.save_cursor(STREAM, "client", Position(2, 1))
+    await store.save_cursor(STREAM, "other", Position(1, 0))
+    await store.save_cursor(STREAM, "client", Position(2, 2))
+    assert await store.load_cursor(STREAM, "client") == Position(2, 2), "the last saved cursor counts"
+    assert await store.load_cursor(OTHER, "client") is None, "cursors belong to their stream"
+    assert await store.load_snapshot(STREAM) is None, "no snapshot was saved"
+    await store.save_snapshot(STREAM, 1, b"one")
+    await store.save_snapshot(STREAM, 2, b"two" * 5_000)
+    assert await store.load_snapshot(STREAM) == (2, b"two" * 5_000), "the last snapshot counts"
+    assert await store.load_checkpoint("projection") is None, "no checkpoint was saved"
+    await store.save_checkpoint("projection", b"17")
+    await store.save_checkpoint("projection", b"")
+    assert await store.load_checkpoint("projection") == b"", "the last checkpoint counts"
+    assert (await store.head(STREAM)).seq == 2, "none of it is an event"
+    assert isinstance((await store.append([batch(2, 1)]))[0], Appended), "none of it moves the head"
+
+
+async def _an_unknown_stream_is_empty(store: Any) -> None:
+    page = await store.read("default/session/none", 0, 10)
+    assert (list(page.events), page.floor, page.head) == ([], 1, 0), "an unknown stream is empty"
+    assert (await store.head("default/session/none")).seq == 0, "its head is 0"
+    assert await store.streams("", "", 10) == [], "asking does not make it"
+    assert await store.read_all(0, 10) == [] and await store.due(10) == [], "an empty store is empty"
+
+
+async def _status_tells(store: Any) -> None:
+    await store.append([batch(0, 2), batch(0, 1, stream=OTHER), batch(7, 1)])
+    status = await store.status()
+    assert (status.streams, status.events_total) == (2, 3), f"status counts streams and events: {status}"
+    assert status.broken is None, "a store that works is not broken"
+    assert await store.reader_check() >= 0, "reader_check tells how many readers had died"
+
+
+async def _log_epoch_and_key_stay(store: Any) -> None:
+    epoch, key = store.log_epoch, store.cursor_key
+    await store.append([batch(0, 1)])
+    assert (store.log_epoch, store.cursor_key) == (epoch, key), "log epoch and cursor key do not change while open"
+    assert 0 <= epoch < 1 << 48, "the log epoch has 48 bits"
+    assert len(key) >= 16, "the cursor key has at least 128 bits"
+
+
+async def check_lease_store(open_leases: Callable[[], Any]) -> None:
+    """All clauses of the port `LeaseStore`."""
+    async with _opened(open_leases) as leases:
+        assert await leases.read("runtime") is None, "a scope that was never granted has no lease"
+        first = await leases.acquire("runtime", "host-1", "life-1", WallInstant(10))
+        assert (first.epoch, first.granted_at) == (1, 10), f"the first epoch is 1: {first}"
+        assert await leases.read("runtime") == first, "what was granted is read"
+        assert await leases.acquire("runtime", "host-1", "life-1", WallInstant(20)) == first, "the same life keeps it"
+        second = await leases.acquire("runtime", "host-1", "life-2", WallInstant(30))
+        assert second.epoch == 2, "another life raises the epoch"
+        third = await leases.acquire("runtime", "host-2", "life-3", WallInstant(40))
+        assert third.epoch == 3, "another owner raises the epoch"
+        assert await leases.release("runtime", "host-1", 2) is False, "an older life cannot release"
+        assert await leases.release("runtime", "host-2", 2) is False, "an older epoch cannot release"
+        assert await leases.read("runtime") == third, "a refused release changes nothing"
+        assert await leases.release("runtime", "host-2", 3) is True, "the holder releases"
+        assert await leases.read("runtime") is None, "a released scope has no lease"
+        assert await leases.release("runtime", "host-2", 3) is True, "a second release of the same is no failure"
+        fourth = await leases.acquire("runtime", "host-2", "life-3", WallInstant(50))
+        assert fourth.epoch == 4, "the epoch is remembered over a release"
+        other = await leases.acquire("default/session/s", "host-2", "life-3", WallInstant(60))
+        assert other.epoch == 1, "scopes have epochs of their own"
+        refused = await leases.acquire("runtime", "", "life-4", WallInstant(70))
+        assert isinstance(refused, Rejected) and refused.reason is Reason.INVALID_PARAMS, "an owner has a name"
+        assert (await leases.read("runtime")) == fourth, "a refused acquire changes nothing"
+
+
+__all__ = ["OTHER", "STREAM", "batch", "check_event_store", "check_lease_store", "kept"]

@@ -1,0 +1,305 @@
+"""The pytest plugin: tests that are scenarios.
+
+`@swept` and `@explored` mark an async test as a scenario; it is run here, with one `trio.run` per run of the kit, and
+so is any async test that asks for `world`. All other async tests stay with whoever runs them (pytest-trio); the two
+never meet, because the items taken here lose that plugin's mark and are called by this one.
+
+One test gives one result, and its failure shows the shrunk finding. The plugin is loaded into every pytest run of its
+environment, so it imports trio only when a test needs it, and changes nothing for tests that do not.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import pytest
+from attrs import define, evolve, frozen
+
+if TYPE_CHECKING:
+    from .report import Report
+    from .world import Scenario, World
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MARK: Final = "turnlane"
+
+
+@frozen
+class Level:
+    """How much one run of the tests tries, where a test does not say so itself."""
+
+    seeds: int
+    runs: int
+    marks_must_be_reached: bool = False
+
+
+LEVELS: Final[Mapping[str, Level]] = {
+    "default": Level(seeds=1, runs=200),
+    "ci": Level(seeds=10, runs=1_000),
+    "nightly": Level(seeds=200, runs=10_000, marks_must_be_reached=True),
+    "release": Level(seeds=200, runs=10_000, marks_must_be_reached=True),
+}
+
+
+@define
+class _Settings:
+    level: str
+    seeds: int | None
+    seconds_left: float | None
+    token: str | None
+
+
+_settings: Final = pytest.StashKey[_Settings]()
+_scenario: Final = pytest.StashKey[Callable[..., Any]]()
+
+
+def swept(**arguments: Any) -> Callable[[F], F]:
+    """Sweep this async test. Takes the arguments of `sweep`; seeds not given are those of the level."""
+    return pytest.mark.turnlane(kind="sweep", **arguments)
+
+
+def explored(**arguments: Any) -> Callable[[F], F]:
+    """Explore the orders of this async test's tasks. Takes the arguments of `explore`."""
+    return pytest.mark.turnlane(kind="explore", **arguments)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("turnlane", "cancel fault injection")
+    level = os.environ.get("TURNLANE_LEVEL", "default")
+    group.addoption("--turnlane-level", choices=list(LEVELS), default=level, help="how much is tried")
+    group.addoption("--turnlane-seeds", type=int, metavar="N", help="seeds of every sweep, whatever it says itself")
+    group.addoption("--turnlane-seconds", type=float, metavar="S", help="time budget of all sweeps together")
+    group.addoption("--turnlane-replay", metavar="TOKEN", help="run only this token, and print its history")
+    parser.addini("turnlane_leak_guard", "use leak_guard in every test", type="bool", default=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{MARK}: a scenario, run by turnlane.testing (use @swept or @explored)")
+    option = config.getoption
+    if option("--turnlane-level") not in LEVELS:
+        raise pytest.UsageError(f"TURNLANE_LEVEL must be one of {', '.join(LEVELS)}")
+    config.stash[_settings] = _Settings(
+        level=option("--turnlane-level"),
+        seeds=option("--turnlane-seeds"),
+        seconds_left=option("--turnlane-seconds"),
+        token=option("--turnlane-replay"),
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    settings = config.stash[_settings]
+    seeds = settings.seeds or LEVELS[settings.level].seeds
+    return f"turnlane: level {settings.level}, seeds {seeds}, trio {_seam_state()}"
+
+
+def _seam_state() -> str:
+    try:
+        version = importlib.metadata.version("trio")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+    if "trio" not in sys.modules:
+        return f"{version} (seam proved at first use)"
+    from .schedule import SeamBroken, verify_seam
+
+    try:
+        verify_seam()
+    except SeamBroken as broken:
+        return f"{version} (SEAM BROKEN: {broken})"
+    return f"{version} (seam holds)"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and _is_ours(item):
+            item.stash[_scenario] = item.obj
+            # pytest-trio marks every async test as its own in trio_mode, before this hook.
+            item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "trio"]
+        if config.getini("turnlane_leak_guard") or item.get_closest_marker(MARK) is not None:
+            _use_leak_guard(item)
+    token = config.stash[_settings].token
+    if token is not None:
+        _keep_only(token, config, items)
+
+
+def _is_ours(item: pytest.Function) -> bool:
+    if item.get_closest_marker(MARK) is not None:
+        return True
+    return inspect.iscoroutinefunction(item.obj) and "world" in item.fixturenames
+
+
+def _use_leak_guard(item: pytest.Item) -> None:
+    names = getattr(item, "fixturenames", None)
+    if names is not None and "leak_guard" not in names:
+        names.insert(0, "leak_guard")
+
+
+def _keep_only(token: str, config: pytest.Config, items: list[pytest.Item]) -> None:
+    from .tokens import Token, decode, scenario_name
+
+    wanted = decode(token)
+    kept = []
+    for item in items:
+        scenario = item.stash.get(_scenario, None)
+        # The token of a long name holds its hash, so compare what a token of this scenario would hold.
+        same = scenario is not None and decode(str(Token(scenario_name(scenario), wanted.plan, wanted.digest)))
+        if same and same.scenario == wanted.scenario:
+            kept.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    scenario = item.stash.get(_scenario, None)
+    if scenario is None:
+        return
+    if hasattr(scenario, "hypothesis"):
+        pytest.fail("hypothesis and swept are not combined: call sweep() in the body of a @given test", pytrace=False)
+    if not inspect.iscoroutinefunction(scenario):
+        pytest.fail("a swept or explored test is an async function", pytrace=False)
+    info = getattr(item, "_fixtureinfo", None)
+    for name, definitions in getattr(info, "name2fixturedefs", {}).items():
+        function = definitions[-1].func
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            pytest.fail(
+                f"the async fixture {name!r} would live outside the runs of this scenario: make it a factory, and call "
+                "it inside the test",
+                pytrace=False,
+            )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    function = pyfuncitem.stash.get(_scenario, None)
+    if function is None:
+        return None
+    names = inspect.signature(function).parameters
+    given = {name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}
+    scenario = _scenario_of(function, given)
+    settings = pyfuncitem.config.stash[_settings]
+    mark = pyfuncitem.get_closest_marker(MARK)
+    if settings.token is not None:
+        _replay(settings.token, scenario, dict(mark.kwargs) if mark is not None else {})
+    elif mark is None:
+        _run_once(pyfuncitem, scenario)
+    else:
+        _search(pyfuncitem, scenario, dict(mark.kwargs), settings)
+    return True
+
+
+def _scenario_of(function: Callable[..., Any], given: Mapping[str, Any]) -> Scenario:
+    """The test as a scenario: each run gets its own world and directory in place of the fixtures' values."""
+
+    async def scenario(world: World) -> None:
+        values = dict(given)
+        if "world" in values:
+            values["world"] = world
+        if "state_dir" in values:
+            values["state_dir"] = world.state_dir
+        await function(**values)
+
+    # A finding is named after the test, not after this wrapper.
+    scenario.__module__, scenario.__qualname__ = function.__module__, function.__qualname__
+    return scenario
+
+
+def _seed_of(node_id: str) -> int:
+    return zlib.crc32(node_id.encode())
+
+
+def _run_once(item: pytest.Function, scenario: Scenario) -> None:
+    from .runs import Plan, perform
+
+    run = perform(scenario, Plan(seed=_seed_of(item.nodeid)), check=(), raising=True)
+    if run.violations:
+        pytest.fail("\n".join(f"{name}: {violation.message}" for name, violation in run.violations), pytrace=False)
+
+
+def _search(item: pytest.Function, scenario: Scenario, arguments: dict[str, Any], settings: _Settings) -> None:
+    from .sweep import explore, sweep
+
+    kind, level = arguments.pop("kind"), LEVELS[settings.level]
+    count, least = ("seeds", level.seeds) if kind == "sweep" else ("runs", level.runs)
+    named = arguments.get(count, least)
+    if settings.seeds is not None:
+        arguments[count] = settings.seeds
+    elif isinstance(named, int) and arguments.get("mode") != "dfs":
+        arguments[count] = named if settings.level == "default" else max(named, least)
+    if settings.seconds_left is not None:
+        arguments["seconds_max"] = min(settings.seconds_left, arguments.get("seconds_max") or settings.seconds_left)
+    started = time.monotonic()
+    report = (sweep if kind == "sweep" else explore)(scenario, **arguments)
+    if settings.seconds_left is not None:
+        settings.seconds_left = max(0.0, settings.seconds_left - (time.monotonic() - started))
+    _judge(evolve(report, command=f"pytest '{item.nodeid}' --turnlane-replay={{token}}"))
+
+
+def _replay(token: str, scenario: Scenario, arguments: dict[str, Any]) -> None:
+    from .tokens import rerun
+
+    report, run = rerun(token, scenario=scenario, check=arguments.get("check"), recover=arguments.get("recover"))
+    sys.stdout.write(f"{run.history}\n\n{report}\n")
+    _judge(report)
+
+
+def _judge(report: Report) -> None:
+    if not report.ok:
+        pytest.fail(str(report), pytrace=False)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """At the long levels a rare state that was never reached means that the simulator has gone soft."""
+    level = LEVELS[session.config.stash[_settings].level]
+    if level.marks_must_be_reached and _marks_missed() and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if LEVELS[config.stash[_settings].level].marks_must_be_reached:
+        for name in _marks_missed():
+            terminalreporter.write_line(f"turnlane: never reached sometimes({name!r})", red=True)
+
+
+def _marks_missed() -> list[str]:
+    world = sys.modules.get("turnlane.testing.world")
+    reached: Mapping[str, bool] = getattr(world, "MARKS_REACHED", {})
+    return sorted(name for name, met in reached.items() if not met)
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """A `World`; its seed follows from the name of the test. A swept test gets a fresh one for each run."""
+    from .world import World
+
+    made = World(_seed_of(request.node.nodeid))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    """An empty directory on a local file system. A swept test gets a fresh one for each run."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def leak_guard() -> Iterator[None]:
+    """After the test: no thread and no open descriptor more than before it."""
+    from .world import Resources
+
+    before = Resources.now()
+    yield
+    left = Resources.now().more_than(before)
+    if left:
+        pytest.fail("; ".join(violation.message for violation in left), pytrace=False)

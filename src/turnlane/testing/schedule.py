@@ -1,0 +1,230 @@
+"""The seam: the order of trio's tasks as a function of a seed. The only place for trio's private names.
+
+trio runs its runnable tasks in batches and shuffles each batch with a private random source. By replacing that
+source, the kit decides the order, and one seed gives one history. The same file holds the four other things that trio
+does not say in public: whether a scope is open, what a task will wake up with, how to throw into an await, and how to
+leave a run whose tasks refuse to end.
+
+A private name may change with any release, so the seam proves itself before its first use (`verify_seam`): four tasks
+must run in an order that was decided beforehand, twice. A seam that does not hold is an error, never a skipped test.
+
+Invariant: everything replaced is put back at the end of the block, also after an error. Importing hypothesis makes trio
+deterministic as well and for good; blocks nest in that state and return to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import random
+import sys
+from collections.abc import Callable, Collection, Iterator, MutableSequence
+from contextlib import contextmanager
+from typing import Any, Final, NoReturn
+
+import trio
+
+TRIO_KNOWN: Final = ("0.31", "0.35")
+"""First and last trio version on which this file was proved. Others are proved when they are met."""
+
+_run: Final[Any] = importlib.import_module("trio._core._run")
+
+_NAMES: Final = {
+    "trio._core._run": (_run, ("_r", "_ALLOW_DETERMINISTIC_SCHEDULING", "capture")),
+    "Task": (trio.lowlevel.Task, ("_counter", "_next_send_fn", "_next_send", "_abort_func", "_attempt_abort")),
+    "CancelScope": (trio.CancelScope, ("_cancel_status",)),
+}
+
+
+class SeamBroken(RuntimeError):
+    """This trio no longer keeps its scheduler where the seam looks for it."""
+
+    def __init__(self, what: str) -> None:
+        known = f"proved on {TRIO_KNOWN[0]} to {TRIO_KNOWN[1]}"
+        super().__init__(f"the scheduler seam does not fit trio {trio.__version__} ({known}): {what}")
+
+
+class Stuck(Exception):
+    """Thrown through trio's loop to leave a run whose tasks ignore every cancel."""
+
+
+class Order(random.Random):
+    """Decides the order of each batch. Seed 0 keeps the order of spawning, any other seed shuffles."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._shuffles = seed != 0
+        self._halted = False
+
+    def halt(self) -> None:
+        """End the run at the next batch, whatever its tasks think of it."""
+        self._halted = True
+
+    def shuffle(self, x: MutableSequence[Any]) -> None:
+        if self._halted:
+            raise Stuck("the run was left: its tasks ignore every cancel")
+        self.arrange(x)
+
+    def arrange(self, batch: MutableSequence[Any]) -> None:
+        """Put a batch, given in the order of spawning, into the order in which it is popped from its end."""
+        batch.reverse()
+        if self._shuffles:
+            super().shuffle(batch)
+
+
+class Choices(Order):
+    """Walks a tree of schedules: the n-th batch with a choice runs in its `choices[n]`-th permutation.
+
+    Only watched tasks are permuted; the others belong to trio and to the kit, and have no order worth trying.
+    """
+
+    def __init__(self, choices: tuple[int, ...]) -> None:
+        super().__init__(0)
+        self._choices = choices
+        self.watched: Collection[object] = ()
+        self.degrees: list[int] = []
+
+    def arrange(self, batch: MutableSequence[Any]) -> None:
+        places = [place for place, task in enumerate(batch) if task in self.watched]
+        if len(places) > 1:
+            step = len(self.degrees)
+            self.degrees.append(math.factorial(len(places)))
+            chosen = self._choices[step] if step < len(self._choices) else 0
+            tasks = permutation([batch[place] for place in places], chosen)
+            for place, task in zip(places, tasks, strict=True):
+                batch[place] = task
+        batch.reverse()
+
+
+def permutation(items: list[Any], index: int) -> list[Any]:
+    """The `index`-th permutation in lexicographic order; the 0th changes nothing."""
+    rest, result = list(items), []
+    for left in range(len(items), 0, -1):
+        place, index = divmod(index, math.factorial(left - 1))
+        result.append(rest.pop(place))
+    return result
+
+
+@contextmanager
+def ordered(order: Order) -> Iterator[Order]:
+    """Let `order` decide for every trio.run inside the block."""
+    require_names()
+    saved = _run._r, _run._ALLOW_DETERMINISTIC_SCHEDULING
+    hypothesis_known = "hypothesis" in sys.modules
+    _run._r, _run._ALLOW_DETERMINISTIC_SCHEDULING = order, True
+    try:
+        yield order
+    finally:
+        _run._r, _run._ALLOW_DETERMINISTIC_SCHEDULING = saved
+        if "hypothesis" in sys.modules and not hypothesis_known:
+            # Its plugin ran inside the block and registered our order; it must find trio's own source instead.
+            _run._hypothesis_plugin_setup()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[Order]:
+    """Inside, the order of tasks is a function of `seed`; 0 is the order of spawning."""
+    verify_seam()
+    with ordered(Order(seed)) as order:
+        yield order
+
+
+def require_names() -> None:
+    """Say at once which private name is gone, instead of failing later in trio's loop."""
+    for owner, (thing, names) in _NAMES.items():
+        for name in names:
+            if not hasattr(thing, name):
+                raise SeamBroken(f"{owner}.{name} is missing")
+
+
+@functools.cache
+def verify_seam() -> None:
+    """Prove once per process that a decided order is the order in which tasks run."""
+    require_names()
+    if trio.lowlevel.in_trio_run():
+        raise RuntimeError("the seam proves itself with a trio.run and must not be proved from inside trio")
+    decided = ((0, 1, 2, 3), (2, 0, 3, 1))
+    for _ in range(2):
+        for wanted in decided:
+            seen = _order_seen(wanted)
+            if seen != wanted:
+                raise SeamBroken(f"tasks decided to run as {wanted} ran as {seen}: trio._core._run._r has no effect")
+
+
+class _Decided(Order):
+    def __init__(self, wanted: tuple[int, ...]) -> None:
+        super().__init__(0)
+        self._wanted = wanted
+
+    def arrange(self, batch: MutableSequence[Any]) -> None:
+        mine = [place for place, task in enumerate(batch) if str(task.name).startswith("seam-")]
+        if len(mine) == len(self._wanted):
+            tasks = [batch[place] for place in mine]
+            for place, chosen in zip(mine, self._wanted, strict=True):
+                batch[place] = tasks[chosen]
+        batch.reverse()
+
+
+def _order_seen(wanted: tuple[int, ...]) -> tuple[int, ...]:
+    seen: list[int] = []
+
+    async def note(number: int) -> None:
+        seen.append(number)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(len(wanted)):
+                nursery.start_soon(note, number, name=f"seam-{number}")
+
+    with ordered(_Decided(wanted)):
+        trio.run(main)
+    return tuple(seen)
+
+
+def is_open(scope: trio.CancelScope) -> bool:
+    """Whether the scope's block is being executed now."""
+    private: Any = scope
+    return private._cancel_status is not None
+
+
+def wakes_cancelled(task: trio.lowlevel.Task) -> bool:
+    """Whether the task, at its next step, receives a Cancelled at the await where it stands."""
+    private: Any = task
+    return isinstance(getattr(private._next_send, "error", None), trio.Cancelled)
+
+
+def refused_abort(task: trio.lowlevel.Task) -> bool:
+    """Whether a cancel reached the parked task and its await goes on (the end of a nursery, a thread)."""
+    private: Any = task
+    return private._abort_func is None and private._next_send_fn is None
+
+
+def throw_into(task: trio.lowlevel.Task, error: BaseException) -> bool:
+    """Throw out of the await where the task stands, as if that await had failed without effect.
+
+    A parked await is aborted the way a cancel would abort it, so nothing handed over is lost. A pure checkpoint has
+    no effect to lose. Any other await that only yields has already happened; there nothing is thrown, and the answer
+    is False.
+    """
+    private: Any = task
+    thrown = False
+
+    def fail(*_: object) -> NoReturn:
+        nonlocal thrown
+        thrown = True
+        raise error
+
+    if private._abort_func is not None:
+        private._attempt_abort(fail)
+        return thrown
+    if private._next_send_fn is not None and _in_pure_checkpoint(task) and not wakes_cancelled(task):
+        private._next_send = _run.capture(fail)
+        return True
+    return False
+
+
+def _in_pure_checkpoint(task: trio.lowlevel.Task) -> bool:
+    pure: Callable[..., object] = trio.lowlevel.checkpoint
+    code = getattr(pure, "__code__", None)
+    return any(frame.f_code is code for frame, _ in task.iter_await_frames())

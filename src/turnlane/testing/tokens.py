@@ -1,0 +1,279 @@
+"""Tokens: one run as a word that can be mailed, and the search for the smallest run that still fails.
+
+`tlr1-` and letters and digits: a line of text with its checksum, as one number in base 62. It holds what decides the
+run (scenario, mode, seed, size, faults, choices, clock), the versions it was seen with, and a digest of its trace and
+history, so that a replay can say that the scenario has changed since. It does not hold the judges: they come from the
+scenario's decorator or from the caller.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+import zlib
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any, Final
+
+import trio
+from attrs import evolve, frozen
+
+from .faults import SCENARIO, Hit
+from .report import Finding, Location, Report, Violation
+from .runs import Plan, Run, perform
+from .world import DEFAULT_CHECKERS, Checker, Scenario
+
+PREFIX: Final = "tlr1-"
+TOKEN_LETTERS_MAX: Final = 200
+SHRINK_RUNS_MAX: Final = 500
+SHRINK_SECONDS_MAX: Final = 60.0
+
+_LETTERS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_CLOCKS: Final = {"virtual": "v", "real": "r"}
+
+
+class BadToken(ValueError):
+    """The text is not a token, or lost a letter on its way."""
+
+
+@frozen
+class Token:
+    """One run, and what was known when it was seen."""
+
+    scenario: str
+    plan: Plan
+    digest: str = ""
+    versions: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = _encode(self)
+        if len(text) > TOKEN_LETTERS_MAX:
+            # The name is the only part without a bound; its hash still tells whether the scenario given is the right
+            one.text = _encode(evolve(self, scenario=_hashed(self.scenario)))
+        return text
+
+
+def versions() -> tuple[str, ...]:
+    """Of turnlane, trio and Python."""
+    try:
+        own = importlib.metadata.version("turnlane")
+    except importlib.metadata.PackageNotFoundError:
+        own = "0"
+    return own, trio.__version__, platform.python_version()
+
+
+def decode(text: str) -> Token:
+    """The token of a text; `BadToken` if a letter is wrong."""
+    letters = text.strip().removeprefix(PREFIX)
+    if not text.strip().startswith(PREFIX) or not letters or any(letter not in _LETTERS for letter in letters):
+        raise BadToken(f"{text!r} is not a token: it starts with {PREFIX} and goes on with letters and digits")
+    number = functools.reduce(lambda value, letter: value * 62 + _LETTERS.index(letter), letters, 0)
+    data = number.to_bytes((number.bit_length() + 7) // 8, "big")[1:]
+    payload, checksum = data[:-4], data[-4:]
+    if len(data) <= 4 or zlib.crc32(payload).to_bytes(4, "big") != checksum:
+        raise BadToken(f"{text!r} lost something on its way: its checksum does not fit")
+    return _token_of(payload.decode())
+
+
+def _encode(token: Token) -> str:
+    plan = token.plan
+    hits = ",".join(f"{h.kind}@{h.point}" + ("" if h.scope == SCENARIO else f"/{h.scope}") for h in plan.hits)
+    choices, clock = ".".join(map(str, plan.choices)), _CLOCKS[plan.clock]
+    parts = (token.scenario, plan.mode, plan.seed, plan.size, hits, choices, clock, token.digest, plan.points_max)
+    payload = "|".join(map(str, (*parts, *token.versions))).encode()
+    # The leading 1 keeps leading zero bytes.
+    number = int.from_bytes(b"\x01" + payload + zlib.crc32(payload).to_bytes(4, "big"), "big")
+    letters = ""
+    while number:
+        number, digit = divmod(number, 62)
+        letters = _LETTERS[digit] + letters
+    return PREFIX + letters
+
+
+def _token_of(payload: str) -> Token:
+    scenario, mode, seed, size, hits, choices, clock, digest, points_max, *seen = payload.split("|")
+    plan = Plan(
+        seed=int(seed),
+        size=int(size),
+        hits=tuple(map(_hit_of, filter(None, hits.split(",")))),
+        mode=mode,
+        choices=tuple(map(int, filter(None, choices.split(".")))),
+        clock="real" if clock == "r" else "virtual",
+        points_max=int(points_max),
+    )
+    return Token(scenario, plan, digest, tuple(seen))
+
+
+def _hit_of(text: str) -> Hit:
+    kind, _, rest = text.rpartition("@")
+    point, _, scope = rest.partition("/")
+    return Hit(kind, int(point), scope or SCENARIO)
+
+
+def _hashed(name: str) -> str:
+    return "~" + hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def scenario_name(scenario: Callable[..., Any]) -> str:
+    """`module:name`, looking through partials."""
+    while isinstance(scenario, functools.partial):
+        scenario = scenario.func
+    name = getattr(scenario, "__qualname__", type(scenario).__qualname__)
+    return f"{getattr(scenario, '__module__', '?')}:{name}"
+
+
+def resolve(name: str) -> Any:
+    """What `module:name` names."""
+    module, _, path = name.partition(":")
+    if not path or "<locals>" in path:
+        raise LookupError(f"{name} cannot be imported; pass it: replay(token, scenario=...)")
+    found: Any = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def replay_command(scenario: Callable[..., Any], check: Sequence[Checker]) -> str:
+    """The command that runs a token of this scenario again, from the directory of now."""
+    module = sys.modules.get(scenario_name(scenario).partition(":")[0])
+    parts = ["python -m turnlane.testing replay"]
+    if module is not None and getattr(module, "__file__", None) and not hasattr(module, "__path__"):
+        folder = os.path.dirname(os.path.abspath(str(module.__file__)))
+        for _ in range(module.__name__.count(".")):
+            folder = os.path.dirname(folder)
+        parts.append(f"--path {os.path.relpath(folder)}")
+    for checker in check:
+        name = scenario_name(checker) if callable(checker) else ""
+        if name and "<" not in name:
+            parts.append(f"--check {name}")
+    return " ".join([*parts, "{token}"])
+
+
+def replay(
+    token: str,
+    *,
+    scenario: Scenario | None = None,
+    check: Sequence[Checker] | None = None,
+    recover: Scenario | None = None,
+) -> Report:
+    """Run exactly what the token says. Judges not given are those of the scenario's decorator, or the default ones."""
+    return rerun(token, scenario=scenario, check=check, recover=recover)[0]
+
+
+def rerun(
+    token: str,
+    *,
+    scenario: Scenario | None = None,
+    check: Sequence[Checker] | None = None,
+    recover: Scenario | None = None,
+) -> tuple[Report, Run]:
+    """`replay`, and the run itself."""
+    known = decode(token)
+    target = scenario if scenario is not None else resolve(known.scenario)
+    name = scenario_name(target)
+    if known.scenario not in (name, _hashed(name)):
+        raise LookupError(f"the token is of {known.scenario}, not of {name}")
+    judges, recover = _judges_of(target, check, recover)
+    started = time.perf_counter()
+    run = perform(target, known.plan, check=judges, recover=recover, recording=True)
+    notes = []
+    if known.versions != versions():
+        notes.append(f"warning: seen with {' '.join(known.versions)}, replayed with {' '.join(versions())}")
+    if run.digest() != known.digest:
+        notes.append("the scenario has changed since")
+    findings = tuple(finding_of(run, checker, violation, name) for checker, violation in run.violations)
+    report = Report(
+        ok=not findings,
+        scenario=name,
+        seeds=(known.plan.seed,),
+        points=run.points,
+        runs=1,
+        missed=int(bool(known.plan.hits) and not run.injector.hit_something),
+        seconds=time.perf_counter() - started,
+        findings=findings,
+        notes=tuple(notes),
+        command=replay_command(target, judges),
+    )
+    return report, run
+
+
+def _judges_of(
+    scenario: Any, check: Sequence[Checker] | None, recover: Scenario | None
+) -> tuple[Sequence[Checker], Scenario | None]:
+    """Those given, else those of the decorator (its pytest mark is read as data; pytest need not be there)."""
+    for mark in getattr(scenario, "pytestmark", ()):
+        if mark.name == "turnlane":
+            check = mark.kwargs.get("check") if check is None else check
+            recover = mark.kwargs.get("recover") if recover is None else recover
+    return (DEFAULT_CHECKERS if check is None else check), recover
+
+
+def finding_of(run: Run, checker: str, violation: Violation, scenario: str) -> Finding:
+    """A violation of a recorded run, with everything that is needed to see it again."""
+    plan, injector = run.plan, run.injector
+    named = violation.rule in (checker, "") or violation.message.startswith(violation.rule)
+    return Finding(
+        checker=checker,
+        message=violation.message if named else f"{violation.rule}: {violation.message}",
+        fault=plan.fault,
+        point=plan.hits[0].point if plan.hits else 0,
+        seed=plan.seed,
+        size=plan.size,
+        where=run.where,
+        tasks=injector.tasks_seen,
+        history=run.history,
+        token=str(Token(scenario, plan, run.digest(), versions())),
+    )
+
+
+def fails_with(run: Run, checker: str, rule: str) -> Violation | None:
+    """The violation of this checker at this rule, if the run has it."""
+    found = (v for name, v in run.violations if name == checker and v.rule == rule)
+    return next(found, None)
+
+
+def shrink(
+    run: Run, checker: str, rule: str, again: Callable[[Plan], Run], taken: Container[tuple[str, Location]] = ()
+) -> Run:
+    """The smallest run found that fails the same way, and does not become a finding that is already known."""
+    deadline = time.monotonic() + SHRINK_SECONDS_MAX
+    best, runs_left = run, SHRINK_RUNS_MAX
+    for stage in (_fewer_faults, _plain_seed, _smaller_sizes, _earlier_points):
+        for candidate in stage(best.plan):
+            if runs_left <= 0 or time.monotonic() > deadline:
+                return best
+            runs_left -= 1
+            tried = again(candidate)
+            if fails_with(tried, checker, rule) is not None and (checker, tried.where) not in taken:
+                best = tried
+                break
+    return best
+
+
+def _fewer_faults(plan: Plan) -> Iterator[Plan]:
+    for index in range(len(plan.hits)):
+        yield evolve(plan, hits=plan.hits[:index] + plan.hits[index + 1 :])
+
+
+def _plain_seed(plan: Plan) -> Iterator[Plan]:
+    if plan.seed:
+        yield evolve(plan, seed=0)
+
+
+def _smaller_sizes(plan: Plan) -> Iterator[Plan]:
+    size = 1
+    while size < plan.size:
+        yield evolve(plan, size=size)
+        size *= 2
+
+
+def _earlier_points(plan: Plan) -> Iterator[Plan]:
+    if plan.hits:
+        first, *rest = plan.hits
+        for point in range(1, first.point):
+            yield evolve(plan, hits=(evolve(first, point=point), *rest))

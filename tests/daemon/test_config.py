@@ -1,0 +1,271 @@
+"""Settings: three layers into one value, every problem at once with its place, and nothing unsafe starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import fields
+from hypothesis import given
+from hypothesis import strategies as st
+from joserfc.jwk import OKPKey
+
+from turnlane.core.limits import DEFAULT_LIMITS, Limits
+from turnlane.daemon.config import KEYS, Address, Problem, Settings, read_settings
+from turnlane.machines.admission import Quotas
+
+
+def read(
+    text: str | None = None, tmp_path: Path | None = None, environ: dict[str, str] | None = None, **flags: Any
+) -> Settings | tuple[Problem, ...]:
+    file = None
+    if text is not None:
+        assert tmp_path is not None
+        file = tmp_path / "turnlane.toml"
+        file.write_text(text)
+    return read_settings(file, environ or {}, {name.replace("__", "."): value for name, value in flags.items()})
+
+
+def good(*args: Any, **kwargs: Any) -> Settings:
+    found = read(*args, **kwargs)
+    assert isinstance(found, Settings), [str(problem) for problem in found]
+    return found
+
+
+def faults(*args: Any, **kwargs: Any) -> list[str]:
+    found = read(*args, **kwargs)
+    assert not isinstance(found, Settings)
+    return [str(problem) for problem in found]
+
+
+def test_without_any_setting_the_daemon_is_local_and_closed() -> None:
+    settings = good()
+    assert (str(settings.listen), str(settings.operator.listen)) == ("127.0.0.1:4101", "127.0.0.1:4100")
+    assert settings.auth and settings.operator.auth and settings.gc and settings.makes_local_key
+    assert settings.tls is None and settings.limits == DEFAULT_LIMITS and settings.announcements() == ()
+    assert settings.door().loopback and "http://127.0.0.1:4100" in settings.door().allowed_origins
+    assert settings.operator_door().allowed_origins == (
+        "http://localhost:4100",
+        "http://127.0.0.1:4100",
+        "http://[::1]:4100",
+    )
+
+
+FILE = """
+listen = "127.0.0.1:5000"
+state = "data"
+app = "my.agents:talk"
+allowed_origins = ["https://App.example/"]
+gc = false
+
+[operator]
+listen = "[::1]:5001"
+auth = "off"
+[[operator.tokens]]
+name = "ops"
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+scopes = ["status.read"]
+expires_at = 2030-01-01T00:00:00Z
+
+[profile]
+overlap = "interrupt"
+turn_budget_ms = 5_000
+[journal]
+map_bytes_max = 1_000_000
+[log]
+level = "debug"
+[limits]
+message_bytes_max = 200_000
+[tenants.acme]
+turns_open_max = 4
+[tenants.other]
+"""
+
+
+def test_a_file_is_read_whole(tmp_path: Path) -> None:
+    settings = good(FILE, tmp_path)
+    assert settings.listen == Address("127.0.0.1", 5000) and str(settings.operator.listen) == "[::1]:5001"
+    assert settings.state == tmp_path / "data", "paths of a file are beside it"
+    assert settings.allowed_origins == ("https://app.example",)
+    assert settings.operator.tokens[0].expires_at == 1_893_456_000
+    assert (settings.profile.overlap, settings.profile.turn_budget_ms) == ("interrupt", 5_000)
+    assert (settings.limits.message_bytes_max, settings.limits.map_bytes_max) == (200_000, 1_000_000)
+    assert (settings.log_level, settings.gc, settings.app) == ("debug", False, "my.agents:talk")
+    assert settings.tenants == {"acme": Quotas(4, 120, 600, 60), "other": Quotas(32, 120, 600, 60)}
+    assert len(settings.announcements()) == 1 and "operator.auth is off" in settings.announcements()[0]
+
+
+def test_flags_win_over_variables_and_these_over_the_file(tmp_path: Path) -> None:
+    environ = {"TURNLANE_LISTEN": "127.0.0.1:6000", "TURNLANE_LIMITS_PAGE_ITEMS_MAX": "77", "TURNLANE_GC": "true"}
+    settings = good(FILE, tmp_path, environ, listen="127.0.0.1:7000", operator__listen=None)
+    assert (settings.listen.port, settings.operator.listen.port) == (7000, 5001)
+    assert settings.limits.page_items_max == 77 and settings.gc
+    resolved = dict(line.split(" = ", 1) for line in settings.resolved.splitlines())
+    resolved = {name.strip(): rest for name, rest in resolved.items()}
+    assert resolved["listen"] == "127.0.0.1:7000  # flag --listen"
+    assert resolved["limits.page_items_max"] == "77  # variable TURNLANE_LIMITS_PAGE_ITEMS_MAX"
+    assert resolved["operator.listen"].endswith("turnlane.toml:9")
+    assert resolved["operator.auth"].startswith("off") and resolved["auth"] == "on  # default"
+    assert resolved["operator.tokens"].startswith("***") and "0" * 64 not in settings.resolved
+    assert resolved["tenants.acme.turns_open_max"].startswith("4  # ")
+
+
+def test_all_problems_are_told_at_once_each_with_its_place(tmp_path: Path) -> None:
+    text = """
+listne = "127.0.0.1:1"
+listen = "nowhere"
+auth = true
+state = ""
+colour = "red"
+[operator]
+alowed_hosts = ["a"]
+allowed_origins = ["*"]
+[journal]
+process_level = true
+[limits]
+message_bytes_max = "1 MiB"
+frame_bytes_max = 0
+page_items_max = true
+page_bytes_max = 1.5
+ping_interval_msec = 5
+[tenants.Acme]
+[tenants.acme]
+turns_open_mx = 1
+[live]
+auth = "off"
+"""
+    environ = {"TURNLANE_LOG_LEVEL": "loud", "TURNLANE_LISTNE": "x", "TURNLANE_LIMITS_RUNS": "1", "OTHER": "x"}
+    found = "\n".join(faults(text, tmp_path, environ, tls="maybe"))
+    for place, words in [
+        (":2", "unknown key listne; did you mean listen?"),
+        (":3", "listen: expected HOST:PORT"),
+        (":4", "auth: expected on or off"),
+        (":5", "state: expected a text"),
+        (":6", "unknown key colour"),
+        (":8", "unknown key operator.alowed_hosts; did you mean operator.allowed_hosts?"),
+        (":9", "operator.allowed_origins: `*` is refused"),
+        (":11", "journal.process_level is not built"),
+        (":13", "limits.message_bytes_max: expected a whole number of bytes"),
+        (":14", "limits.frame_bytes_max: expected a whole number of bytes, 1 or more"),
+        (":15", "limits.page_items_max: expected a whole number"),
+        (":16", "limits.page_bytes_max: expected a whole number"),
+        (":17", "unknown key limits.ping_interval_msec; did you mean limits.ping_interval_ms?"),
+        (":18", "tenants: 'Acme' is not a tenant id"),
+        (":20", "unknown key tenants.acme.turns_open_mx; did you mean turns_open_max?"),
+        (":22", "live.auth is not built"),
+        ("variable TURNLANE_LOG_LEVEL", "log.level: expected one of"),
+        ("variable TURNLANE_LISTNE", "unknown setting; did you mean TURNLANE_LISTEN?"),
+        ("variable TURNLANE_LIMITS_RUNS", "unknown setting"),
+        ("flag --tls", "tls: expected one of off, elsewhere"),
+    ]:
+        assert f"{place}: {words}" in found, (place, words, found)
+    assert found.count("\n") == 19, found
+
+
+def test_a_file_that_cannot_be_read_or_parsed_is_one_problem(tmp_path: Path) -> None:
+    assert "is not TOML" in faults("a = = 1", tmp_path)[0]
+    assert "is not TOML" in faults("a = 1\na = 2", tmp_path)[0]
+    missing = read_settings(tmp_path / "none.toml", {})
+    assert not isinstance(missing, Settings) and "cannot be read" in str(missing[0])
+
+
+def test_a_relation_that_does_not_hold_names_its_rule_and_its_source() -> None:
+    found = faults(environ={"TURNLANE_LIMITS_CANCEL_ASK_MS": "400"})
+    assert found == [
+        "variable TURNLANE_LIMITS_CANCEL_ASK_MS: limits: a relation does not hold: "
+        "cancel_ask_ms + cancel_insist_ms < cancel_total_ms_max"
+    ]
+
+
+def test_one_setting_under_two_names_is_refused() -> None:
+    assert "one setting" in faults(journal__map_bytes_max=1 << 30, limits__map_bytes_max=1 << 30)[0]
+    assert good(journal__map_bytes_max=1 << 30).limits.map_bytes_max == 1 << 30
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "[::]", "door.example", "128.0.0.1"])
+def test_every_unsafe_combination_of_a_public_listener_is_named_together(host: str) -> None:
+    found = "\n".join(faults(listen=f"{host}:1", operator__listen=f"{host}:2", auth="off", operator__auth="off"))
+    for words in (
+        f"listen {host}:1 is not loopback: give tls.cert",
+        f"operator.listen {host}:2 is not loopback: give tls.cert",
+        "auth = off with listen",
+        "operator.auth = off with operator.listen",
+        "metrics are open to everyone",
+    ):
+        assert words in found
+    found = "\n".join(faults(listen=f"{host}:1", operator__listen=f"{host}:2", tls="elsewhere"))
+    assert "there are no keys" in found and "there are no operator.tokens" in found and "give tls" not in found
+
+
+def private(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.chmod(mode)
+    return path
+
+
+def test_a_public_listener_with_tls_keys_and_auth_is_accepted(tmp_path: Path) -> None:
+    pem = OKPKey.generate_key("Ed25519").as_pem(private=True).decode()
+    private(tmp_path / "keys.toml", f"[[keys]]\nkid = 'a'\nalg = 'Ed25519'\nmint = true\nkey = '''{pem}'''\n")
+    private(tmp_path / "c.pem", "", 0o644)
+    private(tmp_path / "k.pem", "")
+    text = 'listen = "0.0.0.0:443"\nkeys = "keys.toml"\n[tls]\ncert = "c.pem"\nkey = "k.pem"\n'
+    settings = good(text, tmp_path)
+    assert settings.tls is not None and settings.tls.key == tmp_path / "k.pem"
+    assert len(settings.keys) == 1 and not settings.makes_local_key and not settings.door().loopback
+    assert "Ed25519 ***" in settings.resolved and "PRIVATE" not in settings.resolved
+
+
+def test_files_with_secrets_are_checked_at_the_start(tmp_path: Path) -> None:
+    private(tmp_path / "keys.toml", "[[keys]]\nkid='a'\nalg='HS256'\nkey='short'\n[[keys]]\nkid='b'\nalg='no'\n")
+    private(tmp_path / "k.pem", "", 0o644)
+    text = 'keys = "keys.toml"\ntls = "off"\n[tls2]\n'
+    found = "\n".join(faults(text, tmp_path))
+    assert "turnlane.toml:1: " in found and "5 bytes" in found and "alg has to be" in found
+    found = "\n".join(faults(tls__cert=tmp_path / "none", tls__key=tmp_path / "k.pem", tls="off"))
+    for words in ("none cannot be read", "chmod 600", "excludes"):
+        assert words in found
+    assert "belong together" in faults(tls__key=private(tmp_path / "k2.pem", ""))[0]
+    assert "does not exist" in faults(keys=tmp_path / "none.toml")[0]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "4101", ":4101", "::1:4101", "[127.0.0.1]:1", "a:65536", "a:-1", "a:x", "a b:1", "unix:/x", "u@h:1", 1],
+)
+def test_an_address_that_is_not_host_and_port_is_refused(address: Any) -> None:
+    assert any("listen: expected" in fault for fault in faults(listen=address))
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("allowed_hosts", "*"), ("allowed_hosts", "*.example"), ("allowed_hosts", "https://a"), ("allowed_hosts", "a:1"),
+    ("allowed_origins", "*"), ("allowed_origins", "https://*.example"), ("allowed_origins", "app.example"),
+    ("allowed_origins", "https://a/b"), ("allowed_origins", "https://u@a"), ("allowed_origins", "null"),
+    ("operator.tokens", [{"name": "a", "sha256": "x", "scopes": []}]),
+    ("operator.tokens", [{"name": "a", "sha256": "0" * 64, "scopes": "x"}]),
+    ("operator.tokens", [{"name": "a", "sha256": "0" * 64, "scopes": [], "secret": "x"}]),
+    ("operator.tokens", [{"name": "a", "sha256": "0" * 64, "scopes": [], "tenant": "A"}]),
+    ("operator.tokens", [{"name": "a", "sha256": "0" * 64, "scopes": []}] * 2),
+    ("operator.tokens", "x"), ("listen", "127.0.0.1:4100"), ("limits.page_items_max", 1 << 50),
+    ("limits.page_items_max", "-1"), ("gc", "yes"), ("gc", 1), ("profile.overlap", "drop"), ("journal", 1),
+])  # fmt: skip
+def test_a_value_of_the_wrong_kind_or_an_unsafe_one_is_refused(key: str, value: Any) -> None:
+    found = read_settings(None, {}, {key: value})
+    assert not isinstance(found, Settings) and len(found) == 1
+
+
+def test_every_limit_may_be_set_and_every_key_has_its_variable() -> None:
+    for one in fields(Limits):
+        assert f"limits.{one.name}" in KEYS
+    names = [key.replace(".", "_") for key in KEYS]
+    assert len(set(names)) == len(names), "two keys with one variable"
+    same = {f"TURNLANE_LIMITS_{one.name.upper()}": str(one.default) for one in fields(Limits)}
+    assert good(environ=same).limits == DEFAULT_LIMITS
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(KEYS)), st.text(max_size=12) | st.integers() | st.lists(st.text(max_size=3)))
+)
+def test_any_values_give_settings_or_problems_never_an_error(flags: dict[str, Any]) -> None:
+    found = read_settings(None, {}, flags)
+    assert isinstance(found, Settings) or all(problem.source for problem in found)
