@@ -107,7 +107,9 @@ class UnknownEvent:
 
 _encode = msgspec.json.Encoder().encode
 _header: Final = {cls: (tag, Lane.DATA if tag in DATA_TAGS else Lane.CONTROL) for cls, tag in TAGS.items()}
-_decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {tag: msgspec.json.Decoder(cls).decode for tag, cls in CLASSES.items()}
+_decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {
+    tag: msgspec.json.Decoder(cls).decode for tag, cls in CLASSES.items()
+}
 _state_decoder: Final = msgspec.json.Decoder(Session)
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import trio
 from attrs import define, field, frozen
@@ -91,7 +91,9 @@ class LocalPlans:
     def bundle(self, profile: str) -> Bundle | Rejected:
         if profile not in self.profiles:
             known = ", ".join(sorted(self.profiles))
-            return Rejected(Reason.PROFILE_UNSUPPORTED, f"no such profile: known are {known}", {"path": "params.profile"})
+            return Rejected(
+                Reason.PROFILE_UNSUPPORTED, f"no such profile: known are {known}", {"path": "params.profile"}
+            )
         if profile not in self._bundles:
             chosen = self.profiles[profile]
             source = f"local:profile:{digest_of([chosen.name, chosen.agent, chosen.version]).hex()}"

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 
 import pytest
@@ -86,6 +86,7 @@ RULES = [
     (GOOD + frame(8, b"x"), 1002, "one byte"),
     (GOOD + frame(8, struct.pack("!H", 999)), 1002, "close code"),
     (GOOD + frame(8, struct.pack("!H", 1005)), 1002, "close code"),
+    (GOOD + frame(8, struct.pack("!H", 1014)), 1002, "close code"),
     (GOOD + frame(8, struct.pack("!H", 2999)), 1002, "close code"),
     (GOOD + frame(8, struct.pack("!H", 5000)), 1002, "close code"),
     (GOOD + frame(8, struct.pack("!H", 1000) + b"\xff"), 1007, "close reason"),
@@ -459,10 +460,7 @@ async def test_a_cancel_at_any_checkpoint_of_a_send_leaves_no_half_frame_followe
         before = bytes(stream.taken)
         state = guard.status()
         for later in (text_frame(b"later"), close_frame(1011, "end")):
-            try:
-                await guard.send_all(later)
-            except trio.BrokenResourceError:
-                pass
+            await quietly(guard.send_all, later)
         if state.poisoned:
             assert stream.taken == before, "a poisoned socket is never written again"
         else:
@@ -472,6 +470,34 @@ async def test_a_cancel_at_any_checkpoint_of_a_send_leaves_no_half_frame_followe
         if not cut:
             break
     assert step > 5
+
+
+async def quietly(send: Callable[[bytes], Awaitable[None]], data: bytes) -> None:
+    with suppress(trio.BrokenResourceError):
+        await send(data)
+
+
+async def test_a_message_cut_between_its_frames_lets_only_a_close_frame_follow() -> None:
+    pong, cuts = b"\x8a\x03abc", set()
+    for step in count(1):
+        stream = Dripping(7)
+        guard = Guard(stream, TINY_FRAMES)
+        await guard.send_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        stream.taken.clear()
+        async with trio.open_nursery() as nursery:
+            # A pong that waits for its turn takes it between two frames: there the writer can be cancelled.
+            nursery.start_soon(quietly, guard.send_all, pong)
+            cut = await cancelled_at(step, lambda: guard.write_frames(text_frame(b"x" * 200, 64)))  # noqa: B023
+        state = guard.status()
+        if not state.poisoned:
+            for later in (text_frame(b"later"), close_frame(1011, "end")):
+                await quietly(guard.send_all, later)
+            assert well_formed(stream.taken) and stream.taken.endswith(close_frame(1011, "end"))
+            assert state.severed == (b"later" not in stream.taken)
+            cuts.add(state.severed)
+        if not cut:
+            break
+    assert cuts == {True, False}
 
 
 async def test_a_cancelled_write_of_which_the_socket_took_nothing_leaves_it_clean() -> None:

@@ -55,7 +55,7 @@ _HEADER_BYTES_MAX: Final = 14
 _LINGER_BYTES_MAX: Final = 1_048_576
 _CLOSE_FRAME_BYTES_MAX: Final = 131  # masked
 _HEAD_MAY_END: Final = re.compile(rb"\n\r?\n")
-_CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
+_CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, *range(1007, 1014)})  # those the library knows
 
 
 @frozen
@@ -421,8 +421,9 @@ class Guard(trio.abc.Stream):
         self._message_lock = trio.StrictFIFOLock()
         self._poisoned = self._severed = self._closed = self._close_out = False
         self._bytes_out = self._writes = 0
-        if self._socket is not None and send_buffer_bytes is not None:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+        self._plain = _plain_socket(transport)
+        if self._plain is not None and send_buffer_bytes is not None:
+            self._plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
 
     def __repr__(self) -> str:
         return f"<Guard {'poisoned' if self._poisoned else 'closed' if self._closed else 'open'}>"
@@ -482,7 +483,10 @@ class Guard(trio.abc.Stream):
         bound = self._limits.handshake_bytes_max + EARLY_BYTES_MAX + 1
         with trio.move_on_after(self._limits.handshake_ms_max / 1000):
             while True:
-                part = await self._transport.receive_some(min(4_096, bound - len(data)))
+                try:
+                    part = await self._transport.receive_some(min(4_096, bound - len(data)))
+                except trio.BrokenResourceError:
+                    part = b""
                 if not part:
                     return Refusal(400, Reason.BAD_HANDSHAKE, "The connection ended inside the request.")
                 seen, data = len(data), data + part
@@ -681,11 +685,7 @@ class Guard(trio.abc.Stream):
 
     def _abort_now(self) -> None:
         """Reset the socket, without a checkpoint: what is in the kernel's buffer would be read as half a frame."""
-        plain = self._socket
-        inner: object = self._transport
-        while plain is None and isinstance(inner, trio.SSLStream):
-            inner = inner.transport_stream
-            plain = inner.socket if isinstance(inner, trio.SocketStream) else None
+        plain = self._plain
         if plain is not None and plain.fileno() != -1:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             plain.close()
@@ -708,6 +708,13 @@ class Guard(trio.abc.Stream):
         self._closed = True
         self._upgraded.set()
         self._close_sent.set()
+
+
+def _plain_socket(stream: object) -> trio.socket.SocketType | None:
+    """The socket at the bottom of a stream, under TLS or not."""
+    while isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    return stream.socket if isinstance(stream, trio.SocketStream) else None
 
 
 def text_frame(payload: bytes, frame_bytes_max: int = DEFAULT_LIMITS.frame_bytes_max) -> bytes:

@@ -67,6 +67,7 @@ class Attachment:
     ended: Reason | None = None
     _live: Lanes[LiveFrame] | None = None
     _skipped: LiveSkipped | None = None
+    _cut: bool = False
     _ended_told: bool = False
 
     async def next(self, items_max: int = PAGE_ITEMS, bytes_max: int = PAGE_BYTES) -> list[Delivery]:
@@ -75,7 +76,7 @@ class Attachment:
         Raises Refused `stale_cursor` when the log was cut behind the reader.
         """
         while True:
-            items = await self._kept(items_max, bytes_max)
+            items = [] if self._cut else await self._kept(items_max, bytes_max)
             deliveries: list[Delivery] = [*items, *self._live_items(items_max - len(items))]
             if not items and self.ended is not None and not self._ended_told:
                 self._ended_told = True
@@ -114,10 +115,11 @@ class Attachment:
         self._skipped = LiveSkipped(frame.turn, first, frame.output_seq, count)
         self.bell.ring()
 
-    def end(self, reason: Reason) -> None:
-        """Kept events up to here are still sent, then `Ended`."""
+    def end(self, reason: Reason, *, at_once: bool = False) -> None:
+        """What is kept so far is still sent, then `Ended`; `at_once`: the cursor is all the reader gets."""
         if self.ended is None:
             self.ended = reason
+            self._cut = at_once
             self.bell.ring()
 
     def close(self) -> None:

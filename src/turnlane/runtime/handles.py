@@ -4,7 +4,7 @@ dropped at any time and nothing of the session changes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -120,11 +120,12 @@ class TurnHandle:
 class Session:
     """A handle on one session of this runtime. Every method raises `Refused` for a no."""
 
-    __slots__ = ("_actor", "_runtime", "id")
+    __slots__ = ("_actor", "_on_posted", "_runtime", "id")
 
-    def __init__(self, runtime: Runtime, actor: SessionActor) -> None:
+    def __init__(self, runtime: Runtime, actor: SessionActor, on_posted: Callable[[], None] | None = None) -> None:
         self._runtime = runtime
         self._actor = actor
+        self._on_posted = on_posted
         self.id: SessionId = actor.session
 
     def __repr__(self) -> str:
@@ -200,9 +201,18 @@ class Session:
 
     async def _submit(self, command: Any, keyed: Keyed | None) -> Any:
         actor = self._actor = await self._runtime.resident(self._actor)
-        return await actor.submit(command, keyed)
+        return await actor.submit(command, keyed, self._on_posted)
 
-    async def cancel(
+    async def cancel(self, turn_id: str | None = None, **how: Any) -> turns.CancelAnswer:
+        """Cancel a turn (default: the open one), a waiting start by its key, or with `scope="session"` everything.
+
+        Takes what `cancelled` takes. Returns once the fence is durable; waits for no agent. An ended turn is never an
+        error (`already_ended`). Rule: spec "Turns", 6.1.
+        """
+        answer: turns.CancelAnswer = (await self.cancelled(turn_id, **how)).value
+        return answer
+
+    async def cancelled(
         self,
         turn_id: str | None = None,
         *,
@@ -217,14 +227,10 @@ class Session:
         soft_ms: int | None = None,
         key: str | None = None,
         origin: str = "host",
-    ) -> turns.CancelAnswer:
-        """Cancel a turn (default: the open one), a waiting start by its key, or with `scope="session"` everything.
-
-        Returns once the fence is durable; waits for no agent. An ended turn is never an error (`already_ended`).
-        Rule: spec "Turns", 6.1.
-        """
+    ) -> Answered:
+        """As `cancel`, and whether the key had been used before."""
         if scope in ("node", "attempt"):
-            return self._cancel_part(scope, node, attempt)
+            return Answered(self._cancel_part(scope, node, attempt), False)
         command = turns.CancelTurn(
             None if turn_id is None else TurnId(turn_id),
             start_key,
@@ -236,9 +242,7 @@ class Session:
             sent_at,
             soft_ms=soft_ms,
         )
-        content = ["cancel", turn_id, start_key, reason, mode, scope, detail]
-        answer: turns.CancelAnswer = (await self.ask(command, key, content)).value
-        return answer
+        return await self.ask(command, key, ["cancel", turn_id, start_key, reason, mode, scope, detail])
 
     def _cancel_part(self, scope: str, node: str | None, attempt: str | None) -> turns.CancelAnswer:
         actor = self._actor.turn

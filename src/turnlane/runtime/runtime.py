@@ -568,7 +568,7 @@ class Runtime:
         if self.actors.get(actor.stream) is actor:
             del self.actors[actor.stream]
         for attachment in list(actor.attachments.values()):
-            attachment.end(refusal.reason)
+            attachment.end(refusal.reason, at_once=True)
         if (over := self._over.pop(actor.stream, None)) is not None:
             over.set()
         now = self.ports.clock.now()
@@ -676,7 +676,7 @@ class Runtime:
             generation = self._generations.get((actor.stream, client), 0) + 1
             self._generations[actor.stream, client] = generation
             for older in [other for other in actor.attachments.values() if other.client == client]:
-                older.end(Reason.REPLACED)
+                older.end(Reason.REPLACED, at_once=True)
         reader = Reader(
             place.control_seq,
             place.data_seq,

@@ -7,7 +7,7 @@ a place in the log. All judgement is in `machines/session.py`; here is when it i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -104,12 +104,16 @@ class SessionActor:
 
     # the mailbox
 
-    async def submit(self, command: Any, keyed: Keyed | None = None) -> Any:
+    async def submit(
+        self, command: Any, keyed: Keyed | None = None, on_posted: Callable[[], None] | None = None
+    ) -> Any:
         """Put a command in the CONTROL lane and wait for its answer. What is accepted runs, whoever stops waiting.
 
-        Returns the answer of the machine; raises Refused for every no.
+        Returns the answer of the machine; raises Refused for every no. `on_posted` is called once it is in the lane.
         """
         envelope = self.post(command, keyed)
+        if on_posted is not None:
+            on_posted()
         await envelope.answered.wait()
         answer = envelope.answer
         if isinstance(answer, Rejected | Deferred):
@@ -251,12 +255,11 @@ class SessionActor:
     def _try_again(self, command: Any) -> None:
         """What the runtime itself must bring about is offered again once there is room."""
         if isinstance(command, _NEVER_REFUSED):
+
             def again(_: str) -> None:
                 self.post(command)
 
-            self.runtime.timers.arm(
-                self.stream, f"again:{type(command).__name__}", again, after_ms_=1_000
-            )
+            self.runtime.timers.arm(self.stream, f"again:{type(command).__name__}", again, after_ms_=1_000)
 
     async def _handle(self, command: Any, keyed: Keyed | None) -> Any:
         if isinstance(command, Rejected | Deferred):

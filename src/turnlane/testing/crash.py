@@ -9,8 +9,9 @@ acknowledged: everything acknowledged is there, in order, and no half of a group
     def recover(path): return [...]   # opens as production does, gives the numbers it finds, in order
     crash_store("my_module:workload", "my_module:recover").raise_if_broken()
 
-A workload does the same in every run. Acknowledgements leave the process over a pipe, so the judge does not trust the store. Both functions run in forked
-children of one process that has imported them and opened nothing, about a hundred kills a second.
+A workload does the same in every run. Acknowledgements leave the process over a pipe, so the judge does not trust
+the store. Both functions run in forked children of one process that has imported them and opened nothing, about a
+hundred kills a second.
 
 Method `shim` preloads `shim.c`, compiled with the machine's `cc` on first use. Method `ports`, where there is no
 compiler, dies at the n-th call of what the workload passed through `ctx.port(...)`; it has no `torn` and no errors.
@@ -45,6 +46,7 @@ from attrs import define, field, frozen
 _SOURCE: Final = Path(__file__).with_name("shim.c")
 _MODES: Final = ("before", "after", "torn")
 _RECOVERY_CALLS_MAX: Final = 1_000
+_CHILD_SECONDS_MAX: Final = 60
 
 Judge = Callable[["Sequence[Sequence[int]]", "Sequence[int]", "Sequence[int]"], "str | None"]
 
@@ -188,8 +190,8 @@ def crash_store(
     """Kill `workload` at its durable calls and judge what `recover` finds. Both are `module:function`.
 
     `points` is "every" or the numbers to try; `errors` adds runs in which the call fails with that name ("EIO",
-    "ENOSPC", "EDQUOT", "EINTR", or "short"), once and from then on. With `depth=2` recovery is killed at each of its
-    own calls as well, before it runs untouched.
+    "ENOSPC", "EDQUOT", "EINTR", or "short"), once and (except "EINTR") from then on. With `depth=2` recovery is killed
+    at each of its own calls as well, before it runs untouched.
     """
     assert set(modes) <= set(_MODES) and depth in (1, 2), (modes, depth)
     if method == "auto":
@@ -235,7 +237,9 @@ def _all_points(
     for number in numbers:
         for name in errors:
             mode, error = ("short", None) if name == "short" else ("fail", name)
-            plans += [Plan(number, mode, error), Plan(number, mode, error, sticky=True)]
+            plans.append(Plan(number, mode, error))
+            if name != "EINTR":  # whoever tries again would try for ever
+                plans.append(Plan(number, mode, error, sticky=True))
     runs, died, complete = 1, 0, True
     for plan in plans:
         if seconds_max is not None and monotonic() - started > seconds_max:
@@ -394,6 +398,7 @@ def _in_child(work: Callable[[IO[str]], None]) -> tuple[list[Any], int, str]:
     if pid == 0:
         code = 0
         try:
+            signal.alarm(_CHILD_SECONDS_MAX)
             os.close(reading)
             with os.fdopen(writing, "w", buffering=1) as out:
                 try:

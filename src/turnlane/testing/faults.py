@@ -101,7 +101,7 @@ def _error(target: Target, task: trio.lowlevel.Task, scope: trio.CancelScope) ->
 
 def _interrupt(target: Target, task: trio.lowlevel.Task, scope: trio.CancelScope) -> bool:
     signal.raise_signal(signal.SIGINT)
-    return True
+    return False
 
 
 FAULTS: Final[dict[str, Apply]] = {
@@ -187,6 +187,7 @@ class Injector(trio.abc.Instrument):
     steps: list[Step] = field(factory=list)
     applied: list[Step] = field(factory=list)
     landed: set[Location] = field(factory=set)
+    """Where a fault was received; empty when it was applied and nothing received it."""
     tasks_seen: str = ""
     stuck: str = ""
     stuck_at: tuple[Location, ...] = ()
@@ -194,10 +195,10 @@ class Injector(trio.abc.Instrument):
     calls: Counter[str] = field(factory=Counter)
 
     _pending: dict[int, list[Hit]] = field(factory=dict)
+    _hit_scopes: list[trio.CancelScope] = field(factory=list)
     _caller: trio.CancelScope | None = None
     _ended: trio.lowlevel.Task | None = None
     _idle_loops: int = 0
-    _certain: bool = False
 
     def begin(self, task: trio.lowlevel.Task, caller: trio.CancelScope) -> None:
         """From now on count the steps of this task and of its descendants."""
@@ -211,10 +212,6 @@ class Injector(trio.abc.Instrument):
         """The scenario is over: no point is counted and no fault applied any more."""
         self._caller = None
         self._pending.clear()
-
-    @property
-    def hit_something(self) -> bool:
-        return self._certain or bool(self.landed)
 
     def port_called(self, operation: str) -> None:
         """Count a call of a port, and raise if it is the one that fails."""
@@ -231,7 +228,6 @@ class Injector(trio.abc.Instrument):
         self.applied.append(Step(operation, where, (where,), frozenset()))
         self.tasks_seen = self.tasks_seen or self.task_tree()
         self.landed.add(where)
-        self._certain = True
         raise self.target.inject(error)
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
@@ -287,17 +283,21 @@ class Injector(trio.abc.Instrument):
         self.tasks_seen = self.tasks_seen or self.task_tree()
         if scope is None or (hit.kind == "error" and not self.target.may_raise_in(task)):
             return
+        self._hit_scopes.append(scope)
         if FAULTS[hit.kind](self.target, task, scope):
-            self._certain = True
             self._note_landing(task)
 
     def _observe(self, task: trio.lowlevel.Task) -> None:
         if not self.landed:
             for parked in self.watched:
-                if schedule.refused_abort(parked):
+                if schedule.refused_abort(parked) and self._was_hit(parked):
                     self._note_landing(parked)
-        if task in self.watched and schedule.wakes_cancelled(task):
+        error = schedule.wake_error(task) if task in self.watched else None
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, trio.Cancelled) and self._was_hit(task)):
             self._note_landing(task)
+
+    def _was_hit(self, task: trio.lowlevel.Task) -> bool:
+        return any(schedule.sees_cancel_of(task, scope) for scope in self._hit_scopes)
 
     def _note_landing(self, task: trio.lowlevel.Task) -> None:
         self.landed.update(stands_at(task)[-1:])

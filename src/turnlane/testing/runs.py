@@ -1,7 +1,7 @@
 """One run of the kit: a scenario, a plan, a verdict.
 
-A run is one `trio.run` of the scenario under one `Plan`: a seed, a size, the faults, the order of tasks. The same plan gives
-the same run.
+A run is one `trio.run` of the scenario under one `Plan`: a seed, a size, the faults, the order of tasks. The same
+plan gives the same run.
 
 Two judges are built in, because nothing else can be judged without them: `ends`, and `no_stray_exception` (what leaves
 the scenario was injected, or explicitly raised from what was).
@@ -9,6 +9,7 @@ the scenario was injected, or explicitly raised from what was).
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import hashlib
@@ -32,9 +33,6 @@ from .world import DEFAULT_CHECKERS, Checker, ClockKind, Resources, Scenario, Wo
 POINTS_MAX: Final = 100_000
 """A scenario with more points is too large to be swept."""
 REAL_SECONDS_MAX: Final = 30.0
-
-_abandoned: Final[list[object]] = []
-"""Tasks that refused to end. Collecting them would run their handlers outside of any trio run."""
 
 
 @frozen
@@ -126,7 +124,7 @@ def _run_trio(main: Callable[[], Awaitable[None]], run: Run, world: World) -> No
     except trio.TrioInternalError as error:
         if not isinstance(error.__cause__, schedule.Stuck):
             raise
-        _abandoned.append(list(injector.watched))
+        _keep_for_ever(list(injector.watched))
     except KeyboardInterrupt:
         if not _interrupts(run.plan):
             raise
@@ -220,6 +218,11 @@ def _raised_at(error: BaseException) -> Location:
             where = Location(code.co_filename, trace.tb_lineno, code.co_name)
         trace = trace.tb_next
     return where
+
+
+def _keep_for_ever(tasks: list[trio.lowlevel.Task]) -> None:
+    """Tasks that swallow every exception would swallow the one that finalizes them, and go on for ever, even at exit."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(tasks))
 
 
 @contextmanager

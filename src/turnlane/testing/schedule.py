@@ -31,8 +31,11 @@ TRIO_KNOWN: Final = ("0.31", "0.35")
 _run: Final[Any] = importlib.import_module("trio._core._run")
 
 _NAMES: Final = {
-    "trio._core._run": (_run, ("_r", "_ALLOW_DETERMINISTIC_SCHEDULING", "capture")),
-    "Task": (trio.lowlevel.Task, ("_counter", "_next_send_fn", "_next_send", "_abort_func", "_attempt_abort")),
+    "trio._core._run": (_run, ("_r", "_ALLOW_DETERMINISTIC_SCHEDULING", "capture", "CancelStatus")),
+    "Task": (
+        trio.lowlevel.Task,
+        ("_counter", "_next_send_fn", "_next_send", "_abort_func", "_attempt_abort", "_cancel_status"),
+    ),
     "CancelScope": (trio.CancelScope, ("_cancel_status",)),
 }
 
@@ -188,16 +191,33 @@ def is_open(scope: trio.CancelScope) -> bool:
     return private._cancel_status is not None
 
 
-def wakes_cancelled(task: trio.lowlevel.Task) -> bool:
-    """Whether the task, at its next step, receives a Cancelled at the await where it stands."""
+def wake_error(task: trio.lowlevel.Task) -> BaseException | None:
+    """What the task, at its next step, receives at the await where it stands, if that is an error."""
     private: Any = task
-    return isinstance(getattr(private._next_send, "error", None), trio.Cancelled)
+    error: BaseException | None = getattr(private._next_send, "error", None)
+    return error
 
 
 def refused_abort(task: trio.lowlevel.Task) -> bool:
     """Whether a cancel reached the parked task and its await goes on (the end of a nursery, a thread)."""
     private: Any = task
     return private._abort_func is None and private._next_send_fn is None
+
+
+def sees_cancel_of(task: trio.lowlevel.Task, scope: trio.CancelScope) -> bool:
+    """Whether the task stands inside this cancelled scope with no shield between.
+
+    A Cancelled alone says little: every `trio.sleep` ends by a cancel of its own.
+    """
+    private: Any = task
+    status = private._cancel_status
+    while status is not None:
+        if status._scope is scope:
+            return scope.cancel_called
+        if status._scope.shield:
+            return False
+        status = status.parent
+    return False
 
 
 def throw_into(task: trio.lowlevel.Task, error: BaseException) -> bool:
@@ -218,7 +238,7 @@ def throw_into(task: trio.lowlevel.Task, error: BaseException) -> bool:
     if private._abort_func is not None:
         private._attempt_abort(fail)
         return thrown
-    if private._next_send_fn is not None and _in_pure_checkpoint(task) and not wakes_cancelled(task):
+    if private._next_send_fn is not None and _in_pure_checkpoint(task) and wake_error(task) is None:
         private._next_send = _run.capture(fail)
         return True
     return False

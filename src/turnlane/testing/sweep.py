@@ -177,7 +177,7 @@ class _Search:
             if not first.is_port:
                 _require_equal(first.point, recorded.injector.steps[first.point - 1 :], run.injector.applied)
             self.injections += 1
-            self.missed += not run.injector.hit_something
+            self.missed += not bool(run.injector.landed)
             self.landed_at |= run.injector.landed
         self.keep(run)
         return run
@@ -357,7 +357,7 @@ def _shuffles(search: _Search, plan: Plan, faults: Sequence[str]) -> None:
         run = search.run(bounded(shuffled, recorded))
         if run.injector.applied:
             search.injections += 1
-            search.missed += not run.injector.hit_something
+            search.missed += not bool(run.injector.landed)
         search.keep(run)
 
 

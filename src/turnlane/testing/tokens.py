@@ -53,8 +53,8 @@ class Token:
     def __str__(self) -> str:
         text = _encode(self)
         if len(text) > TOKEN_LETTERS_MAX:
-            # The name is the only part without a bound; its hash still tells whether the scenario given is the right
-            one.text = _encode(evolve(self, scenario=_hashed(self.scenario)))
+            # The name is the only part without a bound; its hash still tells whether a scenario is the right one.
+            text = _encode(evolve(self, scenario=_hashed(self.scenario)))
         return text
 
 
@@ -193,7 +193,7 @@ def rerun(
         seeds=(known.plan.seed,),
         points=run.points,
         runs=1,
-        missed=int(bool(known.plan.hits) and not run.injector.hit_something),
+        missed=int(bool(known.plan.hits) and not run.injector.landed),
         seconds=time.perf_counter() - started,
         findings=findings,
         notes=tuple(notes),

@@ -1,7 +1,7 @@
 """The world that a scenario gets, and who judges it.
 
-The world is fresh for each run and holds everything that a scenario should not take from elsewhere: chance, time, identity,
-a directory, and the history, which is what judges look at. All of it follows from a seed and a size.
+The world is fresh for each run and holds everything that a scenario should not take from elsewhere: chance, time,
+identity, a directory, and the history, which is what judges look at. All of it follows from a seed and a size.
 
 A judge is an object with `name` and `check(world)`, or a plain function of the world, or an async function of it; the
 last runs inside the same `trio.run`, after the scenario.

@@ -1,0 +1,191 @@
+"""One attachment on a websocket: what the runtime delivers, as frames.
+
+The frame of an event is built once and shared by all readers that are at the same place (everything up to it done in
+both lanes); only a reader whose control ran ahead of its data gets frames of its own. The pump hands one chunk at a
+time to the connection's writer and goes on when it is written: a slow reader has a cursor, not a queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import trio
+from attrs import define, field
+
+from ..codec import encode_json
+from ..core.instants import wall_text
+from ..core.reasons import Reason, Refused
+from ..core.step import Kept, Position
+from ..machines.delivery import CaughtUp, Send, Skip
+from ..runtime.attachment import Attachment, Delivery, Ended, LiveSkipped
+from ..runtime.egress import LiveFrame
+from .guard import text_frame
+from .protocol import notification
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+
+@define(slots=True, eq=False)
+class WireAttachment:
+    """Pumps one attachment until it ends, is detached, or the connection goes."""
+
+    connection: Connection
+    attachment: Attachment
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    finished: trio.Event = field(factory=trio.Event)
+    sent: int = 0
+    started: bool = False
+    _marked: int = 0
+    _marked_at: float = 0.0
+    _head: bytes = b""
+
+    @property
+    def session(self) -> str:
+        return self.attachment.actor.session
+
+    async def pump(self) -> None:
+        """Deliver until the end. What a cancel leaves is a cursor."""
+        self._marked_at = trio.current_time()
+        self._head = b'{"jsonrpc":"2.0","method":"session/event","params":{"session":' + encode_json(self.session)
+        try:
+            with self.scope:
+                await self._deliver()
+        finally:
+            self.attachment.close()
+            self.connection.attachments.pop(self.attachment.id, None)
+            self.finished.set()
+
+    async def _deliver(self) -> None:
+        limits = self.connection.limits
+        while True:
+            try:
+                with trio.move_on_after(limits.mark_ms / 1000) as quiet:
+                    deliveries = await self.attachment.next()
+            except Refused as refused:
+                await self._detached(refused.reason, self.attachment.reader.place)
+                return
+            if quiet.cancelled_caught:
+                await self._mark()
+                continue
+            await self.connection.send_chunk(b"".join([self._frame(delivery) for delivery in deliveries]))
+            if self._after(deliveries):
+                return
+            if self.sent - self._marked >= limits.mark_items:
+                await self._mark()
+
+    def _after(self, deliveries: Sequence[Delivery]) -> bool:
+        """Note what is written; True when it was the last."""
+        for delivery in deliveries:
+            if isinstance(delivery, Send | Skip | CaughtUp):
+                self.attachment.now_delivered(delivery)
+            self.sent += 1
+            if isinstance(delivery, Ended):
+                return True
+        return False
+
+    async def _mark(self) -> None:
+        """How many messages were sent, so that a loss between server and client would be seen."""
+        if self.sent == self._marked:
+            return
+        self._marked = self.sent
+        await self.connection.send_chunk(text_frame(self.mark(), self.connection.limits.frame_bytes_max))
+
+    def mark(self) -> bytes:
+        params = {"session": self.session, "sent": self.sent, "cursor": self._cursor(self.attachment.reader.place)}
+        return notification("session/mark", params)
+
+    async def _detached(self, reason: Reason, place: Position) -> None:
+        await self.connection.send_chunk(self._text(self.detached_notice(reason, place)))
+
+    def detached_notice(self, reason: Reason, place: Position | None = None) -> bytes:
+        cursor = self._cursor(place or self.attachment.reader.place)
+        return notification("session/detached", {"session": self.session, "cursor": cursor, "reason": reason.value})
+
+    # frames
+
+    def _frame(self, delivery: Delivery) -> bytes:
+        match delivery:
+            case Send(event=event, place=place):
+                return self._event_frame(event, place)
+            case Skip():
+                return self._text(self._skip_notice(delivery))
+            case CaughtUp(place=place):
+                params = {"session": self.session, "cursor": self._cursor(place)}
+                return self._text(notification("session/caught_up", params))
+            case LiveFrame():
+                return self._text(notification("session/live", self._live(delivery)))
+            case LiveSkipped():
+                return self._text(notification("session/skipped", self._live_skipped(delivery)))
+            case Ended(reason=reason, place=place):
+                return self._text(self.mark()) + self._text(self.detached_notice(reason, place))
+        raise AssertionError(delivery)
+
+    def _event_frame(self, event: Kept, place: Position) -> bytes:
+        if place.control_seq != event.seq or place.data_seq != event.seq:
+            return self._text(self._event(event, place))
+        if event.frame is None:
+            event.frame = self._text(self._event(event, place))
+        frame: bytes = event.frame
+        return frame
+
+    def _event(self, event: Kept, place: Position) -> bytes:
+        turn = b"null" if event.turn is None else encode_json(event.turn)
+        return b'%b,"seq":%d,"epoch":%d,"cursor":"%b","lane":"%b","turn":%b,"type":"%b","at":"%b","data":%b}}' % (
+            self._head,
+            event.seq,
+            event.epoch,
+            self._cursor(place).encode(),
+            event.lane.value.encode(),
+            turn,
+            event.type.encode(),
+            wall_text(event.wall).encode(),
+            event.payload,
+        )
+
+    def _skip_notice(self, skip: Skip) -> bytes:
+        return notification(
+            "session/skipped",
+            {
+                "session": self.session,
+                "cursor": self._cursor(skip.place),
+                "lane": "data",
+                "turn": skip.turn,
+                "from_seq": skip.from_seq,
+                "to_seq": skip.to_seq,
+                "count": skip.count,
+                "reason": skip.reason.value,
+            },
+        )
+
+    def _live(self, frame: LiveFrame) -> dict[str, Any]:
+        data = frame.data
+        return {
+            "session": self.session,
+            "epoch": frame.epoch,
+            "turn": frame.turn,
+            "lane": "data",
+            "output_seq": frame.output_seq,
+            "media_time": frame.media_time,
+            "data": {"base64": data},
+        }
+
+    def _live_skipped(self, skipped: LiveSkipped) -> dict[str, Any]:
+        return {
+            "session": self.session,
+            "cursor": self._cursor(self.attachment.reader.place),
+            "lane": "data",
+            "turn": skipped.turn,
+            "from_output_seq": skipped.from_output_seq,
+            "to_output_seq": skipped.to_output_seq,
+            "count": skipped.count,
+            "reason": skipped.reason.value,
+        }
+
+    def _cursor(self, place: Position) -> str:
+        actor = self.attachment.actor
+        return actor.runtime.ports.cursors.text(actor.stream, place)
+
+    def _text(self, message: bytes) -> bytes:
+        return text_frame(message, self.connection.limits.frame_bytes_max)

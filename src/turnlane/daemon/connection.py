@@ -1,0 +1,368 @@
+"""One websocket: a reader that never waits for the application, one writer, and a barrier around it all.
+
+The reader takes messages as fast as they come and puts requests into a bounded queue; a starter begins them in order
+of arrival; each is a task of its own, so answers may overtake. Everything that leaves goes through the one writer:
+answers before events, one chunk of each attachment in turn. What a connection's end leaves behind is a detach.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import trio
+from attrs import define, field, frozen
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from ..core import marks
+from ..core.limits import Limits
+from ..core.reasons import Reason, Refused
+from ..runtime.lanes import Doorbell
+from .access import Denied, Principal, need_of, one_token, refreshed
+from .attachment import WireAttachment
+from .guard import Guard, people_rates, service_rates, text_frame
+from .methods import HANDLERS, MUTATING
+from .protocol import (
+    CLOSE_DRAINING,
+    CLOSE_INITIALIZE,
+    CLOSE_SILENCE,
+    CLOSE_TOKEN,
+    METHODS,
+    PROTOCOL,
+    Call,
+    Close,
+    Protocol,
+    Reply,
+    error,
+    internal_error,
+    notification,
+    result,
+)
+
+if TYPE_CHECKING:
+    from ..core.secret import Secret
+    from ..runtime.runtime import Runtime
+    from .server import Server
+
+LIMITS_TOLD = ("message_bytes_max", "frame_bytes_max", "requests_in_flight_max", "attachments_max", "key_chars_max")
+
+
+@frozen
+class ConnectionFailed:
+    """Observation: something of ours failed while one connection was served. It ended that connection only."""
+
+    connection: str
+    incident: str
+    error: BaseException
+
+
+@define(slots=True, eq=False)
+class _Chunk:
+    data: bytes
+    written: trio.Event = field(factory=trio.Event)
+
+
+@define(slots=True, eq=False)
+class Connection:
+    server: Server
+    guard: Guard
+    socket: WebSocketConnection
+    header_token: Secret | None
+    id: str
+    protocol: Protocol = field(init=False)
+    principal: Principal = field(init=False)
+    attachments: dict[str, WireAttachment] = field(factory=dict)
+    ending: Close | None = None
+    _calls: deque[Call] = field(factory=deque)
+    _calls_bell: Doorbell = field(factory=Doorbell)
+    _answers: deque[bytes] = field(factory=deque)
+    _chunks: deque[_Chunk] = field(factory=deque)
+    _writer_bell: Doorbell = field(factory=Doorbell)
+    _end: trio.Event = field(factory=trio.Event)
+    _nursery: trio.Nursery | None = None
+    _expiry: trio.CancelScope = field(factory=trio.CancelScope)
+
+    def __attrs_post_init__(self) -> None:
+        self.protocol = Protocol(self.limits)
+
+    @property
+    def runtime(self) -> Runtime:
+        return self.server.runtime
+
+    @property
+    def limits(self) -> Limits:
+        return self.server.limits
+
+    # life
+
+    async def serve(self) -> None:
+        """Until either end, the guard, the token or the daemon ends it. Never raises for what the peer does."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            marks.scope_hook("connection", nursery.cancel_scope)
+            for task in (self._read, self._start_calls, self._write, self._watch_guard, self._keep_alive):
+                nursery.start_soon(task)
+            nursery.start_soon(self._initialize_in_time)
+            await self._end.wait()
+            with trio.move_on_after(self.limits.close_ms_max / 1000):
+                await self._say_goodbye()
+            nursery.cancel_scope.cancel(reason="the connection has ended")
+
+    def end(self, close: Close | None = None) -> None:
+        """Begin the end; the first reason stands."""
+        if not self._end.is_set():
+            self.ending = close
+            self._end.set()
+
+    async def _say_goodbye(self) -> None:
+        close = self.ending
+        if close is None or not self.guard.may_close:
+            return
+        if close.code == CLOSE_DRAINING:
+            await self._drain_attachments()
+        self.guard.begin_close()
+        await self.socket.aclose(close.code, close.text)
+
+    async def _drain_attachments(self) -> None:
+        reason = Reason.DRAINING
+        for wire in list(self.attachments.values()):
+            wire.attachment.end(reason, at_once=True)
+        for wire in list(self.attachments.values()):
+            await wire.finished.wait()
+
+    def drain(self, deadline_ms: int) -> None:
+        """The daemon is going: say so, end the attachments with their cursors, close 4001."""
+        self.answer(notification("server/draining", {"deadline_ms": deadline_ms}))
+        self.end(Close(CLOSE_DRAINING, Reason.DRAINING.value))
+
+    # reading
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                message = await self.socket.get_message()
+                data = message.encode() if isinstance(message, str) else message
+                decision = self.protocol.receive(data, trio.current_time())
+                if isinstance(decision, Call):
+                    self._calls.append(decision)
+                    self._calls_bell.ring()
+                elif isinstance(decision, Reply):
+                    self.answer(decision.message)
+                elif isinstance(decision, Close):
+                    self.end(decision)
+        except ConnectionClosed:
+            self.end()
+
+    async def _start_calls(self) -> None:
+        """Requests are started in order of arrival: the next begins when this one's command is in its mailbox."""
+        assert self._nursery is not None
+        while True:
+            while self._calls:
+                call = self._calls.popleft()
+                if call.method == "initialize":
+                    self._initialize(call)
+                    continue
+                posted = trio.Event()
+                self._nursery.start_soon(self._carry_out, call, posted)
+                await posted.wait()
+            await self._calls_bell.wait()
+
+    async def _carry_out(self, call: Call, posted: trio.Event) -> None:
+        try:
+            answer = result(call.id, await self._handled(call, posted.set))
+        except Refused as refused:
+            answer = error(call.id, refused)
+        except Exception as fault:
+            incident = self.server.incident(self, fault)
+            answer = internal_error(call.id, incident)
+        finally:
+            posted.set()
+            self.protocol.done(call)
+        self.answer(answer)
+        self._begin_pumps()
+
+    async def _handled(self, call: Call, posted: Callable[[], None]) -> Any:
+        target = call.params.get("session")
+        if "attachment" in call.params:
+            target = self.attached(call.params["attachment"]).session
+        need = need_of(call.method, call.params.get("role"))
+        assert need is not None, call.method
+        if (refusal := self.principal.refuses(need, target)) is not None:
+            raise Refused.of(refusal)
+        if call.method in MUTATING and self.role(target) == "observer":
+            message = "this connection is attached to the session as observer: attach as controller to act"
+            raise Refused(Reason.READ_ONLY, message)
+        return await HANDLERS[call.method](self, call.params, posted)
+
+    # who speaks
+
+    def _initialize(self, call: Call) -> None:
+        try:
+            principal = self._authenticate(call.params)
+            if isinstance(principal, Denied):
+                self.answer(error(call.id, principal.rejected()))
+                self.server.denied(principal)
+                return
+            self.principal = principal
+            self.protocol.initialized = True
+            self.guard.admit(service_rates(self.limits) if principal.wide_rates else people_rates(self.limits))
+            self._arm_expiry()
+            self.answer(result(call.id, self._welcome()))
+        finally:
+            self.protocol.done(call)
+
+    def _authenticate(self, params: Mapping[str, Any]) -> Principal | Denied:
+        return self.server.authenticate(one_token(self.header_token, self.server.secret(params.get("token"))))
+
+    def _welcome(self) -> dict[str, Any]:
+        limits = {name: getattr(self.limits, name) for name in LIMITS_TOLD}
+        server = {"name": "turnlane", "version": self.server.version}
+        return {
+            "protocol": PROTOCOL,
+            "server": server,
+            "connection": self.id,
+            "limits": limits,
+            "methods": sorted(METHODS),
+        }
+
+    async def _initialize_in_time(self) -> None:
+        await trio.sleep(self.limits.initialize_ms_max / 1000)
+        if not self.protocol.initialized:
+            self.end(Close(CLOSE_INITIALIZE, "initialize_timeout"))
+
+    def refresh(self, token: str) -> dict[str, Any]:
+        """`auth/refresh`: a token of the same subject; what it no longer covers is detached."""
+        principal = self.server.authenticate(self.server.secret(token) or Denied(Reason.MISSING_AUTHORIZATION))
+        if isinstance(principal, Principal):
+            principal = refreshed(self.principal, principal)
+        if isinstance(principal, Denied):
+            raise Refused.of(principal.rejected())
+        self.principal = principal
+        self._arm_expiry()
+        for wire in list(self.attachments.values()):
+            need = need_of("session/attach", wire.attachment.role)
+            assert need is not None
+            if principal.refuses(need, wire.session) is not None:
+                wire.attachment.end(Reason.RIGHT_WITHDRAWN, at_once=True)
+        return {"expires_at": principal.expires_at}
+
+    def _arm_expiry(self) -> None:
+        self._expiry.cancel()
+        self._expiry = trio.CancelScope()
+        if self.principal.expires_at is not None and self._nursery is not None:
+            self._nursery.start_soon(self._expire, self.principal.expires_at, self._expiry)
+
+    async def _expire(self, expires_at: int, scope: trio.CancelScope) -> None:
+        """Losing a token is a detach: attachments end with their cursors, then 4401. Turns go on."""
+        with scope:
+            await trio.sleep(max(0.0, expires_at + self.limits.clock_leeway_s - self.server.wall_s()))
+            for wire in list(self.attachments.values()):
+                wire.attachment.end(Reason.TOKEN_EXPIRED, at_once=True)
+            for wire in list(self.attachments.values()):
+                await wire.finished.wait()
+            self.end(Close(CLOSE_TOKEN, Reason.TOKEN_EXPIRED.value))
+
+    # writing
+
+    def answer(self, message: bytes) -> None:
+        """Queue an answer or notice; bounded by the requests in flight and the rate of notices."""
+        self._answers.append(text_frame(message, self.limits.frame_bytes_max))
+        self._writer_bell.ring()
+
+    async def send_chunk(self, data: bytes) -> None:
+        """Hand ready frames to the writer and wait until they are written. One chunk an attachment at a time."""
+        chunk = _Chunk(data)
+        self._chunks.append(chunk)
+        self._writer_bell.ring()
+        try:
+            await chunk.written.wait()
+        except trio.Cancelled:
+            if chunk in self._chunks:
+                self._chunks.remove(chunk)
+            raise
+
+    async def _write(self) -> None:
+        """The one writer: answers first, then a chunk of each attachment in turn. Looks, writes, then removes."""
+        try:
+            while True:
+                while self._answers or self._chunks:
+                    if self._answers:
+                        count = len(self._answers)
+                        await self.guard.write_frames(b"".join(self._answers))
+                        for _ in range(count):
+                            self._answers.popleft()
+                        continue
+                    chunk = self._chunks.popleft()
+                    await self.guard.write_frames(chunk.data)
+                    chunk.written.set()
+                await self._writer_bell.wait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.end()
+
+    # attachments
+
+    def begin(self, wire: WireAttachment) -> None:
+        """Register; its pump starts once the answer to attach is queued, so that the answer comes first."""
+        self.attachments[wire.attachment.id] = wire
+
+    def _begin_pumps(self) -> None:
+        assert self._nursery is not None
+        for wire in list(self.attachments.values()):
+            if not wire.started:
+                wire.started = True
+                self._nursery.start_soon(wire.pump)
+
+    def attached(self, attachment: str) -> WireAttachment:
+        wire = self.attachments.get(attachment)
+        if wire is None:
+            raise Refused(Reason.UNKNOWN_ATTACHMENT, "no attachment of that id on this connection: attach first")
+        return wire
+
+    async def leave(self, session: str) -> None:
+        """End this connection's attachment to a session, if there is one; its last message is written then."""
+        for wire in [wire for wire in self.attachments.values() if wire.session == session]:
+            wire.attachment.end(Reason.REPLACED, at_once=True)
+            await wire.finished.wait()
+
+    def role(self, session: str | None) -> str:
+        roles = [wire.attachment.role for wire in self.attachments.values() if wire.session == session]
+        return roles[0] if roles else "controller"
+
+    def origin(self, session: str) -> str:
+        """Who cancels, for the log: the attachment, or the connection where there is none."""
+        mine = [wire.attachment.id for wire in self.attachments.values() if wire.session == session]
+        return f"client:{mine[0] if mine else self.id}"
+
+    # watching
+
+    async def _watch_guard(self) -> None:
+        verdict = await self.guard.wait_verdict()
+        self.end(Close(verdict.close_code, verdict.text))
+
+    async def _keep_alive(self) -> None:
+        """A ping after silence; without any frame for `silence_ms_max` the peer is taken for gone."""
+        ping_s, silence_s = self.limits.ping_interval_ms / 1000, self.limits.silence_ms_max / 1000
+        while True:
+            silent = trio.current_time() - self.guard.last_frame_at
+            if silent >= silence_s:
+                self.end(Close(CLOSE_SILENCE, "silence"))
+                return
+            if silent >= ping_s:
+                with trio.move_on_after(ping_s):
+                    try:
+                        await self.socket.ping()
+                    except ConnectionClosed:
+                        return
+            else:
+                await trio.sleep(ping_s - silent)
+
+
+def fresh_incident() -> str:
+    return f"inc_{secrets.token_hex(6)}"
+
+
+def wall_seconds() -> int:
+    return int(time.time())
