@@ -38,8 +38,9 @@ async def one_of_each(world):
         lock.release()
         await trio.sleep(1)
         event.set()
-        await trio.sleep(1)
-        await send.send(1)
+        for pause in (1, 5):
+            await trio.sleep(pause)
+            await send.send(1)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.exposed(helper))
@@ -47,7 +48,9 @@ async def one_of_each(world):
         await lock.acquire()
         lock.release()
         await event.wait()
-        await receive.receive()
+        for pause in (3, 0.5):
+            await trio.sleep(pause)
+            await receive.receive()
         nursery.start_soon(trio.sleep, 1)
     async with Room():
         async for _ in Countdown(2):

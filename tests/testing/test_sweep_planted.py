@@ -32,7 +32,7 @@ def test_a_sweep_finds_the_bug_and_clears_the_twin(wrong, right, judge, scope, f
     assert "trio_programs.py" in report.findings[0].where.file
     assert report.findings[0].fault == fault
     clean = sweep(right, faults=("cancel", "deadline", "error"), scope=scope, check=[judge], seeds=3)
-    assert clean.ok, clean
+    assert clean.ok, str(clean)
 
 
 @pytest.mark.parametrize(("wrong", "right", "judge", "found_by"), FOUND_BY_EXPLORE)
@@ -42,7 +42,7 @@ def test_explore_finds_the_order_and_clears_the_twin(wrong, right, judge, found_
     assert not report.ok
     assert {finding.checker for finding in report.findings} == {found_by}
     clean = explore(right, mode=mode, runs=50, check=[judge])
-    assert clean.ok, clean
+    assert clean.ok, str(clean)
 
 
 @pytest.mark.parametrize("scenario", [programs.wake_up_that_is_lost, programs.claim_with_an_await_inside])
@@ -64,7 +64,7 @@ def test_a_finding_is_shrunk_to_the_smallest_size_and_the_plain_seed():
 
 def test_the_rate_of_injections_is_printed_and_never_asserted(capsys):
     report = sweep(programs.conversation, faults=("cancel", "deadline", "error"), seeds=5)
-    assert report.ok, report
+    assert report.ok, str(report)
     with capsys.disabled():
         pass
     print(f"\n{report.points} points, {report.runs} runs, {report.runs_per_second:.0f} a second")

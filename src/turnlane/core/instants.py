@@ -17,6 +17,7 @@ WallInstant = NewType("WallInstant", int)
 MICROS_PER_MS: Final = 1_000
 NANOS_PER_MS: Final = 1_000_000
 _MICROS_PER_DAY: Final = 86_400_000_000
+_FORM: Final = "expected an instant such as 2026-11-21T09:00:00.123456Z"
 
 
 def after_ms(at: Instant, ms: int) -> Instant:
@@ -48,12 +49,15 @@ def wall_text(at: WallInstant) -> str:
 
 def wall_from_text(text: str) -> WallInstant:
     """The inverse of `wall_text`. Raises ValueError for any other form."""
-    if len(text) != 27 or text[10] != "T" or text[26] != "Z":
-        raise ValueError("expected an instant such as 2026-11-21T09:00:00.123456Z")
+    if len(text) != 27:
+        raise ValueError(_FORM)
     year, month, day = int(text[0:4]), int(text[5:7]), int(text[8:10])
     shifted = year - 1 if month <= 2 else year
     era, year_of_era = divmod(shifted, 400)
     day_of_year = (153 * (month - 3 if month > 2 else month + 9) + 2) // 5 + day - 1
     days = era * 146_097 + year_of_era * 365 + year_of_era // 4 - year_of_era // 100 + day_of_year - 719_468
     seconds = int(text[11:13]) * 3_600 + int(text[14:16]) * 60 + int(text[17:19])
-    return WallInstant(days * _MICROS_PER_DAY + seconds * 1_000_000 + int(text[20:26]))
+    at = WallInstant(days * _MICROS_PER_DAY + seconds * 1_000_000 + int(text[20:26]))
+    if wall_text(at) != text:  # separators, digits of other scripts, a 30th of February
+        raise ValueError(_FORM)
+    return at

@@ -124,9 +124,17 @@ class _Examination:
                 except Damaged as error:
                     self._faults.append(Fault(name, 0, str(error)))
                     continue
-                anchor = txn.get(key, db=rows.tables["anchors"])
-                chain = layout.NO_CHAIN if anchor is None else layout.unseal(key, anchor)
+                chain: bytes | None = None
+                try:
+                    _, chain = rows.anchor(txn, head)
+                except Damaged as error:
+                    self._faults.append(Fault(name, head.floor, str(error)))
                 self.walks[number] = _Walk(name, head, chain, head.floor - 1)
+            for key in txn.cursor(rows.tables["names"]).iternext(values=False):
+                if txn.get(key, db=rows.tables["heads"]) is None:
+                    self._faults.append(
+                        Fault(f"(stream number {int.from_bytes(key, 'big')})", 0, "its head is missing")
+                    )
             cursor = txn.cursor(rows.tables["events"])
             return int.from_bytes(cursor.key(), "big") if cursor.last() else 0
 

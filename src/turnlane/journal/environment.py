@@ -31,6 +31,7 @@ from .records import Damaged, header_of
 
 T = TypeVar("T")
 
+_LENT_BYTES: Final = 1 << 22
 _GROW_WAIT_S: Final = 0.05
 """Growing ahead of need waits this long for readers; growing because the map is full waits for them."""
 
@@ -182,23 +183,25 @@ class Environment:
                     header_of(record)
 
     def _start_writing(self) -> None:
-        with self._environment.begin(write=True) as txn:
-            events, names = txn.cursor(self._rows.tables["events"]), txn.cursor(self._rows.tables["names"])
-            if events.last():
-                self._position = int.from_bytes(events.key(), "big")
-            if names.last():
-                self._number = int.from_bytes(names.key(), "big")
-            meta = self._rows.tables["meta"]
-            high = txn.get(layout.META_POSITION, db=meta)
-            if high is not None and (kept := layout.unseal(layout.META_POSITION, high)) is not None:
-                self._position = max(self._position, int.from_bytes(kept, "big"))
-            txn.delete(layout.META_CLEAN, db=meta)
-            if txn.get(layout.META_COPIED, db=meta) is not None:
-                epoch = os.urandom(layout.LOG_EPOCH_BYTES)
-                txn.put(layout.META_LOG_EPOCH, layout.seal(layout.META_LOG_EPOCH, epoch), db=meta)
-                txn.delete(layout.META_COPIED, db=meta)
-                self._log_epoch = int.from_bytes(epoch, "big")
-        self._after_commit()
+        self._transact(self._begin_life, lend=True)
+
+    def _begin_life(self, txn: Any) -> None:
+        """Where appends go on, no longer clean, and a log epoch of its own for a copy."""
+        events, names = txn.cursor(self._rows.tables["events"]), txn.cursor(self._rows.tables["names"])
+        if events.last():
+            self._position = int.from_bytes(events.key(), "big")
+        if names.last():
+            self._number = int.from_bytes(names.key(), "big")
+        meta = self._rows.tables["meta"]
+        high = txn.get(layout.META_POSITION, db=meta)
+        if high is not None and (kept := layout.unseal(layout.META_POSITION, high)) is not None:
+            self._position = max(self._position, int.from_bytes(kept, "big"))
+        txn.delete(layout.META_CLEAN, db=meta)
+        if txn.get(layout.META_COPIED, db=meta) is not None:
+            epoch = os.urandom(layout.LOG_EPOCH_BYTES)
+            txn.put(layout.META_LOG_EPOCH, layout.seal(layout.META_LOG_EPOCH, epoch), db=meta)
+            txn.delete(layout.META_COPIED, db=meta)
+            self._log_epoch = int.from_bytes(epoch, "big")
 
     def close(self) -> None:
         """Wait for what is under way, mark the store clean, let it go. A second close does nothing."""
@@ -328,24 +331,36 @@ class Environment:
             self._environment.reader_check()
         return self._environment.begin()
 
-    def _update(self, write: Callable[[Any], T]) -> T:
+    def _update(self, write: Callable[[Any], T], *, lend: bool = False) -> T:
         """One small durable transaction beside the appends: a cursor, a snapshot, a lease."""
         with self._to_write():
+            return self._transact(write, lend)
+
+    def _transact(self, write: Callable[[Any], T], lend: bool) -> T:
+        """`lend`: the map may pass its bound for this transaction, since giving room back needs some first."""
+        lent = False
+        try:
             while True:
                 try:
                     with self._environment.begin(write=True) as txn:
                         result = write(txn)
                     if self._process_level:
                         self._sync()
-                    self._after_commit()
                 except lmdb.MapFullError as error:
-                    if not self._grow(None):
+                    if self._grow(None):
+                        continue
+                    if lent or not lend:
                         raise opening.store_error(error, self._path) from error
+                    lent = self._set_map(self._limits.map_bytes_max + _LENT_BYTES, None)
                 except lmdb.Error as error:
                     self._commit_failed(error, -1)
                     raise opening.store_error(error, self._path) from error
                 else:
+                    self._after_commit()
                     return result
+        finally:
+            if lent and self._broken is None:
+                self._set_map(self._limits.map_bytes_max, None)
 
     @contextmanager
     def _to_write(self) -> Iterator[None]:
@@ -363,12 +378,13 @@ class Environment:
 
     def _watch(self) -> None:
         """A file that was cut or replaced under us would kill the process at the next read."""
+        size = self._size  # before the look: an append in another thread may make both grow
         try:
             found = os.stat(self._path / layout.DATA_FILE)
         except FileNotFoundError:
             raise self._break("the data file is gone", Reason.STATE_DAMAGED) from None
-        if (found.st_dev, found.st_ino) != self._file or found.st_size < self._size:
-            message = f"the data file was cut or replaced while open ({found.st_size} bytes, expected {self._size})"
+        if (found.st_dev, found.st_ino) != self._file or found.st_size < size:
+            message = f"the data file was cut or replaced while open ({found.st_size} bytes, expected {size})"
             raise self._break(message, Reason.STATE_DAMAGED)
 
     def _after_commit(self) -> None:
@@ -391,13 +407,15 @@ class Environment:
         return sum((s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"]) * s["psize"] for s in stats)
 
     def _grow(self, wait_s: float | None) -> bool:
-        """Double the map, with readers shut out for that moment. False at the bound or where readers did not end."""
+        """Double the map. False at the bound or where readers did not end in time."""
         now, most = self._environment.info()["map_size"], self._limits.map_bytes_max
-        if now >= most:
-            return False
+        return now < most and self._set_map(min(now * 2, most), wait_s)
+
+    def _set_map(self, map_bytes: int, wait_s: float | None) -> bool:
+        """With readers shut out for that moment: it closes their transactions."""
         with self._gate.alone(wait_s) as is_alone:
             if is_alone:
-                self._environment.set_mapsize(min(now * 2, most))
+                self._environment.set_mapsize(map_bytes)
         return is_alone
 
     def _commit_failed(self, error: lmdb.Error, txn_id: int) -> bool:

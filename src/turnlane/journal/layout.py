@@ -7,12 +7,13 @@ bytes, given at its first append and never given twice. One environment holds fo
     -----------  -------------------------  ---------------------------------------------------------------
     events       position (8)               record, see below; appends stay at the right edge
     index        stream, first seq (8)      positions of 32 seqs in a row (0: below the floor); sealed
-    controls     stream, first seq (8)      (seq, position) of 32 control events in a row; sealed
+    controls     stream, first seq (8)      (seq, position) of 32 control events in a row, see
+                                            BELOW_FLOOR and LOST; sealed
     streams      name key                   stream, sealed; written once
     names        stream                     full name, sealed; written once
     heads        stream                     HEAD: seq, epoch, floor, last position, last control position, count of
                                             control events, chain value; sealed
-    anchors      stream                     chain value of the event below the floor, sealed; none before a truncation
+    anchors      stream                     position and chain value of the event below the floor; sealed
     keys         stream, BLAKE2b-16 of key  seq, digest, key, answer; sealed
     cursors      stream, BLAKE2b-16 client  control seq, data seq, client; sealed
     snapshots    stream                     seq, state; sealed
@@ -100,6 +101,11 @@ CONTROL_ROW: Final = Struct(f">{2 * ROW}Q")
 HEAD: Final = Struct(">QQQQQQ16s")
 KEY: Final = Struct(">QHH")
 """seq, len(digest), len(key)."""
+ANCHOR: Final = Struct(">Q16s")
+BELOW_FLOOR: Final = (0, 0)
+"""In a row of control events: one that was let go before the row was full."""
+LOST: Final = (0, 1)
+"""In a row of control events: one or more that damage has hidden; whoever reads over it is refused."""
 CURSOR: Final = Struct(">QQ")
 SNAPSHOT: Final = Struct(">Q")
 DUE: Final = Struct(">Iq")

@@ -7,6 +7,7 @@ is an index row, and only as far as the head of the reader's own transaction goe
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from turnlane.core.ports import CorruptStream
@@ -95,18 +96,28 @@ class Reading:
             known = self._names[number] = name.decode()
         return known
 
-    def _back(self, txn: Any, head: StreamHead, position: int, link: int, down_to: Seq) -> Iterator[tuple[Seq, int]]:
-        """(seq, position) from a record backwards along one of its links; ends early at damage."""
-        while position:
+    def anchor(self, txn: Any, head: StreamHead) -> tuple[int, bytes]:
+        """Position and chain value of the event below the floor; (0, none) where nothing was let go."""
+        if head.floor == 1:
+            return 0, layout.NO_CHAIN
+        key = layout.STREAM.pack(head.number)
+        value = txn.get(key, db=self.tables["anchors"])
+        body = layout.unseal(key, value) if value is not None else None
+        if body is None:
+            raise Damaged("the anchor below the floor is missing or its seal does not match")
+        position, chain = layout.ANCHOR.unpack(body)
+        return position, chain
+
+    def _back(self, txn: Any, head: StreamHead, position: int, link: int) -> Iterator[tuple[Seq, int]]:
+        """(seq, position) from a record backwards along one of its links, to the floor. Raises `Damaged`."""
+        floor_position, _ = self.anchor(txn, head)
+        while position > floor_position:
             record = txn.get(layout.POSITION.pack(position), db=self.tables["events"])
             if record is None:
-                return
-            try:
-                header = header_of(record)
-            except Damaged:
-                return
-            if header[1] != head.number or header[2] < down_to:
-                return
+                raise Damaged(f"the record at position {position} is missing")
+            header = header_of(record)
+            if header[1] != head.number or header[3] != position:
+                raise Damaged(f"another record lies at position {position}")
             yield header[2], position
             position = header[link]
 
@@ -115,22 +126,26 @@ class Reading:
         start = head.open_from
         row = [0] * (head.seq - start + 1)
         if row:
-            for seq, position in self._back(txn, head, head.position, 4, max(start, head.floor)):
-                row[seq - start] = position
-                if seq == start:
-                    break
+            with suppress(Damaged):  # whoever reads those seqs is refused: nothing lies at position 0
+                for seq, position in self._back(txn, head, head.position, 4):
+                    if seq < start:
+                        break
+                    row[seq - start] = position
         return [start, *row]
 
     def rebuilt_controls(self, txn: Any, head: StreamHead) -> list[tuple[Seq, int]]:
-        """The open row of control events: its ordinal, then (seq, position), (0, 0) as above."""
+        """The open row of control events: its ordinal, then (seq, position)."""
         row: list[tuple[Seq, int]] = []
-        count = head.controls_open
+        count, rest = head.controls_open, layout.BELOW_FLOOR
         if count:
-            for pair in self._back(txn, head, head.control, 5, head.floor):
-                row.append(pair)
-                if len(row) == count:
-                    break
-        row += [(0, 0)] * (count - len(row))
+            try:
+                for pair in self._back(txn, head, head.control, 5):
+                    row.append(pair)
+                    if len(row) == count:
+                        break
+            except Damaged:
+                rest = layout.LOST
+        row += [rest] * (count - len(row))
         return [(head.controls // layout.ROW, 0), *reversed(row)]
 
     def _open_row(self, txn: Any, stream: str, head: StreamHead) -> list[int]:
@@ -179,9 +194,9 @@ class Reading:
             if body is None:
                 raise CorruptStream(stream, after + 1, "the seal of its index row of control events is broken")
             row = layout.CONTROL_ROW.unpack(body)
-            yield [pair for pair in zip(row[::2], row[1::2], strict=True) if pair[0] > after]
+            yield _after(stream, list(zip(row[::2], row[1::2], strict=True)), after)
             found = rows.next()
-        yield [pair for pair in self._open_controls(txn, stream, head) if pair[0] > after]
+        yield _after(stream, self._open_controls(txn, stream, head), after)
 
     def _page(
         self,
@@ -277,3 +292,11 @@ class Reading:
                 rows.append((name, body))
             found = cursor.next()
         return rows
+
+
+def _after(stream: str, pairs: list[tuple[Seq, int]], after: Seq) -> list[tuple[Seq, int]]:
+    """The pairs of a row of control events that lie after a seq. What damage hides lies before the first known one."""
+    known = [pair for pair in pairs if pair[0]]
+    if layout.LOST in pairs and (not known or after < known[0][0] - 1):
+        raise CorruptStream(stream, after + 1, "control events are hidden by a damaged record")
+    return [pair for pair in known if pair[0] > after]

@@ -88,7 +88,8 @@ def truncate(txn: Any, rows: Reading, stream: str, below: Seq, position: int) ->
                 if record is None:
                     raise CorruptStream(stream, seq, "its record is missing")
                 anchor = layout.STREAM.pack(head.number)
-                txn.put(anchor, layout.seal(anchor, chain_of(record)), db=rows.tables["anchors"])
+                row_of_anchor = layout.seal(anchor, layout.ANCHOR.pack(place, chain_of(record)))
+                txn.put(anchor, row_of_anchor, db=rows.tables["anchors"])
             if seq < end:
                 txn.delete(key, db=events)
         if row[-1][0] >= end:

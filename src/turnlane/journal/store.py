@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 _PROCESS_SYNC_S: Final = 1.0
 _REFUSED = WrongSeq(-1)
-"""The head cannot be told: its seal is broken. `head()` says so in full."""
+"""A seal is broken where the stream begins to be judged: no head can be told. `head` or `find_key` say it in full."""
 
 
 @define(slots=True)
@@ -172,18 +172,18 @@ class LmdbStore(Environment):
         """Key, epoch, seq, size, room; then the batch joins the group."""
         stream, events = batch.stream, batch.events
         head = self._rows.heads.get(stream)
-        if head is None:
-            try:
+        try:
+            if head is None:
                 head = self._rows.head(txn, stream)
-            except CorruptStream:
-                return _REFUSED
-            if head is not None:
-                self._rows.heads[stream] = head
-        for key in batch.keys:
-            known = group.keys.get((stream, key.key))
-            first = known[1] if known is not None else self._rows.key(txn, head, stream, key.key)
-            if first is not None:
-                return Duplicate(first) if first.digest == key.digest else KeyConflict(first)
+                if head is not None:
+                    self._rows.heads[stream] = head
+            for key in batch.keys:
+                known = group.keys.get((stream, key.key))
+                first = known[1] if known is not None else self._rows.key(txn, head, stream, key.key)
+                if first is not None:
+                    return Duplicate(first) if first.digest == key.digest else KeyConflict(first)
+        except CorruptStream:
+            return _REFUSED
         seq, epoch = (head.seq, head.epoch) if head is not None else (0, 0)
         if batch.epoch < epoch:
             return StaleEpoch(epoch)
@@ -312,7 +312,9 @@ class LmdbStore(Environment):
     def truncate(self, stream: str, below: Seq) -> Seq:
         """Raise the floor to `below` (at most head + 1), in transactions of at most 1,024 events; the new floor."""
         while True:
-            floor, done = self._update(lambda txn: retention.truncate(txn, self._rows, stream, below, self._position))
+            floor, done = self._update(
+                lambda txn: retention.truncate(txn, self._rows, stream, below, self._position), lend=True
+            )
             if done:
                 return floor
 

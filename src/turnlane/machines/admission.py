@@ -25,11 +25,11 @@ class Rate:
     buckets: dict[int, int] = field(factory=dict)
 
     def count(self, second: int) -> int:
-        for old in [bucket for bucket in self.buckets if bucket <= second - WINDOW_S]:
-            del self.buckets[old]
+        self._forget(second)
         return sum(self.buckets.values())
 
     def add(self, second: int) -> None:
+        self._forget(second)
         self.buckets[second] = self.buckets.get(second, 0) + 1
 
     def room_after_ms(self, second: int, limit: int) -> int:
@@ -40,6 +40,10 @@ class Rate:
             if excess <= 0:
                 return max(1, bucket + WINDOW_S - second) * 1_000
         return 1_000
+
+    def _forget(self, second: int) -> None:
+        for old in [bucket for bucket in self.buckets if bucket <= second - WINDOW_S]:
+            del self.buckets[old]
 
 
 @frozen

@@ -243,7 +243,10 @@ def row_of_turn(rows: Rows, turn: TurnId) -> Row | None:
 
 
 def newest_merging(rows: Rows) -> Row | None:
-    merging = (row for row in rows.values() if row.phase is _Q and row.overlap == Policy.MERGE.value)
+    """The row a merging start joins: one that has not run yet, so that its turn id is still to come."""
+    merging = (
+        row for row in rows.values() if row.phase is _Q and row.overlap == Policy.MERGE.value and row.attempts == 0
+    )
     return max(merging, key=lambda row: row.position, default=None)
 
 

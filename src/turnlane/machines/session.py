@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from attrs import define, evolve, field, frozen
 
-from ..core.canonical import canonical_json
+from ..core.canonical import canonical_json, digest_of
 from ..core.ids import DEFAULT_TENANT, DispatchId, Epoch, Seq, SessionId, Tenant, TurnId
 from ..core.instants import WallInstant, wall_after_ms, wall_from_text, wall_text
 from ..core.limits import Limits
@@ -262,7 +262,7 @@ class Done:
 
 Answer = Step | Rejected | Deferred
 
-_STARTABLE: Final = frozenset({SessionPhase.ACTIVE})
+_WAITING: Final = frozenset({Policy.QUEUE, Policy.MERGE, Policy.LATEST})
 
 
 def decide(state: Session, command: Any, now: Stamp, limits: Limits) -> Answer:
@@ -280,14 +280,12 @@ def decide(state: Session, command: Any, now: Stamp, limits: Limits) -> Answer:
             return _end_turn(state, command, now, limits)
         case requests.AnswerRequest():
             return _answer_request(state, command, now)
-        case effects_ledger.ResolveEffect():
-            return _of_event(effects_ledger.resolving(state.effects, command), now)
         case effects_ledger.SettleEffect() if _open_effect(state, command) is None:
             return _settle_late(state, command, now)
-    if state.phase is SessionPhase.ENDED:
-        return _ended(state)
-    if state.phase is SessionPhase.ABSENT:
-        return Rejected(Reason.UNKNOWN_SESSION, "no such session: open it first")
+        case StartTurn() if (refusal := _cancelled_before(state, command, now)) is not None:
+            return refusal
+    if (refusal := _no_session(state)) is not None:
+        return refusal
     match command:
         case CloseSession():
             return _close(state, command, now, limits)
@@ -303,6 +301,8 @@ def decide(state: Session, command: Any, now: Stamp, limits: Limits) -> Answer:
             return _open_request(state, command, now, limits)
         case effects_ledger.IntendEffect(turn=turn) if _is_open(state, turn):
             return _intend(state, command, now, limits)
+        case effects_ledger.ResolveEffect():
+            return _of_event(effects_ledger.resolving(state.effects, command), now)
         case effects_ledger.SettleEffect(turn=turn) if _is_open(state, turn):
             return _of_event(effects_ledger.settling(command), now)
         case StartSubSession(turn=turn) if _is_open(state, turn):
@@ -311,7 +311,7 @@ def decide(state: Session, command: Any, now: Stamp, limits: Limits) -> Answer:
             return Step((SessionDegraded(cause),))
         case SummariseGate(counts=counts):
             return Step((GateSummarised(dict(counts)),))
-    if (turn_id := getattr(command, "turn", None)) is not None and state.turn is None:
+    if (turn_id := getattr(command, "turn", None)) is not None and not _is_open(state, turn_id):
         return Rejected(Reason.TURN_CLOSED, f"turn {turn_id} is not open: it has ended or never began")
     return Rejected(Reason.ILLEGAL_IN_PHASE, f"{type(command).__name__} in {state.phase.value}")
 
@@ -346,7 +346,8 @@ def evolve_session(state: Session, event: Any, seq: Seq) -> Session:
             return evolve(state, degraded=None, degraded_turn=None)
         case TurnKeyCancelled(key=key, turn_id=turn_id, until=until):
             name = f"key:{key}" if key is not None else f"turn:{turn_id}"
-            return evolve(state, tombstones={**state.tombstones, name: wall_from_text(until)})
+            others = {other: at for other, at in state.tombstones.items() if other != name}
+            return evolve(state, tombstones={**others, name: wall_from_text(until)})
         case turns.TurnClosed():
             return _turn_closed(state)
         case turns.TurnCommitted() | turns.TurnAborted():
@@ -450,6 +451,12 @@ def _ended(state: Session) -> Rejected:
     )
 
 
+def _no_session(state: Session) -> Rejected | None:
+    if state.phase is SessionPhase.ABSENT:
+        return Rejected(Reason.UNKNOWN_SESSION, "no such session: open it first")
+    return _ended(state) if state.phase is SessionPhase.ENDED else None
+
+
 def _close(state: Session, command: CloseSession, now: Stamp, limits: Limits) -> Answer:
     if command.mode == "drain":
         if state.phase is SessionPhase.DRAINING:
@@ -483,7 +490,7 @@ def _close(state: Session, command: CloseSession, now: Stamp, limits: Limits) ->
 def _timer(state: Session, key: str, now: Stamp, limits: Limits) -> Answer:
     kind, _, subject = key.partition(":")
     if kind == "drain" and state.phase is SessionPhase.DRAINING:
-        return _close(state, CloseSession("now", origin="timer", accepted_at=now.wall), now, limits)
+        return _close(state, CloseSession("now", accepted_at=now.wall), now, limits)
     if state.turn is None:
         return Step()
     if kind == "budget" and subject == state.turn.turn:
@@ -501,10 +508,10 @@ def _timer(state: Session, key: str, now: Stamp, limits: Limits) -> Answer:
 
 
 def _start(state: Session, command: StartTurn, now: Stamp, limits: Limits) -> Answer:
-    if (refusal := _at_the_door(state, command, now)) is not None:
+    if (refusal := _at_the_door(state, command)) is not None:
         return refusal
     policy = command.overlap or state.overlap
-    match overlap(policy, _situation(state)):
+    match overlap(policy, _situation(state, policy, now)):
         case Action.GATE:
             return _gate(state, command, now, limits)
         case Action.WAIT:
@@ -531,11 +538,15 @@ def _start(state: Session, command: StartTurn, now: Stamp, limits: Limits) -> An
             return Rejected(Reason.TURN_ENDING, "the running turn is being cancelled: it takes no more input")
 
 
-def _at_the_door(state: Session, command: StartTurn, now: Stamp) -> Rejected | Deferred | None:
+def _cancelled_before(state: Session, command: StartTurn, now: Stamp) -> Rejected | None:
     for name in (f"key:{command.key}", f"turn:{command.turn}"):
         if state.tombstones.get(name, WallInstant(0)) > now.wall:
             message = "this start was cancelled before it was seen: it will never run"
             return Rejected(Reason.CANCELLED_BEFORE_START, message, {"outcome": Outcome.CANCELLED.value})
+    return None
+
+
+def _at_the_door(state: Session, command: StartTurn) -> Rejected | Deferred | None:
     if state.phase is SessionPhase.DRAINING:
         return Rejected(
             Reason.SESSION_DRAINING, "the session is draining: it finishes what it has and takes no new turns"
@@ -552,9 +563,11 @@ def _at_the_door(state: Session, command: StartTurn, now: Stamp) -> Rejected | D
     return None
 
 
-def _situation(state: Session) -> Situation:
+def _situation(state: Session, policy: Policy, now: Stamp) -> Situation:
+    """Idle, but a start that waits its turn waits behind those that could open before it."""
     if state.turn is None:
-        return Situation.IDLE
+        waits = policy in _WAITING and queue.next_row(state.rows, now.wall) is not None
+        return Situation.BUSY if waits else Situation.IDLE
     return Situation.BUSY if state.turn.cancelling is None else Situation.ENDING
 
 
@@ -648,6 +661,8 @@ def _enqueue(
 ) -> Answer:
     if isinstance(command.plan, Rejected):
         return command.plan  # a start that could never open is refused now, not when it is taken
+    if (refusal := _host_drains(command)) is not None:
+        return refusal
     waiting = [row for row in state.rows.values() if row.phase is queue.RowPhase.QUEUED]
     replaced = [row for row in waiting if superseding and row.overlap == Policy.LATEST.value]
     if len(state.rows) - len(replaced) >= limits.dispatches_open_max:
@@ -663,10 +678,18 @@ def _enqueue(
     return Step((*gone, _queued(command, policy, limits)), (), answer)
 
 
+def _host_drains(command: StartTurn) -> Deferred | None:
+    """A draining host takes no new starts, not even to let them wait."""
+    gate = command.gate
+    return gate if isinstance(gate, Deferred) and gate.reason is Reason.DRAINING else None
+
+
 def _join(state: Session, command: StartTurn, policy: Policy, now: Stamp, limits: Limits) -> Answer:
     row = queue.newest_merging(state.rows)
     if row is None:
         return _enqueue(state, command, policy, now, limits)
+    if (refusal := _host_drains(command)) is not None:
+        return refusal
     size = sum(len(canonical_json(part.input)) for part in row.parts) + len(canonical_json(command.input))
     if len(row.parts) + 1 > limits.merge_items_max or size > limits.merge_bytes_max:
         bound = f"{limits.merge_items_max} parts and {limits.merge_bytes_max} bytes"
@@ -707,16 +730,15 @@ def _cancel(state: Session, command: turns.CancelTurn, now: Stamp, limits: Limit
         or (row is not None and row.dispatch == turn.dispatch)
     ):
         return _cancel_open(state, turn, command, now, limits)
-    if (ended := _ended_target(state, command)) is not None:
+    by_key = row is not None and command.turn is None  # a key stands for all attempts, a turn id for one
+    if not by_key and (ended := _ended_target(state, command)) is not None:
         return Step(
             answer=CancelAnswer("already_ended", ended.fence_seq, ended.turn, ended.outcome.value, ended.reason.value)
         )
     if row is not None:
         return _cancel_row(state, row, command)
-    if state.phase is SessionPhase.ENDED:
-        return _ended(state)
-    if state.phase is SessionPhase.ABSENT:
-        return Rejected(Reason.UNKNOWN_SESSION, "no such session: open it first")
+    if (refusal := _no_session(state)) is not None:
+        return refusal
     if command.turn is None and command.start_key is None:
         return Rejected(Reason.NO_ACTIVE_TURN, "no turn is running: name the turn or the start key to cancel")
     if command.turn is not None and command.turn_is_ours:
@@ -761,12 +783,8 @@ def _cancel_row(state: Session, row: queue.Row, command: turns.CancelTurn) -> An
 
 
 def _cancel_session(state: Session, command: turns.CancelTurn, now: Stamp, limits: Limits) -> Answer:
-    if state.phase in (SessionPhase.ENDED, SessionPhase.ABSENT):
-        return (
-            _ended(state)
-            if state.phase is SessionPhase.ENDED
-            else Rejected(Reason.UNKNOWN_SESSION, "no such session: open it first")
-        )
+    if (refusal := _no_session(state)) is not None:
+        return refusal
     events: list[Any] = []
     effects: list[Any] = []
     fence_seq: Seq | None = None
@@ -813,13 +831,15 @@ def _terminal_batch(
         for request in turn.requests.values()
         if request.open
     ]
-    if isinstance(winner, turns.CancelTurn) and turn.cancelling is None:
+    if isinstance(winner, turns.CancelTurn):
         before.append(_accepted(turn, winner, now))
     if isinstance(winner, turns.LoseAuthority) and winner.origin == "authority":
         before.append(turns.SessionDeauthorized("authority_revoked_in_turn", "active_turn", "turn", now.epoch))
     displaced = [type(trigger).__name__ for index, trigger in enumerate(triggers) if index != won]
-    consumed = len(turn.steered) if ending.outcome is Outcome.COMPLETED else 0
-    events = turns.terminal(turn, ending, now, before, consumed, displaced)
+    taken = now.inputs_taken
+    if taken is None:
+        taken = len(turn.steered) if ending.outcome is Outcome.COMPLETED else 0
+    events = turns.terminal(turn, ending, now, before, taken, displaced)
     fence_seq: Seq = events[-2].fence_seq
     row = state.rows.get(turn.dispatch)
     if row is not None:
@@ -905,6 +925,8 @@ def _open_request(state: Session, command: requests.OpenRequest, now: Stamp, lim
 def _answer_request(state: Session, command: requests.AnswerRequest, now: Stamp) -> Answer:
     turn = state.turn
     known = {**state.past_requests, **({} if turn is None else turn.requests)}
+    if command.request not in known and (refusal := _no_session(state)) is not None:
+        return refusal
     if turn is None or command.request not in turn.requests:
         refused = requests.answering(known, command, TurnId(""), WallInstant(2**62))
         assert isinstance(refused, Rejected), "a request of an ended turn is never open"
@@ -963,7 +985,7 @@ def _settle_late(state: Session, command: effects_ledger.SettleEffect, now: Stam
     effect = effects_ledger.of_id(state.effects, command.effect)
     if effect is None or effect.phase != "unknown" or state.phase is SessionPhase.ENDED:
         return Rejected(Reason.TURN_CLOSED, "the effect was settled before, or its session has ended")
-    digest = effect.digest if command.result is None else canonical_json(command.result).hex()[:64]
+    digest = effect.digest if command.result is None else digest_of(command.result).hex()
     return Step((effects_ledger.EffectSettledLate(command.effect, digest),), answer=Done(now.head + 1))
 
 
@@ -981,8 +1003,12 @@ def _start_subsession(state: Session, command: StartSubSession, now: Stamp, limi
 def _turn_closed(state: Session) -> Session:
     assert state.turn is not None
     past = {**state.past_requests, **state.turn.requests}
-    unknown = {key: effect for key, effect in state.effects.items() if effect.phase == "unknown"}
-    return evolve(state, turn=None, past_requests=past, effects=unknown)  # completed ones lie under their key
+    kept = {
+        key: effect
+        for key, effect in state.effects.items()
+        if effect.phase == "unknown" or (effect.phase == "completed" and effect.turn != state.turn.turn)
+    }  # what the turn itself completed lies under its key; what an operator settled lies only here
+    return evolve(state, turn=None, past_requests=past, effects=kept)
 
 
 def _of_event(event: Any, now: Stamp) -> Answer:

@@ -50,6 +50,8 @@ class Stamp:
     acked_through: Seq = 0
     output_seq: int = 0
     live_digest: OutputDigest | None = None
+    inputs_taken: int | None = None
+    """How many steering inputs the agent took; None: all of a completed turn, none of another."""
 
 
 # commands
@@ -483,12 +485,10 @@ def _ending(turn: Turn, trigger: object) -> Ending:
             return Ending(Outcome.ABANDONED, Reason.AUTHORITY_LOSS, origin)
         case CancelTurn(reason=reason, origin=origin, detail=detail):
             return Ending(Outcome.CANCELLED, reason, origin, detail, hard_cancel=True)
-        case ExpireTurn(reason=Reason.USER_CANCEL) | CommitTurn() if (soft := turn.cancelling) is not None:
+        case ExpireTurn() | FailTurn() | CommitTurn() if (soft := turn.cancelling) is not None:
             return Ending(Outcome.CANCELLED, soft.reason, soft.origin, soft.detail)
         case ExpireTurn(reason=reason):
             return Ending(Outcome.TIMED_OUT, reason, "timer")
-        case FailTurn() if (soft := turn.cancelling) is not None:
-            return Ending(Outcome.CANCELLED, soft.reason, soft.origin, soft.detail)
         case FailTurn(reason=reason, origin=origin, detail=detail):
             return Ending(Outcome.FAILED, reason, origin, detail)
         case CommitTurn():
@@ -504,10 +504,8 @@ def terminal(
     consumed: int,
     displaced: Sequence[str] = (),
 ) -> list[Any]:
-    """The last events of a turn: what it leaves behind (`before`), then terminal and close."""
-    events: list[Any] = list(before)
-    if now.live_digest is not None:
-        events.append(now.live_digest)
+    """The last events of a turn: what it leaves behind (its live output first), then terminal and close."""
+    events: list[Any] = [*before] if now.live_digest is None else [now.live_digest, *before]
     fence_seq = now.head + len(events)
     arguments: dict[str, Any] = {
         "turn": turn.turn,

@@ -6,7 +6,9 @@ which a fault has landed, taken from the frames of the hit task.
 
 The list comes from the compiled code, not from the text: the instruction at which a coroutine is suspended names its
 own construct, so enter and exit of one `async with` are told apart although they share a line, and the list and the
-frames cannot disagree. Several items of one `async with` count as one enter and one exit.
+frames cannot disagree. Several items of one `async with` count as one enter and one exit. Entering a nursery is left
+out: trio promises that it is no checkpoint. Other awaits that never park in a program (the exit of a lock) need its
+allow-list.
 """
 
 from __future__ import annotations
@@ -117,8 +119,12 @@ def _points_of(path: Path) -> Iterator[AwaitPoint]:
 def _suspensions(code: types.CodeType) -> dict[int, AwaitPoint]:
     """The await points of a code object by the offset of the instruction that fetches the awaitable."""
     found = {}
+    called = ""
     for instruction in dis.get_instructions(code):
-        if instruction.opname in ("GET_ANEXT", "GET_AWAITABLE"):
+        if instruction.opname.startswith("LOAD_") and isinstance(instruction.argval, str):
+            called = instruction.argval
+        entering_nursery = instruction.arg == 1 and called == "open_nursery"
+        if instruction.opname == "GET_ANEXT" or (instruction.opname == "GET_AWAITABLE" and not entering_nursery):
             key = instruction.opname if instruction.opname == "GET_ANEXT" else instruction.arg or 0
             where = instruction.positions
             position = tuple(part or 0 for part in where) if where is not None else ()

@@ -34,7 +34,8 @@ CALLER: Final = "caller"
 
 IDLE_LOOPS_MAX: Final = 500
 """On the virtual clock a turn of trio's loop without a step means that nothing is left to wait for."""
-IDLE_LOOPS_WITH_THREADS_MAX: Final = 1_000_000
+THREAD_WAITS_MAX: Final = 2_000
+"""How often so many idle loops may pass in a run while a thread is at work: some ten seconds."""
 GRACE_POINTS_MAX: Final = 300
 """What tasks may still do after their caller was cancelled for not ending."""
 
@@ -199,6 +200,7 @@ class Injector(trio.abc.Instrument):
     _caller: trio.CancelScope | None = None
     _ended: trio.lowlevel.Task | None = None
     _idle_loops: int = 0
+    _thread_waits: int = 0
 
     def begin(self, task: trio.lowlevel.Task, caller: trio.CancelScope) -> None:
         """From now on count the steps of this task and of its descendants."""
@@ -304,9 +306,10 @@ class Injector(trio.abc.Instrument):
         awaits.note_landing([frame for frame, _ in task.iter_await_frames()])
 
     def _consider_idle(self) -> None:
-        if self.target.busy_threads() and self._idle_loops <= IDLE_LOOPS_WITH_THREADS_MAX:
+        self._idle_loops = 0  # a thread that is done still has to be heard: count anew after it
+        self._thread_waits += 1
+        if self.target.busy_threads() and self._thread_waits <= THREAD_WAITS_MAX:
             return
-        self._idle_loops = 0
         self._give_up("did not end: every task waits, and nothing is left that could wake one")
 
     def _give_up(self, why: str) -> None:

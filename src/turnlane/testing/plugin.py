@@ -300,6 +300,6 @@ def leak_guard() -> Iterator[None]:
 
     before = Resources.now()
     yield
-    left = Resources.now().more_than(before)
+    left = Resources.settled(before).more_than(before)
     if left:
         pytest.fail("; ".join(violation.message for violation in left), pytrace=False)

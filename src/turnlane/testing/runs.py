@@ -149,7 +149,7 @@ async def _main(scenario: Scenario, world: World, run: Run, check: Sequence[Chec
     if _interrupts(run.plan):
         await trio.lowlevel.checkpoint()  # an interrupt that came too late for the scenario arrives here
     await world.quiet()
-    world.after = Resources.now()
+    world.after = Resources.settled(world.before)
     for checker in check:
         if inspect.iscoroutinefunction(checker):
             await _judge_async(checker, world, run)
@@ -221,7 +221,7 @@ def _raised_at(error: BaseException) -> Location:
 
 
 def _keep_for_ever(tasks: list[trio.lowlevel.Task]) -> None:
-    """Tasks that swallow every exception would swallow the one that finalizes them, and go on for ever, even at exit."""
+    """Tasks that swallow every exception would swallow the one that finalizes them, and go on even at exit."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(tasks))
 
 

@@ -1,7 +1,7 @@
 """The seam: the order of trio's tasks as a function of a seed. The only place for trio's private names.
 
 trio runs its runnable tasks in batches and shuffles each batch with a private random source. By replacing that
-source, the kit decides the order, and one seed gives one history. The same file holds the four other things that trio
+source, the kit decides the order, and one seed gives one history. The same file holds the few other things that trio
 does not say in public: whether a scope is open, what a task will wake up with, how to throw into an await, and how to
 leave a run whose tasks refuse to end.
 
@@ -30,6 +30,8 @@ TRIO_KNOWN: Final = ("0.31", "0.35")
 
 _run: Final[Any] = importlib.import_module("trio._core._run")
 
+_threads: Final[Any] = importlib.import_module("trio._core._thread_cache")
+
 _NAMES: Final = {
     "trio._core._run": (_run, ("_r", "_ALLOW_DETERMINISTIC_SCHEDULING", "capture", "CancelStatus")),
     "Task": (
@@ -37,6 +39,7 @@ _NAMES: Final = {
         ("_counter", "_next_send_fn", "_next_send", "_abort_func", "_attempt_abort", "_cancel_status"),
     ),
     "CancelScope": (trio.CancelScope, ("_cancel_status",)),
+    "ThreadCache": (_threads.ThreadCache, ("_idle_workers",)),
 }
 
 
@@ -191,6 +194,11 @@ def is_open(scope: trio.CancelScope) -> bool:
     return private._cancel_status is not None
 
 
+def idle_threads() -> int:
+    """Worker threads that trio keeps for a while after their work."""
+    return len(_threads.THREAD_CACHE._idle_workers)
+
+
 def wake_error(task: trio.lowlevel.Task) -> BaseException | None:
     """What the task, at its next step, receives at the await where it stands, if that is an error."""
     private: Any = task
@@ -213,7 +221,7 @@ def sees_cancel_of(task: trio.lowlevel.Task, scope: trio.CancelScope) -> bool:
     status = private._cancel_status
     while status is not None:
         if status._scope is scope:
-            return scope.cancel_called
+            return bool(scope.cancel_called)
         if status._scope.shield:
             return False
         status = status.parent

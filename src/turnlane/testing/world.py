@@ -12,10 +12,10 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import re
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +34,8 @@ T = TypeVar("T")
 P = ParamSpec("P")
 ClockKind = Literal["virtual", "real"]
 
+SETTLE_TRIES_MAX: Final = 10
+SETTLE_SECONDS: Final = 0.005
 BUGGIFY_SHARE: Final = 0.25
 """Of the names, in a given seed; and of the calls of a name that is on."""
 
@@ -92,10 +94,18 @@ class Resources:
     @classmethod
     def now(cls) -> Resources:
         tasks = trio.lowlevel.current_statistics().tasks_living if trio.lowlevel.in_trio_run() else 0
-        # trio keeps idle worker threads for a while; one that works carries another name.
-        idle = sum(re.fullmatch(r"Trio thread \d+", thread.name) is not None for thread in threading.enumerate())
+        threads = threading.active_count() - schedule.idle_threads()
         descriptors = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-        return cls(tasks, threading.active_count() - idle, descriptors)
+        return cls(tasks, threads, descriptors)
+
+    @classmethod
+    def settled(cls, before: Resources) -> Resources:
+        """As `now`, after a moment for threads that are just ending."""
+        for _ in range(SETTLE_TRIES_MAX):
+            if cls.now().threads <= before.threads:
+                break
+            time.sleep(SETTLE_SECONDS)
+        return cls.now()
 
     def more_than(self, before: Resources) -> tuple[Violation, ...]:
         """One violation for each kind of which there is more now."""
@@ -229,7 +239,7 @@ class World:
         return False
 
     def busy_threads(self) -> bool:
-        return Resources.now().threads > self.before.threads
+        return threading.active_count() - schedule.idle_threads() > self.before.threads
 
     def heard_scope(self, name: str, scope: object) -> None:
         assert isinstance(scope, trio.CancelScope), scope

@@ -1,0 +1,156 @@
+"""What may be stopped, and where: shields, awaits in `finally`, queues, and the one synchronous breath at the exit.
+
+`async` means "you may be stopped here". Two things shield: the corridor (from the first byte appended to the last
+effect started) and the ladder (how a child ends). Both are bounded.
+"""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+import trio
+import trio.testing
+
+import turnlane
+from turnlane.journal.memory import MemoryStore
+
+from .reading import agree, called, modules, places, product
+
+SHIELDS = {
+    "runtime/owner.py:StreamOwner._corridor": "the corridor; it waits only for the writer, which always answers",
+    "runtime/writer.py:JournalWriter.run": "the writer's half of the corridor: whoever is inside waits for it; it ends "
+    "when it was closed and everything accepted is answered",
+    "runtime/writer.py:JournalWriter._answer": "inside the shield of run: one checkpoint between slices of answers",
+    "runtime/turn.py:TurnActor._ladder": "the ladder; cancel_ask_ms + cancel_insist_ms",
+}
+
+
+def test_there_are_two_shields() -> None:
+    """The corridor and the ladder shield from cancellation, and nothing else does."""
+
+    def shields(node: ast.AST) -> bool:
+        if isinstance(node, ast.Call):
+            told = any(word.arg == "shield" and not _is_false(word.value) for word in node.keywords)
+            return told or called(node).endswith("cancel_shielded_checkpoint")
+        return isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and any(
+            isinstance(target, ast.Attribute) and target.attr == "shield"
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        )
+
+    agree(places(shields), SHIELDS, "shield")
+
+
+def _is_false(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and node.value is False
+
+
+IN_FINALLY = {
+    "runtime/turn.py:TurnActor.supervise": "the ladder, which shields itself and is bounded",
+    "daemon/guard.py:Guard.write_frames": "",
+    "daemon/server.py:Server.handle": "closes a socket by force: no wait for the peer",
+    "daemon/server.py:Server._converse": "closes a socket by force: no wait for the peer",
+}
+
+
+def test_a_finally_waits_only_where_it_is_said_why() -> None:
+    """An await in `finally` is the classic way to lose a cancel, or to hang in one."""
+    waits = (ast.Await, ast.AsyncFor, ast.AsyncWith)
+    found: dict[str, list[int]] = {}
+    for module in product():
+        for place, node in module.nodes():
+            if isinstance(node, ast.Try | ast.TryStar):
+                lines = [inner.lineno for part in node.finalbody for inner in ast.walk(part) if isinstance(inner, waits)]
+                if lines:
+                    found.setdefault(place, []).extend(lines)
+
+    agree(found, IN_FINALLY, "await in finally")
+
+
+def test_no_cancel_is_swallowed() -> None:
+    """A handler that catches everything lets the cancel go on: it raises, or asks first what it caught."""
+    allowed = {
+        "runtime/turn.py:TurnActor._run_node": "raises again whatever is not an agent's own failure (`_contained`)",
+    }
+
+    def swallows(node: ast.AST) -> bool:
+        if not isinstance(node, ast.ExceptHandler):
+            return False
+        caught = [node.type] if not isinstance(node.type, ast.Tuple) else node.type.elts
+        names = {None if one is None else ast.unparse(one) for one in caught}
+        if not names & {None, "BaseException", "trio.Cancelled"}:
+            return False
+        return not any(isinstance(last, ast.Raise) for last in node.body[-1:])
+
+    agree(places(swallows), allowed, "swallowed cancel")
+
+
+QUEUES = {}
+
+
+def test_every_queue_says_its_bound() -> None:
+    """No queue without a bound: what has no `maxlen` of its own is listed with the limit that holds it."""
+
+    def unbounded(node: ast.AST) -> bool:
+        if isinstance(node, ast.Call):
+            name = called(node)
+            if name in ("deque", "collections.deque"):
+                return not any(word.arg == "maxlen" for word in node.keywords) and len(node.args) < 2
+            if name.endswith("open_memory_channel"):
+                return any(ast.unparse(argument) in ("math.inf", "float('inf')") for argument in node.args)
+            if name.rpartition(".")[2] in ("Queue", "SimpleQueue", "LifoQueue", "PriorityQueue"):
+                return True
+            return any(word.arg == "factory" and ast.unparse(word.value) == "deque" for word in node.keywords)
+        return False
+
+    found: dict[str, list[int]] = {}
+    for module in product():
+        for place, node in module.nodes():
+            if isinstance(node, ast.AnnAssign | ast.Assign) and any(unbounded(inner) for inner in ast.walk(node)):
+                target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+                found.setdefault(f"{place}.{ast.unparse(target).removeprefix('self.')}", []).append(node.lineno)
+
+    agree(found, QUEUES, "queue without a bound of its own")
+
+
+def test_no_channel_is_endless() -> None:
+    """Memory channels have a fixed size, everywhere."""
+    endless = ("math.inf", "float('inf')", 'float("inf")')
+
+    def wanted(node: ast.AST) -> bool:
+        return called(node).endswith("open_memory_channel") and any(
+            ast.unparse(one) in endless for one in getattr(node, "args", ())
+        )
+
+    assert places(wanted, within=modules()) == {}
+
+
+def test_the_exit_holds_no_place_to_stop() -> None:
+    """Between the fence and the hand-over nothing can be cancelled: neither room has an await to be cancelled at."""
+    waits = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
+    exit_rooms = tuple(module for module in modules() if module.name in ("runtime/egress.py", "machines/fence.py"))
+
+    assert len(exit_rooms) == 2
+    assert places(lambda node: isinstance(node, waits), within=exit_rooms) == {}
+
+
+async def test_the_fence_and_the_hand_over_are_one_breath() -> None:
+    """Kept and live output pass fence and hand-over without a checkpoint, in a running turn and after its end."""
+    seen: list[object] = []
+
+    async def agent(turn: turnlane.Turn) -> None:
+        egress, epoch = turn._actor.actor.egress, turn.plan.epoch
+        with trio.testing.assert_no_checkpoints():
+            seen.append(egress.keep(turn.id, epoch, "text", "hello"))
+        with trio.testing.assert_no_checkpoints():
+            seen.append(egress.live(turn.id, epoch, turn._actor.digest, b"frame", None))
+        with trio.testing.assert_no_checkpoints(), pytest.raises(turnlane.Fenced):
+            egress.keep(turn.id, epoch + 1, "text", "from another life")
+
+    async with turnlane.open_runtime(store=MemoryStore(), agent=agent) as runtime:
+        session = await runtime.open_session("s-1")
+        turn = await session.start_turn("hello")
+        outcome = await turn.outcome()
+
+    assert outcome.outcome == "completed"
+    assert seen == [turn.answer.seq + 2, 1]  # right behind turn.opened and turn.activated; the first live frame
