@@ -31,9 +31,7 @@ def batches(heads: dict[str, int], names: list[str], count: int, rng: random.Ran
     for _ in range(count):
         stream = rng.choice(names)
         head = heads.get(stream, 0)
-        kept = Kept(
-            head + 1, 1, Instant(1), WallInstant(2), "turn.output", Lane.DATA, Order.FREE, "turn_1", 1, PAYLOAD
-        )
+        kept = Kept(head + 1, 1, Instant(1), WallInstant(2), "turn.output", Lane.DATA, Order.FREE, "turn_1", 1, PAYLOAD)
         made.append(Batch(stream, head, 1, [kept]))
         heads[stream] = head + 1
     return made
@@ -66,7 +64,9 @@ def main() -> None:
     place = Path(tempfile.mkdtemp(dir=options.directory, prefix="bench-commit-"))
     names = [f"default/session/s-{number:06d}" for number in range(options.streams)]
     rng = random.Random(1)
-    print(f"{'batches':>8} {'raw us':>9} {'store us':>9} {'ratio':>6}   {'raw cpu':>8} {'store cpu':>9} {'us/batch':>8}")
+    print(
+        f"{'batches':>8} {'raw us':>9} {'store us':>9} {'ratio':>6}   {'raw cpu':>8} {'store cpu':>9} {'us/batch':>8}"
+    )
     try:
         for count in (1, 16, 64, 256):
             figures = []

@@ -98,7 +98,7 @@ def agree(found: dict[str, list[int]], allowed: dict[str, str], what: str) -> No
 
 
 @functools.cache
-def test_texts() -> dict[str, str]:
+def other_tests() -> dict[str, str]:
     """The other tests: path -> text. These here do not count as a test of what they list."""
     return {
         path.relative_to(ROOT).as_posix(): path.read_text()

@@ -47,7 +47,7 @@ def _is_false(node: ast.AST) -> bool:
 
 IN_FINALLY = {
     "runtime/turn.py:TurnActor.supervise": "the ladder, which shields itself and is bounded",
-    "daemon/guard.py:Guard.write_frames": "",
+    "daemon/guard.py:Guard.refuse": "closes a socket by force: no wait for the peer",
     "daemon/server.py:Server.handle": "closes a socket by force: no wait for the peer",
     "daemon/server.py:Server._converse": "closes a socket by force: no wait for the peer",
 }
@@ -60,7 +60,9 @@ def test_a_finally_waits_only_where_it_is_said_why() -> None:
     for module in product():
         for place, node in module.nodes():
             if isinstance(node, ast.Try | ast.TryStar):
-                lines = [inner.lineno for part in node.finalbody for inner in ast.walk(part) if isinstance(inner, waits)]
+                lines = [
+                    inner.lineno for part in node.finalbody for inner in ast.walk(part) if isinstance(inner, waits)
+                ]
                 if lines:
                     found.setdefault(place, []).extend(lines)
 
@@ -85,7 +87,20 @@ def test_no_cancel_is_swallowed() -> None:
     agree(places(swallows), allowed, "swallowed cancel")
 
 
-QUEUES = {}
+QUEUES = {
+    "client/wire.py:Conversation._queue": "`calls_waiting_max` of its bounds, looked at in `ask`",
+    "daemon/connection.py:Connection._calls": "requests_in_flight_max: a Call is one of those in flight",
+    "daemon/connection.py:Connection._chunks": "attachments_max: one chunk of each attachment at a time",
+    "daemon/guard.py:Guard._ready": "what one read of the socket held, cut at its pings",
+    "daemon/protocol.py:Protocol._bad": "bad_messages_per_min_max: the next one ends the connection",
+    "daemon/protocol.py:Protocol._refused_notices": "refused_notices_per_s_max",
+    "observe/logs.py:StderrWriter._lines": "`lines_max` of its own; what is over it is shed and counted",
+    "runtime/pool.py:Window._waiters": "an entry is a task that waits and exists anyway; it holds nothing else",
+    "runtime/writer.py:JournalWriter._queue": "one corridor a resident session (resident_sessions_max), and open "
+    "batches of output, whose events are in the window (data_inflight_max)",
+    "runtime/writer.py:JournalWriter._calls": "an entry is a task that waits for it and exists anyway",
+}
+"""Queue -> what holds it. A limit of `core/limits.py` where there is one."""
 
 
 def test_every_queue_says_its_bound() -> None:
@@ -107,8 +122,10 @@ def test_every_queue_says_its_bound() -> None:
     for module in product():
         for place, node in module.nodes():
             if isinstance(node, ast.AnnAssign | ast.Assign) and any(unbounded(inner) for inner in ast.walk(node)):
-                target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-                found.setdefault(f"{place}.{ast.unparse(target).removeprefix('self.')}", []).append(node.lineno)
+                target = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
+                file, _, inside = place.partition(":")
+                owner = inside.partition(".")[0] if target.startswith("self.") else inside
+                found.setdefault(f"{file}:{owner}.{target.removeprefix('self.')}", []).append(node.lineno)
 
     agree(found, QUEUES, "queue without a bound of its own")
 

@@ -340,6 +340,29 @@ def test_a_backup_is_a_store_with_a_log_epoch_of_its_own(place: Path, tmp_path: 
     assert doctor(tmp_path / "copy").sound
 
 
+def test_a_backup_that_died_does_not_stand_in_the_way(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place, tmp_path / ".copy.copy")
+    with LmdbStore.open(place) as store:
+        backup(store, tmp_path / "copy")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["copy", "journal"]
+
+
+def test_two_creations_at_once_leave_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = opening.sync_directory
+
+    def overtaken(path: Path) -> None:
+        real(path)
+        if path.name == ".journal.new":
+            monkeypatch.setattr(opening, "sync_directory", real)
+            shutil.copytree(path, tmp_path / "journal")
+            (tmp_path / "journal").chmod(0o700)
+
+    monkeypatch.setattr(opening, "sync_directory", overtaken)
+    with LmdbStore.open(tmp_path / "journal") as store:
+        store.append([batch(0)])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["journal"]
+
+
 def test_compaction_gives_space_back_and_keeps_everything(place: Path) -> None:
     with LmdbStore.open(place) as store:
         for number in range(40, 1_040, 100):

@@ -179,15 +179,15 @@ OF_A_SESSION: Final[dict[str, Choice]] = {
 
 
 def test_every_sequence_over_a_session_keeps_the_laws() -> None:
-    """All sequences of three commands of every kind leave legal logs, from a new session and from a running turn."""
+    """All sequences of three commands to a new session, and of two to a busy one, leave legal logs."""
     seen: Counter[type] = Counter()
 
     def visit(world: World) -> None:
         judge_log(world.log)
         seen.update(type(entry.event) for entry in world.log)
 
-    count = every_sequence(open_session(), OF_A_SESSION, 2, visit)
-    assert count == 1 + len(OF_A_SESSION) + len(OF_A_SESSION) ** 2
+    count = every_sequence(open_session(), OF_A_SESSION, 3, visit)
+    assert count == sum(len(OF_A_SESSION) ** length for length in range(4)) > 40_000
     every_sequence(running(), OF_A_SESSION, 2, visit)
     waiting = busy_with(Policy.MERGE, Policy.LATEST, Policy.QUEUE)
     every_sequence(waiting, OF_A_SESSION, 2, visit)
@@ -253,28 +253,38 @@ DEEP: Final = {
 }
 
 
-def test_all_shapes_of_a_session_within_six_commands_are_legal() -> None:
-    """Walking shapes instead of sequences reaches six commands deep: every log on the way is legal."""
-    frontier: dict[bytes, World] = {shape(open_session()): open_session()}
-    seen = set(frontier)
-    outcomes: set[str] = set()
-    for depth in range(1, 7):
+def names_given(world: World) -> int:
+    kinds = (queue.DispatchQueued, queue.DispatchMerged, requests.RequestOpened, turns.TurnOpened)
+    return len(world.events(*kinds))
+
+
+def shapes_within(world: World, length: int) -> list[World]:
+    """One world of each shape that is reached within `length` commands of `DEEP`; every log on the way is judged."""
+    frontier = {shape(world): world}
+    seen = dict(frontier)
+    for _ in range(length):
         reached: dict[bytes, World] = {}
-        for world in frontier.values():
+        for place in frontier.values():
             for choice in DEEP.values():
-                answer, future = advance(world.later(1_000), choice(world, depth))
-                if not isinstance(answer, Step) or not answer.events:
-                    continue
-                if (key := shape(future)) not in seen:
-                    seen.add(key)
-                    reached[key] = future
+                answer, future = advance(place.later(1_000), choice(place, names_given(place) + 1))
+                if isinstance(answer, Step) and answer.events and (key := shape(future)) not in seen:
                     judge_log(future.log)
-                    outcomes.update(end.outcome.value for end in future.state.ended_turns)
+                    reached[key] = seen[key] = future
         frontier = reached
-        if len(seen) > 12_000:
-            break
-    assert len(seen) > 5_000
+    return list(seen.values())
+
+
+def test_all_shapes_of_a_session_within_five_commands_are_legal() -> None:
+    """Walking shapes instead of sequences reaches five commands deep: every log on the way is legal."""
+    shapes = shapes_within(open_session(), 5)
+    assert len(shapes) > 5_000
+    outcomes = {end.outcome.value for world in shapes for end in world.state.ended_turns}
     assert outcomes == {"completed", "cancelled", "abandoned", "timed_out"}
+
+
+def test_all_shapes_of_a_busy_session_within_three_commands_are_legal() -> None:
+    """The same, from a running turn behind which starts of several policies wait."""
+    assert len(shapes_within(busy_with(Policy.MERGE, Policy.MERGE, Policy.LATEST, Policy.QUEUE), 3)) > 500
 
 
 def test_waiting_starts_open_in_the_order_of_their_rows() -> None:

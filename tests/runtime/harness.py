@@ -34,10 +34,10 @@ class Disk:
         self.ids = CountingIds()
 
     @asynccontextmanager
-    async def runtime(self, agent: Any = None, **options: Any) -> AsyncIterator[turnlane.Runtime]:
+    async def runtime(self, agent: Any = None, *, world: Any = None, **options: Any) -> AsyncIterator[turnlane.Runtime]:
         self.store = self.store.reopened()
         async with turnlane.open_runtime(
-            store=self.store,
+            store=self.store if world is None else world.port("store", self.store),
             leases=self.leases,
             agent=agent,
             clock=options.pop("clock", None) or FakeClock(),
@@ -49,7 +49,8 @@ class Disk:
             yield runtime
 
     def seen(self) -> Seen:
-        return read_logs(self.store.reopened(), Seen())
+        self.store = self.store.reopened()
+        return read_logs(self.store, Seen())
 
 
 def got_of(item: Any) -> Got | None:

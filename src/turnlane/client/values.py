@@ -203,7 +203,7 @@ class Bounds:
 DEFAULT_BOUNDS = Bounds()
 
 
-def reason_of(word: object) -> Reason:
+def reason_of(word: Any) -> Reason:
     """The reason of a wire word; one that this version does not know is `internal`, its word stays in the data."""
     try:
         return Reason(word)

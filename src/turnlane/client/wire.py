@@ -13,7 +13,7 @@ happenings out; what to do with time and sockets is `client.py`'s affair.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +28,7 @@ PROTOCOL: Final = "turnlane.v1"
 _PLACE_GONE: Final = frozenset({Reason.STALE_CURSOR, Reason.CURSOR_EPOCH_CHANGED})
 _COME_BACK: Final = frozenset({Reason.DRAINING, Reason.TOKEN_EXPIRED, Reason.SLOW_READER})
 """Why an attachment ends together with its connection: it is resumed on the next."""
+_ATTACHED: Final = frozenset({Phase.OPEN, Phase.OVERRUN})
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder().decode
@@ -167,8 +168,7 @@ class Conversation:
     def unfollow(self, following: Following) -> None:
         """Leave: a detach on the wire, which nobody waits for."""
         phase, following.phase = following.phase, Phase.ENDED
-        if self.followings.get(following.session) is following:
-            del self.followings[following.session]
+        self._forget_all(following)
         if self.ready and phase in (Phase.OPEN, Phase.OVERRUN, Phase.ASKED):
             self._detach(following.attachment)
 
@@ -192,6 +192,18 @@ class Conversation:
         """Whether a program waits for an answer."""
         return any(call.again for call in (*self._queue, *self._flight.values()))
 
+    @property
+    def has_outgoing(self) -> bool:
+        return self.ready and bool(self._queue)
+
+    def give_up(self) -> list[Call]:
+        """There will be no more connections: what still waits for an answer."""
+        waiting = [*self._flight.values(), *self._queue]
+        self._flight.clear()
+        self._queue.clear()
+        self.ready = False
+        return waiting
+
     # what the shell does
 
     def connected(self, token: str | None) -> str:
@@ -212,7 +224,7 @@ class Conversation:
             if len(self._flight) >= self.bounds.calls_in_flight_max:
                 break
             following = call.following
-            if following is not None and call.method != "session/attach" and following.phase is not Phase.OPEN:
+            if following is not None and call.method != "session/attach" and following.phase not in _ATTACHED:
                 continue
             self._queue.remove(call)
             call.tries += 1
@@ -305,7 +317,8 @@ class Conversation:
         if following.phase is Phase.ENDED:
             return [Answered(call)]
         if following.phase is Phase.NEW:
-            self._drop(following)
+            following.phase = Phase.ENDED
+            self._forget_all(following)
             return [Answered(call)]
         return self._unplaced(following, refusal)
 
@@ -317,8 +330,7 @@ class Conversation:
         if refusal.reason.temporary:
             after_s = refusal.retry_after
             return [AttachLater(following, self.bounds.backoff_base_ms if after_s is None else int(after_s * 1000))]
-        self._drop(following)
-        return [Ended(following, refusal)]
+        return self._end(following, refusal)
 
     # notifications
 
@@ -342,25 +354,23 @@ class Conversation:
             self.ignored["session/detached"] += 1
             return []
         if reason is Reason.SESSION_ENDED:
-            self._drop(following)
-            return [Ended(following, None)]
+            return self._end(following, None)
         if reason in _COME_BACK:
             following.phase, following.cut = Phase.CUT, True
             return []
+        following.phase = Phase.ASKED
         if reason in _PLACE_GONE:
-            following.phase = Phase.OVERRUN
             self.reattach(following)
             return []
-        following.phase = Phase.OVERRUN
         return self._unplaced(following, Refused(reason, f"the server ended the attachment: {word}"))
 
     def _missing(self, following: Following, what: str) -> list[Happening]:
         if following.missed():
-            following.phase = Phase.OVERRUN
+            following.phase = Phase.ASKED
             self.reattach(following)
             return []
-        self.unfollow(following)
-        return [Ended(following, Refused(Reason.PROTOCOL_VIOLATION, f"the server leaves events out: {what}"))]
+        self._detach(following.attachment)
+        return self._end(following, Refused(Reason.PROTOCOL_VIOLATION, f"the server leaves events out: {what}"))
 
     # within
 
@@ -376,10 +386,21 @@ class Conversation:
     def _detach(self, attachment: str) -> None:
         self._queue.append(self._call("session/detach", {"attachment": attachment}, again=False))
 
-    def _drop(self, following: Following) -> None:
+    def _end(self, following: Following, error: Exception | None) -> list[Happening]:
         following.phase = Phase.ENDED
+        gone = Refused(Reason.UNKNOWN_ATTACHMENT, "the attachment has ended")
+        stranded = self._forget_all(following)
+        for call in stranded:
+            call.answer = gone
+        return [Ended(following, error), *map(Answered, stranded)]
+
+    def _forget_all(self, following: Following) -> list[Call]:
+        """Follow no more; what was not sent yet about this attachment is taken back."""
         if self.followings.get(following.session) is following:
             del self.followings[following.session]
+        stranded = [call for call in self._queue if call.following is following]
+        self._queue = deque(call for call in self._queue if call.following is not following)
+        return stranded
 
     def _asks(self, following: Following) -> bool:
         calls: Iterable[Call] = (*self._queue, *self._flight.values())
@@ -426,8 +447,3 @@ class Backoff:
 
     def reset(self) -> None:
         self.tries = 0
-
-
-def methods_known(server: Server, wanted: Sequence[str]) -> list[str]:
-    """Those of `wanted` that the server does not offer."""
-    return [method for method in wanted if method not in server.methods]

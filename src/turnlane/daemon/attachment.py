@@ -37,6 +37,7 @@ class WireAttachment:
     finished: trio.Event = field(factory=trio.Event)
     sent: int = 0
     started: bool = False
+    acked: str = ""
     _marked: int = 0
     _marked_at: float = 0.0
     _head: bytes = b""
@@ -47,7 +48,6 @@ class WireAttachment:
 
     async def pump(self) -> None:
         """Deliver until the end. What a cancel leaves is a cursor."""
-        self._marked_at = trio.current_time()
         self._head = b'{"jsonrpc":"2.0","method":"session/event","params":{"session":' + encode_json(self.session)
         try:
             with self.scope:
@@ -60,11 +60,13 @@ class WireAttachment:
     async def _deliver(self) -> None:
         limits = self.connection.limits
         while True:
+            due = self._marked_at + limits.mark_ms / 1000 if self.sent > self._marked else float("inf")
             try:
-                with trio.move_on_after(limits.mark_ms / 1000) as quiet:
+                with trio.move_on_at(due) as quiet:
                     deliveries = await self.attachment.next()
             except Refused as refused:
-                await self._detached(refused.reason, self.attachment.reader.place)
+                ended = Ended(refused.reason, self.attachment.reader.place)
+                await self.connection.send_chunk(self._frame(ended))
                 return
             if quiet.cancelled_caught:
                 await self._mark()
@@ -72,23 +74,23 @@ class WireAttachment:
             await self.connection.send_chunk(b"".join([self._frame(delivery) for delivery in deliveries]))
             if self._after(deliveries):
                 return
-            if self.sent - self._marked >= limits.mark_items:
+            if self.sent - self._marked >= limits.mark_items or trio.current_time() >= due:
                 await self._mark()
 
     def _after(self, deliveries: Sequence[Delivery]) -> bool:
         """Note what is written; True when it was the last."""
         for delivery in deliveries:
-            if isinstance(delivery, Send | Skip | CaughtUp):
-                self.attachment.now_delivered(delivery)
-            self.sent += 1
             if isinstance(delivery, Ended):
                 return True
+            if isinstance(delivery, Send | Skip | CaughtUp):
+                self.attachment.now_delivered(delivery)
+            if self.sent == self._marked:
+                self._marked_at = trio.current_time()
+            self.sent += 1
         return False
 
     async def _mark(self) -> None:
         """How many messages were sent, so that a loss between server and client would be seen."""
-        if self.sent == self._marked:
-            return
         self._marked = self.sent
         await self.connection.send_chunk(text_frame(self.mark(), self.connection.limits.frame_bytes_max))
 
@@ -96,11 +98,8 @@ class WireAttachment:
         params = {"session": self.session, "sent": self.sent, "cursor": self._cursor(self.attachment.reader.place)}
         return notification("session/mark", params)
 
-    async def _detached(self, reason: Reason, place: Position) -> None:
-        await self.connection.send_chunk(self._text(self.detached_notice(reason, place)))
-
-    def detached_notice(self, reason: Reason, place: Position | None = None) -> bytes:
-        cursor = self._cursor(place or self.attachment.reader.place)
+    def detached_notice(self, reason: Reason, place: Position) -> bytes:
+        cursor = self._cursor(place)
         return notification("session/detached", {"session": self.session, "cursor": cursor, "reason": reason.value})
 
     # frames

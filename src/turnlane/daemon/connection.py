@@ -19,7 +19,8 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from ..core import marks
 from ..core.limits import Limits
-from ..core.reasons import Reason, Refused
+from ..core.ports import StoreError
+from ..core.reasons import Reason, Refused, Rejected
 from ..runtime.lanes import Doorbell
 from .access import Denied, Principal, need_of, one_token, refreshed
 from .attachment import WireAttachment
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from .server import Server
 
 LIMITS_TOLD = ("message_bytes_max", "frame_bytes_max", "requests_in_flight_max", "attachments_max", "key_chars_max")
+_REASONS = {reason.value: reason for reason in Reason}
 
 
 @frozen
@@ -81,6 +83,7 @@ class Connection:
     _answers: deque[bytes] = field(factory=deque)
     _chunks: deque[_Chunk] = field(factory=deque)
     _writer_bell: Doorbell = field(factory=Doorbell)
+    _written: trio.Event = field(factory=trio.Event)
     _end: trio.Event = field(factory=trio.Event)
     _nursery: trio.Nursery | None = None
     _expiry: trio.CancelScope = field(factory=trio.CancelScope)
@@ -121,17 +124,21 @@ class Connection:
         close = self.ending
         if close is None or not self.guard.may_close:
             return
-        if close.code == CLOSE_DRAINING:
-            await self._drain_attachments()
-        self.guard.begin_close()
-        await self.socket.aclose(close.code, close.text)
+        with trio.move_on_after(self.limits.close_ms_max / 2_000):
+            await self._detach_all(_REASONS.get(close.text.partition(" ")[0], Reason.DETACHED))
+        if self.guard.may_close:
+            self.guard.begin_close()
+            await self.socket.aclose(close.code, close.text)
 
-    async def _drain_attachments(self) -> None:
-        reason = Reason.DRAINING
+    async def _detach_all(self, reason: Reason) -> None:
+        """Attachments end with their marks and cursors, and what was answered is written."""
         for wire in list(self.attachments.values()):
             wire.attachment.end(reason, at_once=True)
         for wire in list(self.attachments.values()):
             await wire.finished.wait()
+        while self._answers:
+            self._written = trio.Event()
+            await self._written.wait()
 
     def drain(self, deadline_ms: int) -> None:
         """The daemon is going: say so, end the attachments with their cursors, close 4001."""
@@ -146,7 +153,9 @@ class Connection:
                 message = await self.socket.get_message()
                 data = message.encode() if isinstance(message, str) else message
                 decision = self.protocol.receive(data, trio.current_time())
-                if isinstance(decision, Call):
+                if isinstance(decision, Call) and decision.method == "initialize":
+                    self._initialize(decision)  # at once: what follows in the same write is judged after it
+                elif isinstance(decision, Call):
                     self._calls.append(decision)
                     self._calls_bell.ring()
                 elif isinstance(decision, Reply):
@@ -162,9 +171,6 @@ class Connection:
         while True:
             while self._calls:
                 call = self._calls.popleft()
-                if call.method == "initialize":
-                    self._initialize(call)
-                    continue
                 posted = trio.Event()
                 self._nursery.start_soon(self._carry_out, call, posted)
                 await posted.wait()
@@ -175,6 +181,10 @@ class Connection:
             answer = result(call.id, await self._handled(call, posted.set))
         except Refused as refused:
             answer = error(call.id, refused)
+        except StoreError as fault:
+            self.server.incident(self, fault)
+            message = "the journal cannot answer: see the daemon's log, then repeat with the same key"
+            answer = error(call.id, Rejected(fault.reason, message))
         except Exception as fault:
             incident = self.server.incident(self, fault)
             answer = internal_error(call.id, incident)
@@ -202,6 +212,10 @@ class Connection:
     def _initialize(self, call: Call) -> None:
         try:
             principal = self._authenticate(call.params)
+            if isinstance(principal, Principal) and (full := self.server.full(principal)) is not None:
+                self.answer(error(call.id, full))
+                self.server.refused[full.reason] += 1
+                return
             if isinstance(principal, Denied):
                 self.answer(error(call.id, principal.rejected()))
                 self.server.denied(principal)
@@ -259,10 +273,6 @@ class Connection:
         """Losing a token is a detach: attachments end with their cursors, then 4401. Turns go on."""
         with scope:
             await trio.sleep(max(0.0, expires_at + self.limits.clock_leeway_s - self.server.wall_s()))
-            for wire in list(self.attachments.values()):
-                wire.attachment.end(Reason.TOKEN_EXPIRED, at_once=True)
-            for wire in list(self.attachments.values()):
-                await wire.finished.wait()
             self.end(Close(CLOSE_TOKEN, Reason.TOKEN_EXPIRED.value))
 
     # writing
@@ -294,6 +304,7 @@ class Connection:
                         await self.guard.write_frames(b"".join(self._answers))
                         for _ in range(count):
                             self._answers.popleft()
+                        self._written.set()
                         continue
                     chunk = self._chunks.popleft()
                     await self.guard.write_frames(chunk.data)
@@ -321,10 +332,10 @@ class Connection:
             raise Refused(Reason.UNKNOWN_ATTACHMENT, "no attachment of that id on this connection: attach first")
         return wire
 
-    async def leave(self, session: str) -> None:
+    async def leave(self, session: str, reason: Reason) -> None:
         """End this connection's attachment to a session, if there is one; its last message is written then."""
         for wire in [wire for wire in self.attachments.values() if wire.session == session]:
-            wire.attachment.end(Reason.REPLACED, at_once=True)
+            wire.attachment.end(reason, at_once=True)
             await wire.finished.wait()
 
     def role(self, session: str | None) -> str:

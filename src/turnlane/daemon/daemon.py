@@ -22,18 +22,21 @@ import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import trio
 from attrs import define, evolve, field, frozen
 
 from ..core.ports import Observer
 from ..core.secret import Secret
+from ..core.status import Blocker
 from ..embed import open_runtime
 from ..machines.plan import Profile
 from ..observe import Observers
+from ..observe.metrics import Metrics
 from ..runtime.runtime import Runtime
 from ..runtime.turn import Agent
 from .access import (
@@ -49,6 +52,7 @@ from .access import (
     write_local_tokens,
 )
 from .config import Address, Settings
+from .operator_api import OperatorApi, serve_operator
 from .server import Server
 
 EXIT_OK: Final = 0
@@ -69,7 +73,7 @@ class Bound:
     """Where the listeners are, once they are."""
 
     listen: tuple[Address, ...]
-    operator: tuple[Address, ...]
+    operator: Address
     tls: bool = False
 
     @property
@@ -78,7 +82,7 @@ class Bound:
 
     @property
     def operator_url(self) -> str:
-        return f"{'https' if self.tls else 'http'}://{self.operator[0]}"
+        return f"{'https' if self.tls else 'http'}://{self.operator}"
 
 
 @frozen
@@ -121,6 +125,7 @@ async def run_daemon(
     agents: Mapping[str, Agent],
     *,
     observers: Sequence[Observer] = (),
+    metrics: Metrics | None = None,
     say: Say = _silent,
     version: str = "0",
     signals: bool = True,
@@ -134,7 +139,8 @@ async def run_daemon(
     start. Raises StoreError where the state directory cannot be opened, CannotListen, and ValueError for a private
     file that others may read.
     """
-    observer = Observers(*observers)
+    metrics = metrics or Metrics()
+    observer = Observers(*observers, metrics)
     ending, cut, failed = _Ending(), 0, None
     with trio.CancelScope() as life:
         async with open_runtime(
@@ -145,7 +151,7 @@ async def run_daemon(
             quotas=settings.tenants,
             observer=observer,
         ) as runtime:
-            daemon = Daemon(settings, runtime, ending, say, version, environ)
+            daemon = Daemon(settings, runtime, ending, metrics, say, version, environ)
             try:
                 with daemon.signals(signals), daemon.collector():
                     async with trio.open_nursery() as nursery:
@@ -189,12 +195,14 @@ class Daemon:
     settings: Settings
     runtime: Runtime
     ending: _Ending
+    metrics: Metrics
     say: Say
     version: str
     environ: Mapping[str, str]
     server: Server = field(init=False)
+    api: OperatorApi = field(init=False)
     _ring: KeyRing | None = None
-    _operator_tokens: OperatorTokens | None = None
+    _operator_gone: trio.Event = field(factory=trio.Event)
     _operator_secret: Secret | None = None
     _token_file: Path | None = None
     _force: threading.Timer | None = None
@@ -204,13 +212,15 @@ class Daemon:
         if settings.auth:
             keys = (local_key(settings.state),) if settings.makes_local_key else settings.keys
             self._ring = KeyRing(keys, issuer=settings.issuer, audience=settings.audience, limits=settings.limits)
-        if settings.operator.auth:
-            self._operator_tokens = OperatorTokens((*settings.operator.tokens, *self._local_operator_token()))
         self.server = Server(self.runtime, settings.door(), self._ring, self.version)
+        tokens = OperatorTokens((*settings.operator.tokens, *self._local_operator_token()))
+        notices = () if settings.auth else (Blocker("auth_off", "the websocket listener takes everybody"),)
+        self.api = OperatorApi(self.runtime, settings.operator, self.metrics, tokens, notices=notices)
 
     def _local_operator_token(self) -> tuple[OperatorToken, ...]:
         """On loopback the tools of this user need no settings; tokens that were configured are the only ones."""
-        if self.settings.operator.tokens or not self.settings.operator.listen.loopback:
+        operator = self.settings.operator
+        if not operator.auth or operator.tokens or not operator.listen.loopback:
             return ()
         self._operator_secret, kept = mint_operator("local", ROLES["operator"])
         return (kept,)
@@ -222,10 +232,13 @@ class Daemon:
         tls = _tls(settings)
         for announcement in settings.announcements():
             self.say("warning", "daemon.announcement", announcement)
-        listen = await self._listening(settings.listen, nursery, self._serve_websockets, tls)
+        serve = partial(self.server.serve, settings.listen.host, settings.listen.port, tls=tls)
+        found = await self._listening(settings.listen, nursery, serve)
+        listen = tuple(Address(host, port) for host, port in found)
         # Port 0 becomes a number only now, and the door's own origins name it.
         self.server.door = evolve(settings, listen=evolve(settings.listen, port=listen[0].port)).door()
-        operator = await self._listening(settings.operator.listen, nursery, self._serve_operator, tls)
+        self.api.tls = tls
+        operator = await self._listening(settings.operator.listen, nursery, self._serve_operator)
         bound = Bound(listen, operator, tls is not None)
         self._write_tokens(bound)
         nursery.start_soon(self._renew_tokens, bound, name="local tokens")
@@ -235,32 +248,18 @@ class Daemon:
         self.say("info", "daemon.started", f"listening on {where}")
         return bound
 
-    async def _listening(
-        self, address: Address, nursery: trio.Nursery, serve: Callable[..., Awaitable[None]], tls: ssl.SSLContext | None
-    ) -> tuple[Address, ...]:
+    async def _listening(self, address: Address, nursery: trio.Nursery, serve: Callable[..., Awaitable[None]]) -> Any:
         try:
-            found = await nursery.start(serve, address, tls)
+            return await nursery.start(serve)
         except OSError as error:
             why = error.strerror or str(error)
             raise CannotListen(f"cannot listen on {address}: {why}") from error
-        return tuple(Address(host, port) for host, port in found)
 
-    async def _serve_websockets(
-        self,
-        address: Address,
-        tls: ssl.SSLContext | None,
-        task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        await self.server.serve(address.host, address.port, tls=tls, task_status=task_status)
-
-    async def _serve_operator(
-        self,
-        address: Address,
-        tls: ssl.SSLContext | None,
-        task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        task_status.started([])
-        await trio.sleep_forever()
+    async def _serve_operator(self, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
+        try:
+            await serve_operator(self.api, task_status=task_status)
+        finally:
+            self._operator_gone.set()
 
     # the tokens of this user's tools
 
@@ -275,7 +274,7 @@ class Daemon:
             jti = self.runtime.ports.ids.new("token")
             session = self._ring.mint(LOCAL_SUBJECT, scope_of("operator"), now_s=now, jti=jti)
         operator = self._operator_secret or Secret("")
-        tokens = LocalTokens(str(bound.listen[0]), str(bound.operator[0]), session, operator, now + life_s)
+        tokens = LocalTokens(str(bound.listen[0]), str(bound.operator), session, operator, now + life_s)
         self._token_file = write_local_tokens(tokens, self.environ)
 
     async def _renew_tokens(self, bound: Bound) -> None:
@@ -370,6 +369,8 @@ class Daemon:
             nursery.start_soon(self.server.drain)
             if self.runtime.writer.broken is None:
                 nursery.start_soon(self.runtime.drain)
+        self.api.drain()  # not before: until now /readyz says 503 draining
+        await self._operator_gone.wait()
         return sum(actor.turn is not None for actor in self.runtime.actors.values())
 
     def _arm_force(self) -> None:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import asdict
 
-from ..core.ids import Seq
-from ..core.reasons import Reason, Refused
+from ..core.ids import RequestId, Seq, TurnId
+from ..core.reasons import Reason, Refused, Rejected
 from ..core.step import Position
+from ..machines import requests
 from ..machines import session as rules
+from ..machines import turn as turns
 from ..runtime.handles import Answered, Session
 from .attachment import WireAttachment
 
@@ -64,10 +66,16 @@ async def session_open(connection: Connection, params: Params, posted: Callable[
 
 
 async def session_list(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    limit = params.get("limit", connection.limits.list_items)
-    names = await connection.runtime.sessions(params.get("after", ""), limit + 1, connection.principal.tenant)
-    seen = [name for name in names[:limit] if connection.principal.allows("sessions.read", name)]
-    return {"sessions": seen, "next": names[limit - 1] if len(names) > limit else None}
+    """Pages until it is full: a name that may not be read is neither listed nor given as `next`."""
+    limit, after, seen = params.get("limit", connection.limits.list_items), params.get("after", ""), list[str]()
+    while True:
+        names = await connection.runtime.sessions(after, connection.limits.list_items_max, connection.principal.tenant)
+        seen += [name for name in names if connection.principal.allows("sessions.read", name)]
+        if len(seen) > limit:
+            return {"sessions": seen[:limit], "next": seen[limit - 1]}
+        if len(names) < connection.limits.list_items_max:
+            return {"sessions": seen, "next": None}
+        after = names[-1]
 
 
 async def session_read(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
@@ -80,8 +88,8 @@ async def session_read(connection: Connection, params: Params, posted: Callable[
 
 async def session_attach(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
     session = await _session(connection, params, posted)
-    await connection.leave(session.id)
-    if len(connection.attachments) >= connection.limits.attachments_max:
+    others = sum(wire.session != session.id for wire in connection.attachments.values())
+    if others >= connection.limits.attachments_max:
         most = connection.limits.attachments_max
         message = f"the connection has {most} attachments (attachments_max): detach one or open another connection"
         raise Refused(Reason.TOO_MANY_ATTACHMENTS, message, data={"limit": most})
@@ -95,9 +103,18 @@ async def session_attach(connection: Connection, params: Params, posted: Callabl
         lanes=params.get("lanes", ("control", "data", "telemetry")),
     )
     actor = attachment.actor
-    connection.begin(WireAttachment(connection, attachment))
+    try:
+        # A refused attach changes nothing, and a turn that hangs on its controllers sees the new one before the old
+        # one goes: so the older attachment of this connection ends only now.
+        await connection.leave(session.id, Reason.REPLACED)
+        floor = await runtime.ports.read_hop(runtime.ports.store.floor, actor.stream)
+    except BaseException:
+        attachment.close()
+        raise
     state = actor.state
-    floor = await runtime.ports.read_hop(runtime.ports.store.floor, actor.stream)
+    if state.phase is rules.SessionPhase.ENDED:
+        attachment.end(Reason.SESSION_ENDED)
+    connection.begin(WireAttachment(connection, attachment))  # no checkpoint from here to the answer
     return {
         "attachment": attachment.id,
         "generation": attachment.generation,
@@ -116,26 +133,26 @@ _RESOLUTION: Final = frozenset({"resolution", "resolved_seq", "answer", "by"})
 
 async def session_detach(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
     wire = connection.attached(params["attachment"])
-    await connection.leave(wire.session)
+    await connection.leave(wire.session, Reason.DETACHED)
     actor = wire.attachment.actor
     return {"cursor": connection.runtime.ports.cursors.text(actor.stream, wire.attachment.reader.place)}
 
 
 async def session_ack(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    wire = connection.attached(params["attachment"])
-    await connection.runtime.save_cursor(wire.attachment, params["cursor"])
-    return {"saved": params["cursor"]}
+    """Values only grow: a cursor below a former one (they compare as text) is ignored."""
+    wire, cursor, runtime = connection.attached(params["attachment"]), params["cursor"], connection.runtime
+    place = runtime.ports.cursors.read(wire.attachment.actor.stream, cursor)
+    if isinstance(place, Rejected) or cursor > wire.acked:
+        await runtime.save_cursor(wire.attachment, cursor)
+        wire.acked = cursor
+    return {"saved": wire.acked}
 
 
 async def session_close(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
     session = await _session(connection, params, posted)
-    phase = await session.close(
-        params.get("mode", "now"),
-        reason=params.get("reason", "session_closed"),
-        key=params.get("key"),
-        origin=connection.origin(session.id),
-    )
-    return {"phase": phase}
+    mode, reason = params.get("mode", "now"), params.get("reason", "session_closed")
+    command = rules.CloseSession(mode, Reason(reason), connection.origin(session.id))
+    return _told(await session.ask(command, params.get("key"), ["close", mode, reason]))
 
 
 async def turn_start(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
@@ -155,7 +172,10 @@ async def turn_start(connection: Connection, params: Params, posted: Callable[[]
 
 async def turn_steer(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
     session = await _session(connection, params, posted)
-    return {"seq": await session.steer(params["input"], params["turn"], key=params.get("key"))}
+    connection.runtime.check_input(params["input"])
+    turn, given, key = params["turn"], params["input"], params.get("key")
+    command = turns.SteerTurn(TurnId(turn), given, key or connection.runtime.ports.ids.new("key"))
+    return _told(await session.ask(command, key, ["steer", turn, given]))
 
 
 async def turn_cancel(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
@@ -184,14 +204,10 @@ async def turn_read(connection: Connection, params: Params, posted: Callable[[],
 
 async def request_answer(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
     session = await _session(connection, params, posted)
-    seq = await session.answer(
-        params["request"],
-        params["answer"],
-        by=connection.principal.subject,
-        role=connection.role(session.id),
-        key=params.get("key"),
-    )
-    return {"seq": seq}
+    request, answer = params["request"], params["answer"]
+    role = connection.role(session.id)
+    command = requests.AnswerRequest(RequestId(request), answer, connection.principal.subject, role)
+    return _told(await session.ask(command, params.get("key"), ["answer", request, answer]))
 
 
 async def effect_resolve(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:

@@ -17,7 +17,7 @@ from attrs import define, field
 from trio_websocket import ConnectionClosed, HandshakeError, wrap_server_stream
 
 from ..core.limits import Limits
-from ..core.reasons import Reason
+from ..core.reasons import Reason, Rejected
 from ..core.secret import Secret
 from ..runtime.runtime import Runtime
 from .access import Denied, KeyRing, Principal, bearer, everyone
@@ -94,10 +94,9 @@ class Server:
                 self._by_address[address] -= 1
                 if not self._by_address[address]:
                     del self._by_address[address]
-        except (ConnectionClosed, HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
         except Exception as fault:
-            self._crashed(address, fault)
+            if not _of_the_peer(fault):
+                self._crashed(address, fault)
         finally:
             await guard.abort()
 
@@ -126,8 +125,9 @@ class Server:
             answer = await guard.handshake(self.door)
             token = None if isinstance(answer, Refusal) else self._header_token(answer)
             if isinstance(token, Denied):
-                self.denied(token)
                 answer = Refusal(401, token.reason, token.message, (("WWW-Authenticate", "Bearer"),))
+            elif isinstance(token, Refusal):
+                answer = token
             if isinstance(answer, Refusal):
                 self.refused[answer.reason] += 1
                 await guard.refuse(answer)
@@ -136,7 +136,7 @@ class Server:
             self._handshakes[address] -= 1
             if not self._handshakes[address]:
                 del self._handshakes[address]
-        assert not isinstance(token, Denied)
+        assert not isinstance(token, Denied | Refusal)
         await self._converse(guard, answer, token, address)
 
     async def _converse(self, guard: Guard, accepted: Accepted, token: Secret | None, address: str) -> None:
@@ -150,6 +150,8 @@ class Server:
             try:
                 await connection.serve()
             except Exception as fault:
+                if _of_the_peer(fault):
+                    return
                 self._crashed(address, fault, connection)
                 with trio.move_on_after(self.limits.close_ms_max / 1000):
                     if guard.may_close:
@@ -163,7 +165,7 @@ class Server:
 
     # who speaks
 
-    def _header_token(self, accepted: Accepted) -> Secret | Denied | None:
+    def _header_token(self, accepted: Accepted) -> Secret | Denied | Refusal | None:
         """A bearer token of the request is judged before the upgrade: a bad one is 401."""
         if accepted.authorization is None or self.keys is None:
             return None
@@ -171,6 +173,8 @@ class Server:
         if isinstance(token, Denied):
             return token
         principal = self.authenticate(token)
+        if isinstance(principal, Principal) and self.full(principal) is not None:
+            return overloaded(self.limits.defer_base_ms)
         return principal if isinstance(principal, Denied) else token
 
     def authenticate(self, token: Secret | Denied) -> Principal | Denied:
@@ -178,17 +182,18 @@ class Server:
             return everyone()
         if isinstance(token, Denied):
             return token
-        principal = self.keys.check(token, self.wall_s())
-        if isinstance(principal, Principal) and (full := self._full(principal)) is not None:
-            return full
-        return principal
+        return self.keys.check(token, self.wall_s())
 
-    def _full(self, principal: Principal) -> Denied | None:
+    def full(self, principal: Principal) -> Rejected | None:
+        """Whether this principal or its tenant has all the connections it may have."""
+        if self.keys is None:
+            return None
         known = [one.principal for one in self.connections if one.protocol.initialized]
         mine = sum(one.subject == principal.subject and one.tenant == principal.tenant for one in known)
         theirs = sum(one.tenant == principal.tenant for one in known)
         if mine >= self.limits.connections_per_principal_max or theirs >= self.limits.connections_per_tenant_max:
-            return Denied(Reason.OVERLOADED, "too many connections of this principal or tenant")
+            message = "too many connections of this principal or tenant: close one or try again later"
+            return Rejected(Reason.OVERLOADED, message, retry_after_ms=self.limits.defer_base_ms)
         return None
 
     def secret(self, text: str | None) -> Secret | None:
@@ -212,6 +217,13 @@ class Server:
         while crashes and now - crashes[0] > 60:
             crashes.popleft()
         crashes.append(now)
+
+
+def _of_the_peer(fault: BaseException) -> bool:
+    """Whether a fault, or all of a nursery's, only says that the peer is gone."""
+    if isinstance(fault, BaseExceptionGroup):
+        return all(_of_the_peer(inner) for inner in fault.exceptions)
+    return isinstance(fault, ConnectionClosed | HandshakeError | trio.BrokenResourceError | trio.ClosedResourceError)
 
 
 def _address_of(stream: trio.abc.Stream) -> str:

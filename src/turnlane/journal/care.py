@@ -240,7 +240,7 @@ def backup(store: LmdbStore, path: str | os.PathLike[str]) -> Path:
         if target.exists() and not (target.is_dir() and opening.is_empty(target)):
             message = "there is something here already"
             raise StoreError(Reason.STATE_NOT_OURS, message, path=str(target), remedy="name another directory")
-        opening.place_atomically(target, lambda directory: _copy(store, directory))
+        opening.place_atomically(target, lambda directory: _copy(store, directory), copy=True)
     return target
 
 

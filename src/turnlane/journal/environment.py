@@ -33,7 +33,8 @@ T = TypeVar("T")
 
 _LENT_BYTES: Final = 1 << 22
 _GROW_WAIT_S: Final = 0.05
-"""Growing ahead of need waits this long for readers; growing because the map is full waits for them."""
+"""Growing ahead of need waits this long for readers, and tries again later; growing because the map is full waits."""
+_GROW_AGAIN_S: Final = 1.0
 
 _open_stores: WeakSet[Environment] = WeakSet()
 _open_files: set[tuple[int, int]] = set()
@@ -56,6 +57,7 @@ class Environment:
         self._size = self._page_bytes = 0
         self._file: tuple[int, int] | None = None
         self._tight = False
+        self._grow_not_before = 0.0
         self._synced_at = monotonic()
         self._broken: JournalBroken | None = None
         self._closed = self._forked = False
@@ -393,8 +395,9 @@ class Environment:
             self._size = os.stat(self._path / layout.DATA_FILE).st_size
             info, limits = self._environment.info(), self._limits
             used = (info["last_pgno"] + 1) * self._page_bytes
-            if used * 100 > info["map_size"] * limits.map_grow_percent and info["map_size"] < limits.map_bytes_max:
-                self._grow(_GROW_WAIT_S)
+            ahead = used * 100 > info["map_size"] * limits.map_grow_percent and info["map_size"] < limits.map_bytes_max
+            if ahead and monotonic() >= self._grow_not_before and not self._grow(_GROW_WAIT_S):
+                self._grow_not_before = monotonic() + _GROW_AGAIN_S
             reserve = limits.map_bytes_max * limits.map_reserve_percent // 100
             self._tight = used > reserve and self._live_bytes() > reserve
         except (lmdb.Error, OSError) as error:

@@ -283,15 +283,18 @@ def beside(path: Path, suffix: str = "new") -> Path:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Take away what a creation that died has left, unless someone is at it or it holds committed data."""
+    """Take away what a creation or a compaction that died has left; not what may hold committed data."""
     (path / NEW_DATA_FILE).unlink(missing_ok=True)
-    leftover = beside(path)
+    _remove(beside(path), keep_committed=True)
+
+
+def _remove(leftover: Path, *, keep_committed: bool) -> None:
     if not leftover.is_dir():
         return
     holder = Holder(leftover)
     try:
         data_file = leftover / DATA_FILE
-        meta = meta_page(data_file) if data_file.exists() else None
+        meta = meta_page(data_file) if keep_committed and data_file.exists() else None
         if meta is not None and meta.txn > _FIRST_TXN:
             remedy = f"look into it; if it is not needed: rm -r {leftover}"
             message = "an unfinished creation holds committed data"
@@ -304,15 +307,19 @@ def remove_leftovers(path: Path) -> None:
 def create(path: Path, map_bytes: int) -> None:
     """Make a new store at `path` (absent or an empty directory). Someone else being faster is no failure."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    place_atomically(path, lambda directory: _fill(directory, map_bytes))
+    with suppress(FileExistsError):
+        place_atomically(path, lambda directory: _fill(directory, map_bytes))
 
 
-def place_atomically(path: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a directory beside `path`, sync it, rename it onto `path`, sync the parent."""
-    new = beside(path)
+def place_atomically(path: Path, fill: Callable[[Path], None], *, copy: bool = False) -> None:
+    """Fill a directory beside `path`, sync it, rename it onto `path`, sync the parent.
+
+    Raises FileExistsError where something was put there meanwhile. A `copy` that died is removed whatever it holds.
+    """
+    new = beside(path, "copy" if copy else "new")
     for _ in range(_CREATE_TRIES):
         with suppress(FileNotFoundError, FileExistsError):
-            remove_leftovers(path)
+            _remove(new, keep_committed=not copy)
             new.mkdir(mode=0o700)
             holder = Holder(new)
             break
@@ -326,9 +333,9 @@ def place_atomically(path: Path, fill: Callable[[Path], None]) -> None:
         try:
             os.rename(new, path)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            shutil.rmtree(new)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise FileExistsError(errno.EEXIST, "something was put there meanwhile", str(path)) from error
+            raise
         sync_directory(path.parent)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)

@@ -98,10 +98,14 @@ def truncate(txn: Any, rows: Reading, stream: str, below: Seq, position: int) ->
     _drop_rows(txn, rows.tables["controls"], head.number, end, by_key=False)
     head.floor = end
     txn.put(*head.row_of(), db=rows.tables["heads"])
-    txn.put(
-        layout.META_POSITION, layout.seal(layout.META_POSITION, position.to_bytes(8, "big")), db=rows.tables["meta"]
-    )
+    put_position(txn, rows, position)
     return end, end == below
+
+
+def put_position(txn: Any, rows: Reading, position: int) -> None:
+    """Remember the last position given: the event that had it may be gone."""
+    at = layout.seal(layout.META_POSITION, position.to_bytes(8, "big"))
+    txn.put(layout.META_POSITION, at, db=rows.tables["meta"])
 
 
 def _drop_rows(txn: Any, table: Any, number: int, below: Seq, *, by_key: bool) -> None:

@@ -311,12 +311,14 @@ class LmdbStore(Environment):
 
     def truncate(self, stream: str, below: Seq) -> Seq:
         """Raise the floor to `below` (at most head + 1), in transactions of at most 1,024 events; the new floor."""
-        while True:
+        done = False
+        while not done:
             floor, done = self._update(
                 lambda txn: retention.truncate(txn, self._rows, stream, below, self._position), lend=True
             )
-            if done:
-                return floor
+        # The engine gives freed pages out again only after one more commit, and a full map would never see one.
+        self._update(lambda txn: retention.put_position(txn, self._rows, self._position), lend=True)
+        return floor
 
     # -- beside the events
 

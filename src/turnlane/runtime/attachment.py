@@ -76,13 +76,16 @@ class Attachment:
         Raises Refused `stale_cursor` when the log was cut behind the reader.
         """
         while True:
+            before = self.reader.place
             items = [] if self._cut else await self._kept(items_max, bytes_max)
             deliveries: list[Delivery] = [*items, *self._live_items(items_max - len(items))]
-            if not items and self.ended is not None and not self._ended_told:
-                self._ended_told = True
-                deliveries.append(Ended(self.ended, self.reader.place))
             if deliveries:
                 return deliveries
+            if self.reader.place != before:
+                continue  # a whole page of lanes that were not asked for: look on
+            if self.ended is not None and not self._ended_told:
+                self._ended_told = True
+                return [Ended(self.ended, self.reader.place)]
             await self.bell.wait()
 
     def now_delivered(self, item: Send | Skip | CaughtUp) -> None:

@@ -107,6 +107,7 @@ class TurnHandle:
         """
         return await self._session.outcome(self.id)
 
+    @marks.on_cancel("resumable")
     async def cancel(
         self, reason: str = "user_cancel", *, mode: str = "hard", detail: str | None = None
     ) -> turns.CancelAnswer:
@@ -166,6 +167,7 @@ class Session:
             value = rules.StartAnswer(value.turn, DispatchId(""), "active", value.seq)
         return TurnHandle(self, value, answer.duplicate)
 
+    @marks.on_cancel("resumable")
     async def start(
         self,
         input: Any,
@@ -191,6 +193,7 @@ class Session:
         )
         return await self.ask(wish, key, ["start", content])
 
+    @marks.on_cancel("resumable")
     async def ask(self, command: Any, key: str | None, content: Any) -> Answered:
         """Submit a command under an idempotency key (None: it cannot be repeated)."""
         keyed = None if key is None else Keyed(key, digest_of(content))
@@ -203,6 +206,7 @@ class Session:
         actor = self._actor = await self._runtime.resident(self._actor)
         return await actor.submit(command, keyed, self._on_posted)
 
+    @marks.on_cancel("resumable")
     async def cancel(self, turn_id: str | None = None, **how: Any) -> turns.CancelAnswer:
         """Cancel a turn (default: the open one), a waiting start by its key, or with `scope="session"` everything.
 
@@ -212,6 +216,7 @@ class Session:
         answer: turns.CancelAnswer = (await self.cancelled(turn_id, **how)).value
         return answer
 
+    @marks.on_cancel("resumable")
     async def cancelled(
         self,
         turn_id: str | None = None,
@@ -252,6 +257,7 @@ class Session:
         actor.cancel_node()
         return turns.CancelAnswer("cancelled", None, actor.plan.turn, node=node)
 
+    @marks.on_cancel("resumable")
     async def steer(self, input: Any, turn_id: str, *, key: str | None = None) -> Seq:
         """Add input to the running turn, guarded by its id. Returns the seq of `turn.steered`."""
         self._runtime.check_input(input)
@@ -260,6 +266,7 @@ class Session:
         seq: Seq = answer.value.seq
         return seq
 
+    @marks.on_cancel("resumable")
     async def answer(
         self, request: str, answer: Any, *, by: str = "host", role: str = "controller", key: str | None = None
     ) -> Seq:
@@ -269,6 +276,7 @@ class Session:
         seq: Seq = given.value.seq
         return seq
 
+    @marks.on_cancel("resumable")
     async def resolve_effect(self, effect: str, outcome: str, *, by: str = "operator") -> Seq:
         """Say what became of an effect that a crash or cancel left unknown: completed or failed."""
         command = effects_ledger.ResolveEffect(EffectId(effect), outcome, by)
@@ -276,6 +284,7 @@ class Session:
         seq: Seq = done.value.seq
         return seq
 
+    @marks.on_cancel("resumable")
     async def close(
         self, mode: str = "now", *, reason: str = "session_closed", key: str | None = None, origin: str = "host"
     ) -> str:
@@ -308,6 +317,7 @@ class Session:
         finally:
             attachment.close()
 
+    @marks.on_cancel("resumable")
     async def outcome(self, turn_id: str) -> TurnOutcome:
         """Wait for the terminal of a turn of this session."""
         turn = TurnId(turn_id)
@@ -325,6 +335,7 @@ class Session:
                 )
             await waiting.wait()
 
+    @marks.on_cancel("resumable")
     async def read(self, after: Seq = 0, limit: int = 1_000) -> Page:
         """A part of the log: at most `limit` events with a greater seq than `after`. Pages inside."""
         events: list[Event] = []

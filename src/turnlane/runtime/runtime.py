@@ -15,6 +15,7 @@ from typing import Any
 import trio
 from attrs import asdict, define, field, frozen
 
+from ..core import marks
 from ..core.canonical import canonical_json, sha256_hex
 from ..core.ids import DEFAULT_TENANT, SessionId, Tenant, TurnId, printable, session_stream, split_stream
 from ..core.instants import wall_text
@@ -174,6 +175,7 @@ class Runtime:
                 self.writer.close()
         self.ports.leases.release("runtime", self.claim_owner, self.epoch)
 
+    @marks.on_cancel("resumable")
     async def drain(self) -> None:
         """Refuse new starts from now on and wait until open turns have ended, at most `host_drain_ms_max`."""
         await self._drain()
@@ -314,6 +316,7 @@ class Runtime:
         if state.rows:
             actor.ring()
 
+    @marks.on_cancel("resumable")
     async def resident(self, actor: SessionActor) -> SessionActor:
         """The actor that serves this session now: the same one, or its successor after a passivation or a fall."""
         if self.actors.get(actor.stream) is actor and actor.owner.lost is None:
@@ -360,6 +363,7 @@ class Runtime:
 
     # sessions
 
+    @marks.on_cancel("resumable")
     async def open_session(
         self,
         session_id: str | None = None,
@@ -384,6 +388,7 @@ class Runtime:
             )
         )[0]
 
+    @marks.on_cancel("resumable")
     async def opened(
         self,
         session_id: str | None = None,
@@ -423,6 +428,7 @@ class Runtime:
                 self.actors.pop(stream, None)
         return handle, answered.value, answered.duplicate
 
+    @marks.on_cancel("resumable")
     async def session(self, session_id: str, tenant: str = DEFAULT_TENANT) -> Session:
         """A session that exists. Raises Refused `unknown_session`: unknown and not yours are the same answer."""
         stream = session_stream(Tenant(tenant), SessionId(session_id))
@@ -435,6 +441,7 @@ class Runtime:
             raise Refused(Reason.UNKNOWN_SESSION, "no such session: open it first")
         return Session(self, actor)
 
+    @marks.on_cancel("resumable")
     async def sessions(self, after: str = "", limit: int = 100, tenant: str = DEFAULT_TENANT) -> list[str]:
         """Names of sessions in order, after `after`."""
         prefix = session_stream(Tenant(tenant), SessionId(""))
@@ -509,6 +516,7 @@ class Runtime:
             waiting += child.children
             child.post(rules.CloseSession("now", Reason.PARENT_ENDED, f"parent:{child.state.parent_turn}"))
 
+    @marks.on_cancel("resumable")
     async def join_descendants(self, actor: SessionActor) -> None:
         """A turn cannot commit while a sub-session lives: drain them and wait."""
         for stream in sorted(actor.children):
@@ -589,6 +597,7 @@ class Runtime:
     def hot_state(self, actor: SessionActor) -> dict[str, Any]:
         return self._hot.setdefault(actor.stream, {})
 
+    @marks.on_cancel("resumable")
     async def history(self, actor: SessionActor, turn: TurnId, cut: str, turns_max: int) -> list[Mapping[str, Any]]:
         ends = actor.state.ended_turns[-turns_max:] if turns_max > 0 else ()
         return await self.ports.read_hop(read_history, self.ports.store, self.ports.encoder, actor.stream, ends, cut)
@@ -636,6 +645,7 @@ class Runtime:
 
     # attachments
 
+    @marks.on_cancel("atomic")
     async def attach(
         self,
         actor: SessionActor,
@@ -723,6 +733,7 @@ class Runtime:
     def attachment_gone(self, actor: SessionActor) -> None:
         actor.last_used = self.ports.clock.now()
 
+    @marks.on_cancel("resumable")
     async def save_cursor(self, attachment: Attachment, cursor: str) -> None:
         """Acknowledge: remember the place under the attachment's client, durably."""
         place = self.ports.cursors.read(attachment.actor.stream, cursor)
@@ -792,6 +803,7 @@ class Runtime:
             return ended_status(end)
         return {"turn": turn, "phase": "unknown"}
 
+    @marks.on_cancel("resumable")
     async def read_turn(self, actor: SessionActor, turn: TurnId) -> Mapping[str, Any]:
         """As `turn_status`, also beyond memory. Raises Refused `unknown_turn`."""
         status = self.turn_status(actor, turn)

@@ -171,15 +171,11 @@ class SessionActor:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                while True:
-                    await self._empty_mailbox()
-                    if await self._pump():
-                        continue
-                    if self._idle(nursery):
-                        break
-                    await self._mailbox().bell.wait()
-        except OwnerLost as lost:
-            self._fall(Refused(lost.reason, lost.message))
+                try:
+                    await self._live(nursery)
+                except OwnerLost as lost:
+                    self._fall(Refused(lost.reason, lost.message))
+                    nursery.cancel_scope.cancel(reason="the stream has another owner, or its disk is gone")
         except Exception as error:
             self._fall(Refused(Reason.INTERNAL, f"the session failed and is rebuilt: {type(error).__name__}"), error)
         finally:
@@ -189,6 +185,15 @@ class SessionActor:
                 self.lanes = None
             elif self.runtime.serving:
                 self._wake()
+
+    async def _live(self, nursery: trio.Nursery) -> None:
+        while True:
+            await self._empty_mailbox()
+            if await self._pump():
+                continue
+            if self._idle(nursery):
+                return
+            await self._mailbox().bell.wait()
 
     def _idle(self, nursery: trio.Nursery) -> bool:
         return not nursery.child_tasks and not self._backlog and self._mailbox().empty()
@@ -202,6 +207,9 @@ class SessionActor:
             envelope = self._backlog.pop(0)
             try:
                 await self._serve(envelope)
+            except OwnerLost as lost:
+                envelope.reply(Refused(lost.reason, lost.message))
+                raise
             except BaseException:
                 envelope.reply(
                     Refused(Reason.INTERNAL, "the session stopped before the answer: ask again with the same key")

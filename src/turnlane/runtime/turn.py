@@ -245,6 +245,7 @@ class Turn:
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
 
+    @marks.on_cancel("atomic")
     async def live(self, frame: bytes, media_time: int | None = None) -> int:
         """Produce live output (media): offered at once to whoever is attached, never journaled but for its digest.
 
@@ -254,6 +255,7 @@ class Turn:
         actor = self._actor
         return actor.actor.egress.live(self.id, self.plan.epoch, actor.digest, bytes(frame), media_time)
 
+    @marks.on_cancel("resumable")
     async def ask(
         self,
         prompt: Any,
@@ -338,6 +340,7 @@ class Turn:
         while True:
             yield await self._actor.next_steering()
 
+    @marks.on_cancel("resumable")
     async def history(self, turns_max: int = 20) -> list[Mapping[str, Any]]:
         """Earlier turns of this session, oldest first: `{turn, input, output, outcome}`; `output` is the joined text.
 

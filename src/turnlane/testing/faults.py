@@ -275,7 +275,7 @@ class Injector(trio.abc.Instrument):
             self._give_up(f"did not end within {self.points} points")
 
     def _step_of(self, task: trio.lowlevel.Task) -> Step:
-        lines = stands_at(task)
+        lines = stands_at(task) if task in self.watched else ()
         where = lines[-1] if lines else _end_of(task)
         return Step(str(task.name), where, lines, self.target.open_scopes())
 

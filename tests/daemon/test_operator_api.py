@@ -1,0 +1,921 @@
+"""The operator's listener over a real socket: every route, every refusal in one form, and health whatever happens."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import h11
+import pytest
+import trio
+from attrs import define, evolve, field
+from prometheus_client.parser import text_string_to_metric_families
+
+import turnlane
+from turnlane.core.limits import DEFAULT_LIMITS, Limits
+from turnlane.core.reasons import Reason
+from turnlane.core.secret import Secret
+from turnlane.core.status import Blocker
+from turnlane.daemon import operator_api
+from turnlane.daemon.access import ROUTES, OperatorTokens, mint_operator
+from turnlane.daemon.config import Address, OperatorSettings
+from turnlane.daemon.operator_api import OperatorApi, serve_operator, status_value
+from turnlane.journal.memory import MemoryStore
+from turnlane.observe import AccessDenied, HttpServed, Observers, ServingFailed
+from turnlane.observe.metrics import Metrics
+
+ALL = ("sessions.read", "status.read", "metrics.read")
+API = "/internal/v1"
+GUARDED = [
+    path.replace("{session}", "s-1") for (_, path), need in ROUTES.items() if need.rights and "openapi" not in path
+]
+
+
+class Kept:
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+
+    def observe(self, value: object) -> None:
+        self.values.append(value)
+
+    def of(self, kind: type) -> list[Any]:
+        return [value for value in self.values if isinstance(value, kind)]
+
+
+@define
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def told(self) -> tuple[int, str, str]:
+        """Status, error and reason of a failure in the one form there is."""
+        assert self.headers["content-type"] == "application/json"
+        assert set(self.json) >= {"error", "message", "reason_code"}, self.json
+        assert set(self.json) <= {"error", "message", "reason_code", "details", "retry_after_ms", "incident"}
+        assert self.json["message"] and len(self.json["message"]) <= 512
+        return self.status, self.json["error"], self.json["reason_code"]
+
+
+@define(eq=False)
+class House:
+    """A runtime, its operator listener, and a client."""
+
+    runtime: turnlane.Runtime
+    api: OperatorApi
+    address: Address
+    store: MemoryStore
+    seen: Kept
+    secret: Secret
+    nursery: trio.Nursery
+    ended: trio.Event = field(factory=trio.Event)
+
+    async def connect(self) -> trio.SocketStream:
+        return await trio.open_tcp_stream(self.address.host, self.address.port)
+
+    async def raw(self, data: bytes) -> list[Answer]:
+        """Send bytes, read answers until the connection is closed."""
+        async with await self.connect() as stream:
+            try:
+                await stream.send_all(data)
+            except trio.BrokenResourceError:
+                pass
+            return await answers(stream, data.count(b"\r\n\r\n") or 1)
+
+    async def get(self, path: str, *, method: str = "GET", token: str | None = "", **more: str) -> Answer:
+        headers = {"Host": "localhost", **{name.replace("_", "-"): value for name, value in more.items()}}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token or self.secret.reveal().decode()}"
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value)
+        return (await self.raw(f"{method} {path} HTTP/1.1\r\n{lines}Connection: close\r\n\r\n".encode()))[0]
+
+    def token(self, *scopes: str, expires_at: int | None = None) -> str:
+        secret, token = mint_operator(f"t{len(self.api.tokens)}", scopes, expires_at=expires_at)
+        self.api.tokens = OperatorTokens([*self.api.tokens._tokens, token])
+        return secret.reveal().decode()
+
+
+async def answers(stream: trio.SocketStream, most: int = 1) -> list[Answer]:
+    connection, found, head, body = h11.Connection(h11.CLIENT), [], None, b""
+    request = h11.Request(method="GET", target="/", headers=[("host", "x")])
+    connection.send(request)
+    connection.send(h11.EndOfMessage())
+    with trio.fail_after(10):
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                try:
+                    connection.receive_data(await stream.receive_some(65_536))
+                except trio.BrokenResourceError:
+                    return found
+            elif isinstance(event, h11.Response):
+                head, body = event, b""
+            elif isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                assert head is not None
+                names = {name.decode(): value.decode() for name, value in head.headers}
+                found.append(Answer(head.status_code, names, body))
+                if len(found) == most or connection.their_state is not h11.DONE:
+                    return found
+                connection.start_next_cycle()
+                connection.send(request)
+                connection.send(h11.EndOfMessage())
+            else:
+                return found
+
+
+async def talker(turn: turnlane.Turn) -> None:
+    if turn.input.get("wait"):
+        await trio.sleep_forever()
+    for word in turn.input["text"].split():
+        await turn.output(word)
+
+
+@asynccontextmanager
+async def house(
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    auth: bool = True,
+    store: MemoryStore | None = None,
+    state: Path | None = None,
+    **settings: Any,
+) -> AsyncIterator[House]:
+    seen, metrics = Kept(), Metrics()
+    where: dict[str, Any] = {"state": state} if state else {"store": (store := store or MemoryStore(limits=limits))}
+    secret, token = mint_operator("operator", ALL)
+    async with turnlane.open_runtime(
+        **where, agent=talker, limits=limits, observer=Observers(metrics, seen)
+    ) as runtime:
+        rules = OperatorSettings(Address("127.0.0.1", 0), auth, (), (), ())
+        api = OperatorApi(runtime, evolve(rules, **settings), metrics, OperatorTokens([token]))
+        async with trio.open_nursery() as nursery:
+
+            async def serve(task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
+                await serve_operator(api, task_status=task_status)
+                made.ended.set()
+
+            address = await nursery.start(serve)
+            made = House(runtime, api, address, store, seen, secret, nursery)  # type: ignore[arg-type]
+            yield made
+            nursery.cancel_scope.cancel()
+        for session in [turnlane.Session(runtime, actor) for actor in list(runtime.actors.values())]:
+            if session.actor.state.turn is not None:
+                await session.cancel()
+
+
+async def told_a_story(made: House, name: str = "s-1") -> turnlane.Session:
+    session = await made.runtime.open_session(name)
+    await (await session.start_turn({"text": "hello there"})).outcome()
+    return session
+
+
+# what the routes say
+
+
+async def test_health_is_said_under_both_spellings_without_a_token() -> None:
+    async with house() as made:
+        for path in ("/healthz", f"{API}/healthz"):
+            answer = await made.get(path, token=None)
+            assert answer.status == 200
+            assert set(answer.json) == {
+                *("status", "service", "build_sha", "uptime_seconds", "authority_write_mode", "started_at", "name"),
+                *("authority_writer_active", "fanout_driver", "write_mode", "version", "build"),
+            }
+            assert answer.json["status"] == "ok" and answer.json["version"] == turnlane.__version__
+
+
+async def test_a_ready_runtime_says_so_under_both_spellings() -> None:
+    async with house() as made:
+        for path in ("/readyz", f"{API}/readyz"):
+            answer = await made.get(path, token=None)
+            assert (answer.status, answer.json) == (
+                200,
+                {
+                    "status": "ready",
+                    "ready": True,
+                    "authority_ready": True,
+                    "projector_ready": True,
+                    "workers_ready": True,
+                    "authority_writer_active": True,
+                    "fanout_driver": "memory",
+                    "reasons": [],
+                    "warnings": [],
+                },
+            )
+
+
+def broken(made: House) -> None:
+    made.store.break_with()
+
+
+def full(made: House) -> None:
+    status = made.store.status()
+    made.store.status = lambda: evolve(status, used_percent=100)  # type: ignore[method-assign]
+
+
+def nearly_full(made: House) -> None:
+    status = made.store.status()
+    made.store.status = lambda: evolve(status, used_percent=92)  # type: ignore[method-assign]
+
+
+def draining(made: House) -> None:
+    made.runtime.phase = "draining"
+
+
+def recovering(made: House) -> None:
+    made.runtime.phase = "recovering"
+
+
+def leaseless(made: House) -> None:
+    made.runtime.epoch = 0
+
+
+@pytest.mark.parametrize(
+    ("inject", "code"),
+    [
+        (broken, "journal_broken"),
+        (full, "storage_full"),
+        (draining, "draining"),
+        (recovering, "recovering"),
+        (leaseless, "authority_not_acquired"),
+    ],
+)
+async def test_each_condition_makes_the_runtime_not_ready_by_its_code(
+    inject: Callable[[House], None], code: str
+) -> None:
+    async with house() as made:
+        before = made.runtime.phase, made.runtime.epoch
+        inject(made)
+        answer = await made.get("/readyz", token=None)
+        metrics = await made.get("/metrics")
+        health = await made.get("/healthz", token=None)
+        made.runtime.phase, made.runtime.epoch = before
+    assert (answer.status, answer.json["status"], answer.json["ready"]) == (503, "not_ready", False)
+    assert [reason["code"] for reason in answer.json["reasons"]] == [code]
+    assert answer.json["authority_ready"] is False and answer.json["workers_ready"] is True
+    assert health.status == 200
+    if metrics.status == 200:
+        assert sample(metrics, "turnlane_ready") == 0
+    else:
+        assert metrics.told == (500, "internal", "journal_broken")
+
+
+async def test_a_batch_that_waits_too_long_makes_the_runtime_not_ready() -> None:
+    limits = evolve(DEFAULT_LIMITS, writer_stall_ms_max=20)
+    go = threading.Event()
+    async with house(limits=limits) as made:
+        session = await made.runtime.open_session("s-1")
+        made.store.before_append = lambda _: go.wait(5)
+        made.nursery.start_soon(session.start_turn, {"text": "x"})
+        await until(lambda: made.runtime.status().writer_oldest_ms > 30)
+        answer = await made.get("/readyz", token=None)
+        go.set()
+        assert [reason["code"] for reason in answer.json["reasons"]] == ["writer_stalled"]
+
+
+async def test_a_broken_writer_is_seen_after_the_commit_that_failed() -> None:
+    async with house() as made:
+        session = await made.runtime.open_session("s-1")
+        made.store.break_with()
+        with pytest.raises(Exception, match=r"journal|failed"):
+            await session.start_turn({"text": "x"})
+        answer = await made.get("/readyz", token=None)
+        assert answer.json["authority_writer_active"] is False
+        events = await made.get(f"{API}/sessions/s-1/events")
+        assert events.told == (500, "internal", "journal_broken")
+
+
+async def test_warnings_do_not_make_a_runtime_unready() -> None:
+    async with house(auth=False) as made:
+        nearly_full(made)
+        made.api.notices = (Blocker("keys_not_reloaded", "the key file does not read"),)
+        answer = await made.get("/readyz", token=None)
+        assert answer.status == 200
+        assert [one["code"] for one in answer.json["warnings"]] == ["storage_low", "keys_not_reloaded", "auth_off"]
+
+
+async def test_the_status_is_the_runtime_s_own_value() -> None:
+    async with house() as made:
+        await told_a_story(made)
+        said = (await made.get(f"{API}/status")).json
+        own = made.runtime.status()
+        assert said["turns_total"] == own.turns_total == {"completed/completed": 1}
+        assert said["readiness"] == {"ready": True, "reasons": []}
+        assert [one["stream"] for one in said["sessions"]] == ["default/session/s-1"]
+        assert b"hello" not in (await made.get(f"{API}/status")).body
+
+
+async def test_the_status_shows_no_streams_of_another_tenant_and_is_bounded() -> None:
+    async with house() as made:
+        await made.runtime.open_session("hers", tenant="acme")
+        await made.runtime.open_session("s-1")
+        status = made.runtime.status()
+        assert [one["stream"] for one in status_value(status, DEFAULT_LIMITS, "acme")["sessions"]] == [
+            "acme/session/hers"
+        ]
+        many = evolve(status, sessions=tuple(status.sessions) * 4_000)
+        value = status_value(many, DEFAULT_LIMITS, "default")
+        assert len(json.dumps(value, separators=(",", ":"))) <= DEFAULT_LIMITS.status_bytes_max
+        assert len(value["sessions"]) + value["omitted"]["sessions"] == 4_000
+
+
+async def test_a_session_is_read_with_its_floor() -> None:
+    async with house() as made:
+        session = await told_a_story(made)
+        answer = await made.get(f"{API}/sessions/s-1")
+        assert answer.json == {**session.status(), "floor_seq": 1}
+
+
+async def test_pages_of_sessions_hold_each_once_and_in_order() -> None:
+    async with house() as made:
+        for number in range(7):
+            await told_a_story(made, f"s-{number}")
+        made.runtime.actors.clear()  # none of them is in memory: they are folded, and stay where they are
+        seen, after = [], ""
+        while True:
+            page = (await made.get(f"{API}/sessions?limit=3{after}")).json
+            seen += page["sessions"]
+            if page["next"] is None:
+                break
+            after = f"&after={page['next']}"
+        assert [one["session"] for one in seen] == [f"s-{number}" for number in range(7)]
+        assert {(one["phase"], one["turn"], one["attachments"]) for one in seen} == {("active", None, 0)}
+        assert all(one["head_seq"] > 0 for one in seen)
+        assert not made.runtime.actors
+
+
+async def test_a_list_and_its_rows_agree_over_the_real_journal(tmp_path: Path) -> None:
+    async with house(state=tmp_path / "state") as made:
+        for name in ("a", "b/1", "b/2"):
+            await told_a_story(made, name)
+        token = made.token("sessions.read:b/*", "sessions.read:a")
+        listed = (await made.get(f"{API}/sessions", token=token)).json["sessions"]
+        assert [one["session"] for one in listed] == ["a", "b/1", "b/2"]
+        only = made.token("sessions.read:b/*")
+        first = (await made.get(f"{API}/sessions?limit=1", token=only)).json
+        rest = (await made.get(f"{API}/sessions?after={first['next']}", token=only)).json
+        assert [one["session"] for one in first["sessions"] + rest["sessions"]] == ["b/1", "b/2"]
+        page = (await made.get(f"{API}/sessions/b%2F2/events")).json
+        assert page["head_seq"] == len(page["events"]) == listed[2]["head_seq"]
+
+
+@pytest.mark.parametrize(("limit", "items"), [("0", 1), ("1", 1), ("2", 2), ("99999", None)])
+async def test_limits_are_clamped(limit: str, items: int | None) -> None:
+    async with house() as made:
+        session = await told_a_story(made)
+        page = (await made.get(f"{API}/sessions/s-1/events?limit={limit}")).json
+        assert len(page["events"]) == (items or session.status()["head_seq"])
+
+
+async def test_pages_of_events_hold_the_log_once_and_in_order() -> None:
+    async with house() as made:
+        session = await told_a_story(made)
+        seen, after = [], 0
+        while True:
+            page = (await made.get(f"{API}/sessions/s-1/events?after_seq={after}&limit=4")).json
+            if not page["events"]:
+                break
+            seen += page["events"]
+            after = page["next_seq"]
+        whole = await session.read()
+        assert [(one["seq"], one["type"], one["cursor"]) for one in seen] == [
+            (one.seq, one.type, one.cursor) for one in whole.events
+        ]
+        assert (page["floor_seq"], page["head_seq"], page["next_seq"]) == (1, whole.head, whole.head)
+
+
+async def test_a_page_of_events_is_bounded_in_bytes() -> None:
+    limits = evolve(DEFAULT_LIMITS, page_bytes_max=2_000)
+    async with house(limits=limits) as made:
+        await told_a_story(made)
+        first = await made.get(f"{API}/sessions/s-1/events")
+        assert 0 < len(first.json["events"]) < first.json["head_seq"]
+        assert len(first.body) < 4_000
+
+
+async def test_a_cursor_below_the_floor_is_stale_and_says_where_to_go_on() -> None:
+    async with house() as made:
+        session = await told_a_story(made)
+        made.store.truncate("default/session/s-1", 5)
+        answer = await made.get(f"{API}/sessions/s-1/events?after_seq=2")
+        assert answer.told == (410, "stale_cursor", "stale_cursor")
+        places = answer.json["details"]
+        assert places == {"floor_seq": 5, "head_seq": session.status()["head_seq"], "next_seq": 4}
+        page = await made.get(f"{API}/sessions/s-1/events?after_seq={places['next_seq']}")
+        assert page.json["events"][0]["seq"] == 5
+
+
+async def test_metrics_are_prometheus_text_with_the_request_counted_by_its_template() -> None:
+    async with house() as made:
+        await told_a_story(made)
+        await made.get(f"{API}/sessions/s-1")
+        await made.get("/nowhere/s-secret-1")
+        await made.get("/healthz", method="BREW")
+        answer = await made.get("/metrics")
+        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert sample(answer, "turnlane_turns_total", outcome="completed", reason="completed") == 1
+        route = f"{API}/sessions/{{session}}"
+        assert sample(answer, "turnlane_http_requests_total", route=route, method="GET", status="200") == 1
+        assert sample(answer, "turnlane_http_requests_total", route="other", method="GET", status="404") == 1
+        assert sample(answer, "turnlane_http_requests_total", route="other", method="other", status="405") == 1
+        assert sample(answer, "turnlane_http_request_seconds_count", route=route) == 1
+        assert b"s-1" not in answer.body and b"secret" not in answer.body
+
+
+async def until(said: Callable[[], object], seconds: float = 5) -> None:
+    with trio.fail_after(seconds):
+        while not said():
+            await trio.sleep(0.001)
+
+
+def sample(answer: Answer, name: str, **labels: str) -> float | None:
+    for family in text_string_to_metric_families(answer.body.decode()):
+        for one in family.samples:
+            if one.name == name and one.labels == labels:
+                return one.value
+    return None
+
+
+# who may ask
+
+
+@pytest.mark.parametrize("path", GUARDED)
+async def test_a_guarded_route_asks_for_a_token_and_its_right(path: str) -> None:
+    async with house() as made:
+        await told_a_story(made)
+        expired, other = made.token(*ALL, expires_at=1), made.token("turns.start")
+        for token, reason in (
+            (None, "missing_authorization"),
+            ("x", "invalid_token"),
+            (expired, "token_expired"),
+        ):
+            answer = await made.get(path, token=token)
+            assert answer.told == (401, "unauthorized", reason)
+            assert answer.headers["www-authenticate"] == "Bearer"
+        for scheme in ("bearer x", "Basic x", "Bearer", "Bearer  "):
+            answer = await made.get(path, token=None, Authorization=scheme)
+            assert answer.told == (401, "unauthorized", "invalid_authorization_scheme")
+        answer = await made.get(path, token=other)
+        assert answer.told == (403, "forbidden", "missing_scope")
+        assert answer.json["details"]["required"] in ALL
+        assert (await made.get(path)).status == 200
+        denied = made.seen.of(AccessDenied)
+        assert [one.reason for one in denied].count(Reason.INVALID_AUTHORIZATION_SCHEME) == 4
+        assert denied[-1].subject == "t2" and other not in repr(made.seen.values)
+
+
+@pytest.mark.parametrize("path", GUARDED)
+async def test_a_guarded_route_looks_at_host_and_origin_before_the_token(path: str) -> None:
+    async with house() as made:
+        await told_a_story(made)
+        for host in ("evil.example", "127.0.0.1.evil.example", "localhost:99999"):
+            assert (await made.get(path, token=None, Host=host)).told == (403, "forbidden", "host_not_allowed")
+        for origin in ("http://evil.example", "null", f"http://localhost:{made.address.port + 1}"):
+            answer = await made.get(path, token=None, Origin=origin)
+            assert answer.told == (403, "forbidden_origin", "origin_not_allowed")
+        own = f"http://localhost:{made.address.port}/"
+        assert (await made.get(path, Origin=own)).status == 200
+        assert (await made.get(path, Host=f"[::1]:{made.address.port}")).status == 200
+
+
+async def test_health_routes_take_any_host_origin_and_token() -> None:
+    async with house() as made:
+        for path in ("/healthz", "/readyz"):
+            answer = await made.get(path, token="x", Host="evil.example", Origin="null")
+            assert answer.status == 200
+        assert not made.seen.of(AccessDenied)
+
+
+async def test_without_authentication_everybody_on_loopback_may_ask_but_not_a_rebound_page() -> None:
+    async with house(auth=False) as made:
+        assert (await made.get(f"{API}/status", token=None)).status == 200
+        assert (await made.get(f"{API}/status", token=None, Host="evil.example")).status == 403
+
+
+async def test_a_token_in_the_url_is_refused_whatever_the_header_says() -> None:
+    async with house() as made:
+        token = made.secret.reveal().decode()
+        for query in (f"access_token={token}", "limit=3&token=abc"):
+            assert (await made.get(f"{API}/sessions?{query}")).told == (401, "unauthorized", "token_in_url")
+        assert token not in repr(made.seen.values)
+
+
+async def test_a_session_that_is_not_visible_is_one_that_is_not_there() -> None:
+    async with house() as made:
+        await told_a_story(made, "hers")
+        await told_a_story(made, "mine-1")
+        await made.runtime.open_session("acme-1", tenant="acme")
+        token = made.token("sessions.read:mine-*")
+        for path in (f"{API}/sessions/{{}}", f"{API}/sessions/{{}}/events"):
+            hers = await made.get(path.format("hers"), token=token)
+            absent = await made.get(path.format("mine-2"), token=token)
+            foreign = await made.get(path.format("acme-1"))
+            assert [one.status for one in (hers, absent, foreign)] == [404, 404, 404]
+            assert hers.body == absent.body == foreign.body == b'{"error":"not_found"}'
+            assert (await made.get(path.format("mine-1"), token=token)).status == 200
+        listed = (await made.get(f"{API}/sessions", token=token)).json
+        assert [one["session"] for one in listed["sessions"]] == ["mine-1"] and listed["next"] is None
+
+
+async def test_tokens_that_were_replaced_count_at_once() -> None:
+    async with house() as made:
+        made.api.tokens = OperatorTokens()
+        assert (await made.get("/metrics")).told == (401, "unauthorized", "invalid_token")
+
+
+# what is refused, and in which order
+
+
+async def test_an_unknown_path_has_a_message_and_an_absent_session_has_none() -> None:
+    async with house() as made:
+        for path in ("/", "/nope", f"{API}", f"{API}/sessions/s-1/nope", "/healthz/x", "//", "/internal/v1/%73tatus"):
+            assert (await made.get(path, token=None)).told == (404, "not_found", "unknown_route")
+        for path in ("sessions/gone", "sessions/gone/events"):
+            answer = await made.get(f"{API}/{path}")
+            assert (answer.status, answer.body) == (404, b'{"error":"not_found"}')
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"])
+async def test_another_method_is_answered_with_what_is_allowed(method: str) -> None:
+    async with house() as made:
+        for path in ("/healthz", f"{API}/status", f"{API}/sessions/s-1"):
+            head = f"{method} {path} HTTP/1.1\r\nHost: evil\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}"
+            answer = (await made.raw(head.encode()))[0]
+            assert answer.told == (405, "method_not_allowed", "method_not_allowed")
+            assert answer.headers["allow"] == "GET"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("limit=x", "limit=-1", "limit=", "limit=1.0", "limit=true", "limit=1&limit=2", "limit=%D9%A1"),
+        *("limit=99999999999999999", "after_seq=-1", "after_seq=1&after_seq=1", "after_seq=0x1", "limit=%201"),
+    ],
+)
+async def test_a_query_value_of_the_wrong_form_is_named(query: str) -> None:
+    async with house() as made:
+        await told_a_story(made)
+        answer = await made.get(f"{API}/sessions/s-1/events?{query}")
+        assert answer.told == (400, "invalid_request", "invalid_query")
+        assert answer.json["details"][0]["path"] == query.partition("=")[0]
+
+
+@pytest.mark.parametrize("after", ["!", "cy0x=", "AA", "s 1", "_w", "a" * 2_000])
+async def test_a_forged_next_is_an_invalid_query(after: str) -> None:
+    async with house() as made:
+        answer = await made.get(f"{API}/sessions?after={after.replace(' ', '%20')}")
+        assert answer.told == (400, "invalid_request", "invalid_query")
+
+
+async def test_unknown_parameters_are_ignored_and_a_long_query_is_not() -> None:
+    async with house() as made:
+        assert (await made.get(f"{API}/sessions?colour=red&limit=2")).status == 200
+        assert (await made.get(f"{API}/sessions?x={'y' * 5_000}")).told == (400, "invalid_request", "invalid_query")
+
+
+@pytest.mark.parametrize("name", ["%00", "%1b%5b0m", "%FF", "%zz", "a" * 129, "%E2%80%AE"])
+async def test_a_session_id_of_the_wrong_form_is_not_an_absent_session(name: str) -> None:
+    async with house() as made:
+        for path in (f"{API}/sessions/{name}", f"{API}/sessions/{name}/events"):
+            answer = await made.get(path)
+            assert answer.told == (400, "invalid_request", "invalid_request")
+            assert name not in answer.body.decode()
+
+
+async def test_the_first_fault_in_the_order_of_checks_answers() -> None:
+    """Of all pairs of simultaneous faults the earlier one: route, method, Host, Origin, token, right, values."""
+    async with house() as made:
+        weak = made.token("turns.start")
+        faults: list[tuple[str, dict[str, Any]]] = [
+            ("unknown_route", {"path": "/nope"}),
+            ("method_not_allowed", {"method": "POST"}),
+            ("host_not_allowed", {"Host": "evil"}),
+            ("origin_not_allowed", {"Origin": "http://evil"}),
+            ("missing_authorization", {"token": None}),
+            ("missing_scope", {"token": weak}),
+            ("invalid_query", {"query": "?limit=x"}),
+        ]
+        for index, (expected, earlier) in enumerate(faults):
+            for _, later in faults[index:]:
+                asked = {**later, **earlier}
+                path = asked.pop("path", f"{API}/sessions") + asked.pop("query", "")
+                assert (await made.get(path, **asked)).told[2] == expected, (earlier, later)
+
+
+async def test_a_refusal_changes_nothing_of_the_runtime() -> None:
+    async with house() as made:
+        await told_a_story(made)
+        before = made.runtime.status()
+        for path in ("/nope", f"{API}/sessions?limit=x", f"{API}/sessions/gone", f"{API}/sessions/%00/events"):
+            await made.get(path)
+        after = made.runtime.status()
+        assert evolve(after, at_mono_ms=0, wall="") == evolve(before, at_mono_ms=0, wall="")
+
+
+# framing
+
+HEAD = b"Host: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "reason"),
+    [
+        (
+            b"GET /healthz HTTP/1.1\r\n" + HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+            400,
+            "invalid_request",
+        ),
+        (
+            b"GET /healthz HTTP/1.1\r\n" + HEAD + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\nx",
+            400,
+            "invalid_request",
+        ),
+        (b"GET /healthz HTTP/1.1\r\n" + HEAD + b"Content-Length: 1, 1\r\n\r\nx", 400, "invalid_request"),
+        (b"GET /healthz HTTP/1.1\r\n" + HEAD + b"Content-Length: -1\r\n\r\n", 400, "invalid_request"),
+        (
+            b"GET /healthz HTTP/1.1\r\n" + HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+            "invalid_request",
+        ),
+        (b"GET /healthz HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "invalid_request"),
+        (b"GET /healthz HTTP/1.1\nHost: localhost\n\n", 400, "invalid_request"),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\n\r\n\r\n", 400, "invalid_request"),
+        (b"GET /healthz HTTP/1.1\r\nHost : localhost\r\n\r\n", 400, "invalid_request"),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\n\r\n", 400, "invalid_request"),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n", 400, "invalid_request"),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "invalid_request"),
+        (b"GET /healthz HTTP/1.1\r\n\r\n", 400, "invalid_request"),
+        (b"GET /h\xc3\xa9 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "invalid_request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n\r\n\r\n", 400, "invalid_request"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "invalid_request"),
+        (b"GET /healthz HTTP/1.1\r\n" + HEAD + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 400, "invalid_request"),
+        (
+            b"GET /healthz HTTP/1.1\r\n" + HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            400,
+            "invalid_request",
+        ),
+        (b"GET /healthz HTTP/1.1\r\n" + HEAD + b"X: " + b"y" * 20_000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (b"GET /" + b"y" * 300_000 + b" HTTP/1.1\r\n" + HEAD + b"\r\n", 431, "headers_too_large"),
+        (
+            b"POST /healthz HTTP/1.1\r\n" + HEAD + b"Content-Length: 2097153\r\n\r\n" + b"x" * 90_000,
+            413,
+            "input_too_large",
+        ),
+    ],
+)
+async def test_a_head_that_can_be_read_in_two_ways_or_is_too_large_ends_the_connection(
+    sent: bytes, status: int, reason: str
+) -> None:
+    async with house() as made:
+        answer = (await made.raw(sent))[0]
+        assert answer.told[0] == status and answer.told[2] == reason
+        assert answer.headers["connection"] == "close"
+        assert (await made.get("/healthz")).status == 200
+    assert not made.seen.of(ServingFailed)
+
+
+async def test_the_refusal_of_a_pipelined_request_waits_behind_the_answers_before_it() -> None:
+    async with house() as made:
+        good = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        found = await made.raw(good + good + b"GET /healthz HTTP/1.1\r\nHost : x\r\n\r\n" + good)
+        assert [one.status for one in found] == [200, 200, 400]
+
+
+async def test_pipelining_over_the_bound_is_refused() -> None:
+    async with house() as made:
+        good = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        found = await made.raw(good * 2_000)
+        assert found[-1].told == (400, "invalid_request", "invalid_request")
+        assert found[-1].headers["connection"] == "close"
+
+
+async def test_a_body_nobody_wants_is_read_and_the_connection_goes_on() -> None:
+    async with house() as made:
+        body = b"x" * 1_000_000
+        posted = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+        found = await made.raw(posted + body + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert [one.status for one in found] == [405, 200]
+
+
+async def test_a_request_that_is_not_sent_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator_api, "SEND_MS_MAX", 30)
+    async with house() as made:
+        async with await made.connect() as stream:
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost:")
+            answer = (await answers(stream))[0]
+        assert answer.told == (408, "handshake_timeout", "handshake_timeout")
+
+
+async def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with house(limits=evolve(DEFAULT_LIMITS, http_idle_ms_max=30)) as made, await made.connect() as stream:
+        with trio.fail_after(5):
+            assert await stream.receive_some(10) == b""
+
+
+async def test_a_flood_of_idle_connections_does_not_keep_health_from_answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator_api, "CONNECTIONS_MAX", 5)
+    async with house() as made:
+        streams = [await made.connect() for _ in range(20)]
+        assert (await made.get("/healthz")).status == 200
+        assert len(made.api.wires) <= 6
+        for stream in streams:
+            await stream.aclose()
+
+
+async def test_a_client_that_leaves_at_any_byte_harms_nobody() -> None:
+    async with house() as made:
+        request = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n123456789"
+        for cut in range(0, len(request) + 1, 7):
+            async with await made.connect() as stream:
+                await stream.send_all(request[:cut])
+        assert (await made.get("/healthz")).status == 200
+    assert not made.seen.of(ServingFailed)
+
+
+# load, faults, the end
+
+
+async def test_requests_over_the_bound_are_overloaded_and_health_is_not() -> None:
+    limits = evolve(DEFAULT_LIMITS, http_requests_max=2)
+    async with house(limits=limits) as made:
+        await told_a_story(made)
+        hold, held = trio.Event(), 0
+        real = made.runtime.session
+
+        async def slow(*given: Any) -> Any:
+            nonlocal held
+            held += 1
+            await hold.wait()
+            return await real(*given)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(made.runtime), "session", lambda _, *given: slow(*given))
+            for _ in range(2):
+                made.nursery.start_soon(made.get, f"{API}/sessions/s-1")
+            await until(lambda: held == 2)
+            answer = await made.get(f"{API}/sessions/s-1")
+            assert answer.told == (503, "overloaded", "overloaded")
+            assert answer.headers["retry-after"] == "1" and answer.json["retry_after_ms"] == 1_000
+            for path in ("/healthz", "/readyz", "//internal/v1//readyz/"):
+                started = trio.current_time()
+                assert (await made.get(path)).status == 200
+                assert (trio.current_time() - started) * 1_000 < 10 * limits.health_ms_max
+            hold.set()
+            await until(lambda: not made.api.in_flight)
+        assert (await made.get(f"{API}/sessions/s-1")).status == 200
+
+
+async def test_a_fault_of_ours_is_told_as_an_incident_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with house() as made:
+        monkeypatch.setattr(type(made.api), "sessions", _raise)
+        answer = await made.get(f"{API}/sessions")
+        assert answer.told == (500, "internal", "internal")
+        failed = made.seen.of(ServingFailed)[0]
+        assert answer.json["incident"] == failed.incident and isinstance(failed.error, ZeroDivisionError)
+        assert b"Zero" not in answer.body and b"Traceback" not in answer.body
+        monkeypatch.setattr(type(made.api), "_route", _raise)
+        assert (await made.get(f"{API}/sessions")).told == (500, "internal", "internal")
+        assert len(made.seen.of(ServingFailed)) == 2
+
+
+async def _hang(*_: Any) -> None:
+    await trio.sleep_forever()
+
+
+async def _raise(*_: Any) -> Any:
+    raise ZeroDivisionError("secret text")
+
+
+async def test_a_damaged_stream_does_not_hide_the_others() -> None:
+    async with house() as made:
+        await told_a_story(made, "a")
+        await told_a_story(made, "b")
+        made.runtime.actors.clear()
+        kept = made.store._streams["default/session/a"].events
+        del kept[1], kept[2]
+        kept[1] = evolve(kept[3], seq=1)
+        listed = (await made.get(f"{API}/sessions")).json["sessions"]
+        assert [(one["session"], one["phase"]) for one in listed] == [("a", None), ("b", "active")]
+        assert (await made.get(f"{API}/sessions/a")).told == (500, "internal", "corrupt_stream")
+
+
+async def test_drain_lets_a_request_finish_closes_idle_connections_and_returns() -> None:
+    async with house() as made:
+        await told_a_story(made)
+        hold = trio.Event()
+        real = type(made.api).session
+
+        async def slow(*given: Any) -> Any:
+            await hold.wait()
+            return await real(*given)
+
+        found: list[Answer] = []
+
+        async def ask() -> None:
+            found.append(await made.get(f"{API}/sessions/s-1"))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(made.api), "session", slow)
+            idle = await made.connect()
+            await idle.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            await answers(idle)
+            made.nursery.start_soon(ask)
+            await until(lambda: made.api.in_flight)
+            with trio.fail_after(5):
+                made.api.drain()
+                assert await idle.receive_some(1) == b""
+                assert not made.ended.is_set()
+                hold.set()
+                await made.ended.wait()
+            await idle.aclose()
+        assert found[0].status == 200
+        with pytest.raises(OSError):
+            await made.connect()
+
+
+async def test_drain_gives_up_after_its_bound_on_a_request_that_hangs() -> None:
+    async with house(limits=evolve(DEFAULT_LIMITS, http_drain_ms_max=50)) as made:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(made.api), "sessions", _hang)
+            async with await made.connect() as stream:
+                token = made.secret.reveal()
+                await stream.send_all(
+                    b"GET /internal/v1/sessions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "
+                    + token
+                    + b"\r\n\r\n"
+                )
+                await until(lambda: made.api.in_flight)
+                with trio.fail_after(5):
+                    made.api.drain()
+                    await made.ended.wait()
+    assert not made.api.wires
+
+
+async def test_a_cancel_ends_a_client_that_never_reads_its_answer() -> None:
+    async with house() as made:
+        session = await made.runtime.open_session("s-1")
+        for _ in range(8):
+            await (await session.start_turn({"text": "x" * 45_000})).outcome()
+        token = made.secret.reveal()
+        one = b"GET /internal/v1/sessions/s-1/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + token
+        streams = [await made.connect() for _ in range(4)]
+        for stream in streams:
+            await stream.send_all((one + b"\r\n\r\n") * 60)
+        await trio.sleep(0.1)
+        with trio.fail_after(2):
+            made.nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await until(lambda: not made.api.wires)
+        for stream in streams:
+            await trio.aclose_forcefully(stream)
+
+
+async def test_every_answer_says_that_it_must_not_be_stored_or_sniffed() -> None:
+    async with house() as made:
+        for path in ("/healthz", "/nope", f"{API}/sessions/gone", "/metrics"):
+            answer = await made.get(path)
+            assert answer.headers["cache-control"] == "no-store"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert "server" not in answer.headers
+
+
+async def test_what_was_served_is_observed_with_templates_only() -> None:
+    async with house() as made:
+        await told_a_story(made)
+        await made.get(f"{API}/sessions/s-1/events?limit=1")
+        served = made.seen.of(HttpServed)[-1]
+        assert (served.route, served.method, served.status) == (f"{API}/sessions/{{session}}/events", "GET", 200)
+
+
+async def test_a_listener_that_others_can_reach_is_not_made_without_tokens() -> None:
+    async with house() as made:
+        rules = OperatorSettings(Address("0.0.0.0", 0), True, (), (), ())
+        with pytest.raises(ValueError, match="tokens"):
+            OperatorApi(made.runtime, rules, Metrics(), OperatorTokens())
+
+
+async def test_an_address_in_use_is_said_at_once() -> None:
+    async with house() as made:
+        again = evolve(made.api.settings, listen=made.address)
+        with pytest.raises(OSError):
+            await serve_operator(OperatorApi(made.runtime, again, Metrics(), made.api.tokens))
+
+
+def test_importing_turnlane_loads_no_web_framework() -> None:
+    code = (
+        "import sys, turnlane; print([m for m in ('litestar', 'hypercorn', 'prometheus_client') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
