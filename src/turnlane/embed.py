@@ -140,7 +140,7 @@ async def open_runtime(
         opened, held = store, leases or MemoryLeases()
     else:
         assert state is not None
-        lmdb_store = await trio.to_thread.run_sync(lambda: LmdbStore.open(Path(state), limits=limits))
+        lmdb_store = await trio.to_thread.run_sync(_open_journal, Path(state), limits)
         opened, held = lmdb_store, leases or LmdbLeases(lmdb_store)
     chosen = {name: Profile(name, name) for name in named} if profiles is None else dict(profiles)
     ports = Ports(
@@ -162,6 +162,20 @@ async def open_runtime(
             yield runtime
     finally:
         opened.close()
+
+
+JOURNAL = "journal"
+"""The directory inside a state directory that belongs to the journal alone."""
+
+
+def journal_of(state: str | Path) -> Path:
+    """Where the journal of a state directory lies."""
+    return Path(state) / JOURNAL
+
+
+def _open_journal(state: Path, limits: Limits) -> LmdbStore:
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return LmdbStore.open(journal_of(state), limits=limits)
 
 
 def _inside_trio() -> None:

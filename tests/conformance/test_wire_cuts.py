@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 from attrs import define, field
-from wire_kit import DEEP, Gone, Ledger, Wire, WireError, World, world
+from wire_kit import DEEP, Gone, Ledger, Wire, WireError, World, jumping, world
 
 
 @define(slots=True, eq=False)
@@ -177,7 +176,8 @@ def run(order: str, think_s: float = 0.004, **cut: int) -> Talker:
             w.assert_sound()
             return talker
 
-    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    talker: Talker = jumping(main)
+    return talker
 
 
 def everywhere(first: int, step: int, cut_at: Callable[[int], Talker]) -> int:

@@ -79,7 +79,10 @@ def _optional(field: attrs.Attribute[object]) -> bool:
 
 def _methods() -> Iterator[str]:
     yield f"## Methods of `{protocol.PROTOCOL}`\n"
-    yield "Requests of a client. Members in bold are required. The rights are those that the\nconnection's token must hold.\n"
+    yield (
+        "Requests of a client. Members in bold are required. The rights are those that the token of the connection "
+        "must hold.\n"
+    )
     rows = []
     for method, members in protocol.METHODS.items():
         told = [f"**`{name}`**" if member.required else f"`{name}`" for name, member in members.items()]
@@ -106,9 +109,9 @@ def _reasons() -> Iterator[str]:
 def _limits() -> Iterator[str]:
     yield "## Limits\n"
     yield (
-        "The fields of `turnlane.Limits`: the unit is in the name, sizes are bytes, `_max` is a bound and the others are "
-        "settings.\nA program gives its own with `open_runtime(limits=...)`, a daemon in the section `[limits]` of its "
-        "settings.\n"
+        "The fields of `turnlane.Limits`: the unit is in the name, sizes are bytes, `_max` is a bound and the others "
+        "are settings.\nA program gives its own with `open_runtime(limits=...)`, a daemon in the section `[limits]` "
+        "of its settings.\n"
     )
     source = (ROOT / "src/turnlane/core/limits.py").read_text()
     rows: list[tuple[str, ...]] = []

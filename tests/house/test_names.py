@@ -20,7 +20,7 @@ from turnlane.core.reasons import Kind, Reason
 from turnlane.daemon import access, methods, protocol
 from turnlane.machines import dispatch, effects_ledger, requests, session, turn
 
-from .reading import agree, called, modules, places, product, other_tests
+from .reading import agree, called, modules, other_tests, places, product
 
 DECIDERS = (session, turn, dispatch, requests, effects_ledger)
 

@@ -15,7 +15,7 @@ import pytest
 
 from turnlane.core.ports import ForkedHandle, JournalClosed, StoreError
 from turnlane.core.reasons import Reason
-from turnlane.journal import LmdbStore, backup, compact, doctor, layout, opening
+from turnlane.journal import LmdbStore, backup, compact, doctor, layout, opening, retention
 from turnlane.testing.contracts import STREAM, batch
 
 CHILD = """
@@ -338,6 +338,21 @@ def test_a_backup_is_a_store_with_a_log_epoch_of_its_own(place: Path, tmp_path: 
     with LmdbStore.open(tmp_path / "copy") as copy:
         assert copy.log_epoch == epoch, "once"
     assert doctor(tmp_path / "copy").sound
+
+
+def test_a_position_is_never_given_twice(place: Path) -> None:
+    """Not even after every event was let go, whatever the slice that was the last one."""
+    with LmdbStore.open(place) as store:
+        store._update(lambda txn: retention.truncate(txn, store._rows, STREAM, 41, store._position))
+    with LmdbStore.open(place) as store:
+        assert store.read_all(0, 9) == [] and store.status().events_total == 0
+        made = batch(40)
+        store.append([made])
+        assert made.events[0].position == 41
+        store.truncate(STREAM, 42)
+    with LmdbStore.open(place) as store:
+        store.append([made := batch(41)])
+        assert made.events[0].position == 42
 
 
 def test_a_backup_that_died_does_not_stand_in_the_way(place: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def told(answer: Any) -> Any:
 
 
 def judge_batch(before: World, after: World) -> None:
-    """The laws of each batch: terminal and close, at most one open turn, row and turn together, nothing after the end."""
+    """The laws of a batch: terminal and close together, one open turn, row and turn together, nothing after the end."""
     open_turn = None if before.state.turn is None else before.state.turn.turn
     batch = after.log[before.head :]
     if batch:
@@ -151,7 +151,7 @@ def judge_batch(before: World, after: World) -> None:
             case turns.TurnCommitted() | turns.TurnAborted():
                 assert entry.event.fence_seq == entry.seq - 1
                 assert 0 <= entry.event.acked_through <= entry.event.delivered_through <= entry.event.fence_seq
-                assert batch[index + 1].event == turns.TurnClosed(open_turn), "a terminal without its close"
+                assert batch[index + 1].event == turns.TurnClosed(entry.event.turn), "a terminal without its close"
                 assert isinstance(batch[index + 2].event, (*ROW_ENDS, queue.DispatchRequeued)), "the row lives on"
             case turns.TurnClosed():
                 assert isinstance(batch[index - 1].event, TERMINALS)
@@ -298,3 +298,9 @@ def after(world: World, *commands: Any) -> World:
         answer, world = advance(world, command)
         assert isinstance(answer, Step), answer
     return world
+
+
+def busy_row(world: World) -> queue.Row:
+    """The only row of a session."""
+    (row,) = world.state.rows.values()
+    return row

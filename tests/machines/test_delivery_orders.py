@@ -60,7 +60,9 @@ class Wants:
 def kept(seq: int, symbol: str, turn: int) -> Kept:
     lane = Lane.DATA if symbol == "d" else Lane.CONTROL
     order = {"A": Order.AFTER_DATA, "F": Order.FLUSHES}.get(symbol, Order.FREE)
-    kind = {"A": "turn.committed", "F": "turn.aborted", "x": "turn.closed", "d": "turn.output"}.get(symbol, "gate.decided")
+    kind = {"A": "turn.committed", "F": "turn.aborted", "x": "turn.closed", "d": "turn.output"}.get(
+        symbol, "gate.decided"
+    )
     owner = None if symbol == "c" else f"t{turn}"
     return Kept(seq, Epoch(1), Instant(0), WallInstant(0), kind, lane, order, owner, 1, b"{}")
 
@@ -96,9 +98,7 @@ def fed(reader: Reader, log: Sequence[Kept], items_max: int, bytes_max: int = PL
 
 
 def place_of(reader: Reader) -> Place:
-    return Place(
-        reader.caught_at, reader.control_seq, reader.data_seq, reader.caught_up, tuple(reader.overtaken)
-    )
+    return Place(reader.caught_at, reader.control_seq, reader.data_seq, reader.caught_up, tuple(reader.overtaken))
 
 
 def wanted(event: Kept, wants: Wants) -> bool:
@@ -143,8 +143,10 @@ class Judge:
             match item:
                 case CaughtUp():
                     assert not caught_up, "caught up twice"
-                    assert all(seq in covered or self.before(log[seq - 1], place) or not wanted(log[seq - 1], self.wants)
-                               for seq in range(1, place.caught_at + 1)), "caught up before the head of the attach"
+                    assert all(
+                        seq in covered or self.before(log[seq - 1], place) or not wanted(log[seq - 1], self.wants)
+                        for seq in range(1, place.caught_at + 1)
+                    ), "caught up before the head of the attach"
                     caught_up = True
                 case Send(event=event):
                     assert wanted(event, self.wants), "an unwanted lane"
@@ -161,8 +163,7 @@ class Judge:
                     covered.append(event.seq)
                 case Skip():
                     assert self.wants.by_lanes and caught_up and self.wants.data, "skipped while catching up"
-                    gone = [seq for seq in range(item.from_seq, item.to_seq + 1)
-                            if log[seq - 1].lane is Lane.DATA]
+                    gone = [seq for seq in range(item.from_seq, item.to_seq + 1) if log[seq - 1].lane is Lane.DATA]
                     assert item.count == len(gone) > 0, "a wrong count"
                     assert gone[0] == item.from_seq > data and gone[-1] == item.to_seq, "a range with loose ends"
                     assert {log[seq - 1].turn for seq in gone} == {item.turn}, "output of another turn is skipped"
@@ -173,8 +174,11 @@ class Judge:
             control, data = item.place.control_seq, item.place.data_seq
             self.resumes(log, item.place)
         assert len(covered) == len(set(covered)), "something comes twice"
-        passed = [event.seq for event in log if wanted(event, self.wants)
-                  and not self.before(event, place) and self.before(event, after)]
+        passed = [
+            event.seq
+            for event in log
+            if wanted(event, self.wants) and not self.before(event, place) and self.before(event, after)
+        ]
         assert sorted(covered) == passed, f"passed {passed}, told {covered}"
         assert caught_up == after.caught_up
 

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import pytest
 from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
 from machine_world import (
     CODEC,
     World,
@@ -23,6 +25,7 @@ from machine_world import (
 )
 
 from turnlane.core.ids import DispatchId, EffectId, RequestId, SessionId, TurnId
+from turnlane.core.instants import WallInstant
 from turnlane.core.reasons import Deferred, Reason, Rejected
 from turnlane.core.step import Step
 from turnlane.machines import dispatch as queue
@@ -206,7 +209,7 @@ def shape(world: World) -> bytes:
     """The state without its seqs and instants, which no rule looks at: worlds of one shape have the same futures."""
     state = world.state
     rows = {
-        dispatch: evolve(row, position=n, not_before=max(0, row.not_before - world.wall))
+        dispatch: evolve(row, position=n, not_before=WallInstant(max(0, row.not_before - world.wall)))
         for n, (dispatch, row) in enumerate(state.rows.items())
     }
     turn = state.turn and evolve(
@@ -225,7 +228,7 @@ def shape(world: World) -> bytes:
             turn=turn,
             ended_turns=ended,
             ended_seq=0,
-            tombstones=dict.fromkeys(state.tombstones, 0),
+            tombstones=dict.fromkeys(state.tombstones, WallInstant(0)),
             past_requests={},
         )
     )
@@ -287,6 +290,21 @@ def test_all_shapes_of_a_busy_session_within_three_commands_are_legal() -> None:
     assert len(shapes_within(busy_with(Policy.MERGE, Policy.MERGE, Policy.LATEST, Policy.QUEUE), 3)) > 500
 
 
+@given(st.lists(st.sampled_from(sorted(OF_A_SESSION)), max_size=40), st.lists(st.integers(0, 3_000), min_size=40))
+def test_long_histories_keep_the_laws_with_and_without_memory(names: list[str], waits: list[int]) -> None:
+    """A session that leaves memory after every command gives the same answers and the same log as one that stays."""
+    world = passive = open_session()
+    for depth, (name, wait) in enumerate(zip(names, waits, strict=False), start=1):
+        world, passive = world.later(wait), passive.later(wait)
+        command = OF_A_SESSION[name](world, depth)
+        passive = evolve(passive, state=CODEC.decode_state(CODEC.encode_state(passive.state)))
+        answer, world = advance(world, command)
+        same, passive = advance(passive, command)
+        assert same == answer and passive.log == world.log
+    judge_log(world.log)
+    assert CODEC.encode_state(passive.state) == CODEC.encode_state(world.state)
+
+
 def test_waiting_starts_open_in_the_order_of_their_rows() -> None:
     """Whatever else happens, of two starts that wait and may open the older one opens first."""
 
@@ -303,7 +321,7 @@ def test_waiting_starts_open_in_the_order_of_their_rows() -> None:
 @pytest.mark.parametrize("by", ["key", "turn"])
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_both_orders_of_start_and_cancel_are_told(policy: Policy, by: str, mode: str) -> None:
-    """A start and a cancel by key or id meet in two orders: never opened, or opened and ended cancelled; both are told."""
+    """A start and a cancel meet in two orders: never opened, or opened and ended cancelled; both callers are told."""
     begin = start(1, policy, turn_chosen=True)
     stop = turns.CancelTurn(TurnId("t1") if by == "turn" else None, "k1" if by == "key" else None, mode=mode)
 

@@ -7,9 +7,22 @@ from typing import Any, Final
 
 import pytest
 from attrs import evolve, frozen
-from machine_world import CODEC, World, advance, after, ask, intend, open_session, plan_of, running, start, told, turn_log
+from machine_world import (
+    CODEC,
+    World,
+    advance,
+    after,
+    ask,
+    intend,
+    open_session,
+    plan_of,
+    running,
+    start,
+    told,
+    turn_log,
+)
 
-from turnlane.core.ids import DispatchId, EffectId, RequestId, SessionId, TurnId
+from turnlane.core.ids import DEFAULT_TENANT, DispatchId, EffectId, RequestId, SessionId, TurnId
 from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.reasons import Deferred, Kind, Reason, Rejected
 from turnlane.core.step import Step
@@ -25,7 +38,7 @@ T0: Final = TurnId("t0")
 
 
 def starting_session() -> World:
-    created = rules.SessionCreated(SessionId("s-1"), "default", "default", "queue", None)
+    created = rules.SessionCreated(SessionId("s-1"), DEFAULT_TENANT, "default", "queue", None)
     return evolve(World(), state=evolve_session(World().state, created, 1))
 
 
@@ -325,7 +338,10 @@ def test_an_interrupt_that_is_not_admitted_leaves_the_old_turn_alone() -> None:
         answer, world = advance(running(), start(1, Policy.INTERRUPT, gate=gate))
         assert told(answer) == gate and world.state.turn is not None and world.state.turn.turn == T0
         (decision,) = world.last_batch()
-        assert (decision.kind, decision.reason) == ("defer" if isinstance(gate, Deferred) else "reject", gate.reason.value)
+        assert (decision.kind, decision.reason) == (
+            "defer" if isinstance(gate, Deferred) else "reject",
+            gate.reason.value,
+        )
         assert turn_log(world, "t1") == ()
 
 

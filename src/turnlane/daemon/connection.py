@@ -84,6 +84,7 @@ class Connection:
     _chunks: deque[_Chunk] = field(factory=deque)
     _writer_bell: Doorbell = field(factory=Doorbell)
     _written: trio.Event = field(factory=trio.Event)
+    _unwritable: bool = False
     _end: trio.Event = field(factory=trio.Event)
     _nursery: trio.Nursery | None = None
     _expiry: trio.CancelScope = field(factory=trio.CancelScope)
@@ -122,13 +123,14 @@ class Connection:
 
     async def _say_goodbye(self) -> None:
         close = self.ending
-        if close is None or not self.guard.may_close:
+        if close is None:
             return
-        with trio.move_on_after(self.limits.close_ms_max / 2_000):
-            await self._detach_all(_REASONS.get(close.text.partition(" ")[0], Reason.DETACHED))
-        if self.guard.may_close:
-            self.guard.begin_close()
-            await self.socket.aclose(close.code, close.text)
+        if not self._unwritable:
+            with trio.move_on_after(self.limits.close_ms_max / 2_000):
+                await self._detach_all(_REASONS.get(close.text.partition(" ")[0], Reason.DETACHED))
+        # A frame that is under way now is waited for; behind half a frame the guard refuses, and the socket is aborted.
+        self.guard.begin_close()
+        await self.socket.aclose(close.code, close.text)
 
     async def _detach_all(self, reason: Reason) -> None:
         """Attachments end with their marks and cursors, and what was answered is written."""
@@ -311,6 +313,7 @@ class Connection:
                     chunk.written.set()
                 await self._writer_bell.wait()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._unwritable = True
             self.end()
 
     # attachments

@@ -63,7 +63,7 @@ EXIT_CUT: Final = 130
 
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 _GC_QUIET_S: Final = 5.0
-_WATCH_S: Final = 0.1
+_WATCH_S: Final = 0.25
 _FORCE_AFTER_S: Final = 5.0
 """How long the end may take beyond the drain: the ladder of an agent needs half a second, a commit less."""
 
@@ -293,11 +293,17 @@ class Daemon:
 
     # while it runs
 
+    @property
+    def broken(self) -> str | None:
+        """Why the journal takes no more: a write that failed, or a read that found the file cut."""
+        failed = self.runtime.writer.broken
+        return self.runtime.ports.store.status().broken if failed is None else failed.message
+
     async def _watch_journal(self) -> None:
         """A journal that failed is not retried in place: stop, so that the next start recovers what is kept."""
-        while self.runtime.writer.broken is None:  # noqa: ASYNC110 - the writer rings for nobody
+        while (broken := self.broken) is None:  # noqa: ASYNC110 - the journal rings for nobody
             await trio.sleep(_WATCH_S)
-        self.say("critical", "daemon.journal_broken", f"{self.runtime.writer.broken}; ending")
+        self.say("critical", "daemon.journal_broken", f"{broken}; ending")
         self.ending.ask("journal_broken", EXIT_BROKEN)
 
     async def _collect_when_quiet(self) -> None:
@@ -367,7 +373,7 @@ class Daemon:
         self.say("info", "daemon.draining", f"{self.ending.why}: ending within {patience_s:g} s")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.server.drain)
-            if self.runtime.writer.broken is None:
+            if self.broken is None:
                 nursery.start_soon(self.runtime.drain)
         self.api.drain()  # not before: until now /readyz says 503 draining
         await self._operator_gone.wait()

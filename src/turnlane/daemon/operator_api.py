@@ -45,7 +45,7 @@ from ..core.ports import CorruptStream, StoreError
 from ..core.reasons import Reason, Refused
 from ..core.status import Blocker, RuntimeStatus, readiness, warnings
 from ..observe import AccessDenied, HttpServed, ServingFailed
-from ..observe.metrics import CONTENT_TYPE, OTHER, Metrics
+from ..observe.metrics import CONTENT_TYPE, HTTP_METHODS, OTHER, Metrics
 from ..runtime.runtime import Runtime
 from .access import API, ROUTES, Denied, Need, OperatorTokens, Principal, Reach, bearer, everyone
 from .config import Address, OperatorSettings, own_origins
@@ -204,8 +204,8 @@ class OperatorApi:
     def __attrs_post_init__(self) -> None:
         clock, limits = self.runtime.ports.clock, self.limits
         self.started_wall, self.started_at = clock.wall(), clock.now()
-        if self.settings.auth and not len(self.tokens) and not self.settings.listen.loopback:
-            raise ValueError("an operator listener that is not loopback needs operator tokens")
+        if not self.settings.listen.loopback and (not self.settings.auth or not len(self.tokens)):
+            raise ValueError("an operator listener that is not loopback needs authentication and operator tokens")
         self._bound_to(self.settings.listen)
         self._litestar = _routes(self)
         self._config = Config()
@@ -258,16 +258,19 @@ class OperatorApi:
     async def _connection(self, stream: Any) -> None:
         """One accepted socket, behind the barrier: what goes wrong here ends it and nothing else."""
         wire = _Wire(stream, self.limits, self.runtime)
-        if len(self.wires) >= CONNECTIONS_MAX:
-            idle = next((one for one in self.wires if one.idle), None)
-            (idle or wire).cut()
+        waiting = [one for one in self.wires if not one.closed]
+        if len(waiting) >= CONNECTIONS_MAX:
+            next((one for one in waiting if one.idle), wire).cut()
         self.wires[wire] = None
         try:
             if self.tls is not None:
                 with trio.fail_after(self.limits.handshake_ms_max / 1000):
                     await stream.do_handshake()
             app, hypercorn_sees = cast(Any, self), cast(Any, wire)
-            await TCPServer(ASGIWrapper(app), self._config, self._context, {}, hypercorn_sees)
+            with wire.scope:
+                await TCPServer(
+                    ASGIWrapper(app), self._config, self._context, cast(Any, {"wire": wire}), hypercorn_sees
+                )
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError):
             pass  # the peer's affair
         except Exception as error:
@@ -294,6 +297,10 @@ class OperatorApi:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_HEADERS]
+            elif message["type"] == "http.response.body" and not message.get("more_body"):
+                seconds = (self.runtime.ports.clock.now() - started) / 1_000_000_000
+                method = scope["method"] if scope["method"] in HTTP_METHODS else OTHER
+                self.runtime.observe(HttpServed(_template(scope), method, status, seconds))
             await send(message)
 
         try:
@@ -303,10 +310,7 @@ class OperatorApi:
             if not status:
                 await _send_problem(problem, sending)
         finally:
-            seconds = (self.runtime.ports.clock.now() - started) / 1_000_000_000
-            route = _template(scope)
-            if status:
-                self.runtime.observe(HttpServed(route, scope["method"], status, seconds))
+            scope["state"]["wire"].answered()
 
     async def _answer(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["method"] == _REFUSED:
@@ -711,12 +715,21 @@ class _Wire:
     limits: Limits
     runtime: Runtime
     closed: bool = False
-    idle: bool = True
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    """Around Hypercorn's tasks for this socket: its idle timer would keep them long after the client has left."""
+    ended: bool = False
+    """The client sends nothing more."""
+    answering: int = 0
+    """Requests handed on that have no answer yet."""
     deaf: bool = False
     """A request was refused: nothing more is read for the application, and the connection ends with the answer."""
     _buffer: bytearray = field(factory=bytearray)
     _body_left: int = 0
     _until: float = float("inf")
+
+    @property
+    def idle(self) -> bool:
+        return not self._buffer and not self._body_left and not self.answering
 
     @property
     def socket(self) -> Any:
@@ -726,6 +739,15 @@ class _Wire:
         """Close the socket now. Whoever reads or writes it is told by trio."""
         self.closed = True
         self.socket.close()
+        self.scope.cancel(reason="the socket was closed")
+
+    def answered(self) -> None:
+        self.answering -= 1
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.ended and not self.answering:
+            self.scope.cancel(reason="the client has left")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if self.deaf:
@@ -744,10 +766,8 @@ class _Wire:
         self._until = float("inf")
         most = self.limits.http_header_bytes_max
         while True:
-            if self._buffer:
-                self.idle = False
-                if self._until == float("inf"):
-                    self._until = trio.current_time() + SEND_MS_MAX / 1000
+            if self._buffer and self._until == float("inf"):
+                self._until = trio.current_time() + SEND_MS_MAX / 1000
             end = self._buffer.find(b"\r\n\r\n", 0, most)
             head = bytes(self._buffer[: end + 4]) if end >= 0 else bytes(self._buffer[:most]).removesuffix(b"\r")
             if _BAD_LINE.search(head):
@@ -776,7 +796,7 @@ class _Wire:
         if b"upgrade" in names:
             return self._refuse("/upgrade")
         lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-        if b"transfer-encoding" in names or len(lengths) > 1:
+        if b"transfer-encoding" in names or len(lengths) > 1 or any(b"," in line for line in lengths):
             return self._refuse("/framing")
         length = next((int(value) for name, value in request.headers if name == b"content-length"), 0)
         if length > BODY_BYTES_MAX:
@@ -784,11 +804,13 @@ class _Wire:
         if len(self._buffer) - length > self.limits.http_header_bytes_max:
             return self._refuse("/pipeline")
         self._body_left = length
+        self.answering += 1
         return head
 
     def _refuse(self, why: str) -> bytes:
         """The application answers in its turn, after the requests before this one."""
         self.deaf = True
+        self.answering += 1
         return f"{_REFUSED} {why} HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n".encode()
 
     async def _more(self) -> bool:
@@ -796,6 +818,9 @@ class _Wire:
         with trio.fail_after(wait) if wait != float("inf") else trio.CancelScope():
             data = await self.stream.receive_some(_RECEIVE_BYTES)
         self._buffer += data
+        if not data:
+            self.ended = True
+            self._leave()
         return bool(data)
 
     async def send_all(self, data: bytes) -> None:

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TextIO
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from ..core.instants import NANOS_PER_MS, wall_text
 from ..core.ports import Clock
@@ -99,6 +99,8 @@ class LogLines:
     def observe(self, value: object) -> None:
         name = type(value).__name__
         line = _LINES.get(name) or _Line("observed", "debug", text=name)
+        if getattr(value, "outcome", None) == "failed":
+            line = evolve(line, level="error")
         if LEVELS.index(line.level) < LEVELS.index(self.level):
             return
         found: dict[str, Any] = {one: getattr(value, _SOURCES.get(one, one), None) for one in line.fields}

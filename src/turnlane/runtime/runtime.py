@@ -160,6 +160,7 @@ class Runtime:
                     async with trio.open_nursery() as self.nursery:
                         self.nursery.start_soon(self.timers.run, name="timers")
                         self.nursery.start_soon(self._sweep_idle, name="idle sessions")
+                        self.nursery.start_soon(self._check_readers, name="journal readers")
                         self.phase = "recovering"
                         await self._recover()
                         self.phase = "serving"
@@ -211,8 +212,8 @@ class Runtime:
             return
         try:
             (await self._awake(stream)).ring()
-        except (CorruptStream, Refused) as error:
-            self.observe(ActorFell(stream, getattr(error, "reason", Reason.INTERNAL), error))
+        except Refused as error:
+            self.observe(ActorFell(stream, error.reason, error))
 
     def _wake_soon(self, stream: str) -> None:
         if self.nursery is not None:
@@ -235,7 +236,10 @@ class Runtime:
         waking = self._waking[stream] = trio.Event()
         try:
             with trio.move_on_after(self.limits.session_wake_ms_max / 1000) as bound:
-                state, head = await self.ports.read_hop(self._fold, stream)
+                try:
+                    state, head = await self.ports.read_hop(self._fold, stream)
+                except StoreError as error:
+                    raise Refused(error.reason, error.message) from error
             if bound.cancelled_caught:
                 message = "the session is being recovered: offer the same key again"
                 raise Refused(Reason.SESSION_WAKING, message, self.limits.defer_base_ms / 1000)
@@ -333,6 +337,16 @@ class Runtime:
             limit = self.ports.clock.now() - self.limits.session_idle_ms * 1_000_000
             for actor in [actor for actor in self.actors.values() if actor.last_used < limit and passable(actor)]:
                 await self._passivate(actor)
+
+    async def _check_readers(self) -> None:
+        """Slots of readers that were killed are freed; a file that was cut under us is noticed."""
+        while True:
+            await trio.sleep(self.limits.reader_check_ms / 1000)
+            try:
+                await self.ports.read_hop(self.ports.store.reader_check)
+            except StoreError as error:
+                self.writer.fail(error)
+                return
 
     async def _passivate(self, actor: SessionActor) -> None:
         state, head = actor.state, actor.owner.head
@@ -560,6 +574,9 @@ class Runtime:
 
     def node_ended(self, turn: TurnActor) -> None:
         self.disowned.pop(turn.plan.turn, None)
+
+    def turn_over(self) -> None:
+        """A turn has its terminal (or its actor fell): a drain looks again."""
         self._turn_ended.set()
 
     def disown(self, turn: TurnActor) -> None:
@@ -575,6 +592,7 @@ class Runtime:
         self.observe(ActorFell(actor.session, refusal.reason, error))
         if self.actors.get(actor.stream) is actor:
             del self.actors[actor.stream]
+        self.turn_over()
         for attachment in list(actor.attachments.values()):
             attachment.end(refusal.reason, at_once=True)
         if (over := self._over.pop(actor.stream, None)) is not None:

@@ -423,6 +423,7 @@ class SessionActor:
         if self.turn is not None and self.turn.plan.turn == turn:
             self.turn.end(reason, completed)
             self.turn = None
+            self.runtime.turn_over()
         end = rules.known_end(self.state, turn)
         assert end is not None
         self.runtime.counts.ended(end)

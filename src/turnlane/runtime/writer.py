@@ -150,7 +150,7 @@ class JournalWriter:
             outcomes = list(await self.hop(self.store.append, [ticket.batch for ticket in group]))
             await self._settle(group, outcomes)
         except StoreError as error:
-            self._break(error)
+            self.fail(error)
             outcomes = [error] * len(group)
         except BaseException:
             broken = JournalClosed(
@@ -206,7 +206,8 @@ class JournalWriter:
                 call.error = JournalClosed(Reason.JOURNAL_BROKEN, "the writer was stopped before this write")
             call.answered.set()
 
-    def _break(self, error: StoreError) -> None:
+    def fail(self, error: StoreError) -> None:
+        """The journal is broken: everything that waits is told, nothing more is taken."""
         self.broken = error
         self._answer_rest(error)
 

@@ -78,6 +78,8 @@ class Model:
                 if params["attachment"] != f"a{self.attached}":
                     return refusal("unknown_attachment", -32002)
                 return {"saved": params["cursor"]}
+            case "auth/refresh":
+                return {"expires_at": 1}
             case "turn/read":
                 return self._read_turn(params["turn"])
         return self._once(method, params)

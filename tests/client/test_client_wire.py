@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from attrs import define, evolve, field
+from client_model import Model, notification, refusal
 from hypothesis import given
 from hypothesis import strategies as st
-from model import Model, notification, refusal
 
 from turnlane.client.following import Coverage, Following, Missing, Phase
 from turnlane.client.values import DEFAULT_BOUNDS, Event, LiveFrame, OutcomeUnknown, Recovered, Skipped, StaleCursor

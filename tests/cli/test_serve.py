@@ -1,0 +1,297 @@
+"""`turnlane serve` as a process: what it says, what it keeps, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+import trio
+
+import turnlane.client
+from turnlane.client import Event
+
+WORDS = " ".join(f"w{number}" for number in range(200))
+
+
+async def one_turn(daemon: Any, text: str, pace: float = 0.0, session: str = "s-1") -> list[Event]:
+    async with turnlane.client.connect(daemon.url, daemon.token) as client:
+        handle = await client.open_session(session)
+        async with handle.attach("now") as events:
+            turn = await handle.start_turn({"text": text, "pace": pace})
+            found = []
+            with trio.fail_after(10):
+                async for item in events:
+                    found.append(item)
+                    if isinstance(item, Event) and item.type == "turn.closed" and item.turn == turn.id:
+                        return found
+    raise AssertionError("the session ended before the turn")
+
+
+async def in_mid_turn(daemon: Any, outputs: int = 5, session: str = "s-1", pace: float = 0.02) -> tuple[str, list[int]]:
+    """Start a long turn, hear some of it, leave; its id and the seqs that were heard."""
+    async with turnlane.client.connect(daemon.url, daemon.token) as client:
+        handle = await client.open_session(session)
+        async with handle.attach("now") as events:
+            turn = await handle.start_turn({"text": WORDS, "pace": pace})
+            heard: list[int] = []
+            with trio.fail_after(10):
+                async for item in events:
+                    if isinstance(item, Event) and item.type == "turn.output":
+                        heard.append(item.seq)
+                    if len(heard) == outputs:
+                        return turn.id, heard
+    raise AssertionError("the session ended")
+
+
+def get(url: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+def drains(daemon: Any) -> dict[str, Any] | None:
+    status, ready = get(f"{daemon.operator_url}/readyz")
+    return ready if status == 503 else None
+
+
+# what it says
+
+
+async def test_a_client_converses_with_a_served_agent(place):
+    found = await one_turn(place.start(), "hello there")
+    assert [item.data["data"] for item in found if item.type == "turn.output"] == ["hello ", "there "]
+    assert [item.type for item in found][-2:] == ["turn.committed", "turn.closed"]
+
+
+def test_stdout_has_one_line_and_the_log_goes_to_stderr(place):
+    daemon = place.start()
+    assert set(daemon.told) == {"url", "operator_url", "state", "pid"}
+    assert daemon.told["pid"] == daemon.process.pid
+    daemon.signal(signal.SIGTERM)
+    code, out, err = daemon.ended()
+    assert (code, out) == (0, "")
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["event"] for line in lines] == ["daemon.started", "daemon.draining", "daemon.ended"]
+
+
+def test_people_get_the_addresses_as_text(place):
+    words = ("serve", "agents:speaker", "--state", place.state, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
+    with subprocess.Popen(
+        place.command(*words), cwd=place.folder, env=place.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline().decode()
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=10)[0] == b""
+    assert line.startswith("turnlane: listening on ws://127.0.0.1:") and "operator http://127.0.0.1:" in line
+
+
+def test_the_local_tokens_are_private_and_go_with_the_daemon(place):
+    daemon = place.start()
+    files = list((place.folder / "run" / "turnlane").iterdir())
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600]
+    assert stat.S_IMODE((place.state / "local.key").stat().st_mode) == 0o600
+    daemon.signal(signal.SIGTERM)
+    daemon.ended()
+    assert not list((place.folder / "run" / "turnlane").iterdir())
+
+
+def test_a_daemon_with_auth_off_says_so_at_each_start(place):
+    daemon = place.start("--auth", "off", "--operator-auth", "off")
+    status, ready = get(f"{daemon.operator_url}/readyz")
+    assert status == 200 and "auth_off" in [one["code"] for one in ready["warnings"]]
+    assert place.run("status", daemon.operator_url).returncode == 0
+    daemon.signal(signal.SIGTERM)
+    code, _, err = daemon.ended()
+    said = [json.loads(line)["message"] for line in err.splitlines() if "announcement" in line]
+    assert code == 0 and len(said) == 2 and all("auth is off" in line for line in said)
+    assert not (place.state / "local.key").exists()
+
+
+def test_a_reader_of_stdout_that_is_gone_ends_no_daemon(place, eventually):
+    daemon = place.start(wait=False)
+    daemon.process.stdout.close()
+    daemon.process.stdout = None
+    file = eventually(lambda: list((place.folder / "run").glob("turnlane/daemon-*.json")))[0]
+    assert place.run("status", f"http://{json.loads(file.read_text())['operator_listen']}").returncode == 0
+    assert daemon.process.poll() is None
+
+
+async def test_both_listeners_speak_tls_and_a_stranger_to_the_certificate_gets_exit_3(place):
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        + ["-keyout", "key.pem", "-out", "cert.pem", "-days", "2", "-subj", "/CN=localhost"]
+        + ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+        cwd=place.folder,
+        capture_output=True,
+    )
+    assert made.returncode == 0, made.stderr
+    os.chmod(place.folder / "key.pem", 0o600)
+    (place.folder / "settings.toml").write_text('[tls]\ncert = "cert.pem"\nkey = "key.pem"\n')
+    daemon = place.start("--config", "settings.toml")
+    assert daemon.url.startswith("wss://") and daemon.operator_url.startswith("https://")
+    context = ssl.create_default_context(cafile=str(place.folder / "cert.pem"))
+    async with turnlane.client.connect(daemon.url, daemon.token, tls=context) as client:
+        assert (await client.open_session("s-1")).created
+    for words in (("log", daemon.url, "s-1"), ("status", daemon.operator_url)):
+        found = await trio.to_thread.run_sync(lambda words=words: place.run(*words))
+        assert found.returncode == 3 and "certificate" in found.stderr.lower(), found
+    trusted = place.run("status", daemon.operator_url, SSL_CERT_FILE=str(place.folder / "cert.pem"))
+    assert trusted.returncode == 0, trusted.stderr
+
+
+# how it ends
+
+
+async def test_a_killed_daemon_loses_nothing_and_its_turn_is_abandoned_once(place, eventually):
+    daemon = place.start()
+    turn, heard = await in_mid_turn(daemon)
+    daemon.kill()
+    before = place.log()
+    assert [event["seq"] for event in before] == list(range(1, len(before) + 1))
+    assert set(heard) <= {event["seq"] for event in before if event["type"] == "turn.output"}
+    place.start()
+    eventually(lambda: any(event["type"] == "dispatch.requeued" for event in place.log()))
+    after = place.log()
+    assert after[: len(before)] == before
+    ends = [event for event in after if event["turn"] == turn and event["type"] in ("turn.aborted", "turn.committed")]
+    assert [(event["data"]["outcome"], event["data"]["reason"]) for event in ends] == [("abandoned", "authority_loss")]
+    assert place.run("doctor", place.state).returncode == 0
+
+
+async def test_sigterm_lets_an_open_turn_finish_and_refuses_what_is_new(place, eventually):
+    daemon = place.start()
+    await in_mid_turn(daemon, pace=0.01)
+    daemon.signal(signal.SIGTERM)
+    ready = eventually(lambda: drains(daemon))
+    assert "draining" in [one["code"] for one in ready["reasons"]]
+    with pytest.raises((turnlane.client.Refused, turnlane.client.Disconnected)):
+        async with turnlane.client.connect(daemon.url, daemon.token):
+            pass
+    code, _, err = daemon.ended(15)
+    assert code == 0 and "nothing was cut short" in err
+    assert [event["data"]["outcome"] for event in place.log() if event["type"] == "turn.committed"] == ["completed"]
+
+
+async def test_a_drain_is_bounded_and_interrupted_work_is_exit_130(place):
+    daemon = place.start(TURNLANE_LIMITS_HOST_DRAIN_MS_MAX="200")
+    turn, _ = await in_mid_turn(daemon, pace=0.5, outputs=1)
+    daemon.signal(signal.SIGINT)
+    code, _, err = daemon.ended()
+    assert code == 130 and "1 turns were cut short" in err
+    place.start()
+    kinds = [event["type"] for event in place.log() if event["turn"] == turn]
+    assert kinds.count("turn.aborted") == 1 and "turn.committed" not in kinds
+
+
+async def test_a_second_ctrl_c_ends_at_once(place, eventually):
+    daemon = place.start()
+    await in_mid_turn(daemon, pace=0.5, outputs=1)
+    daemon.signal(signal.SIGINT)
+    eventually(lambda: drains(daemon))
+    daemon.signal(signal.SIGINT)
+    code, _, err = daemon.ended(3)
+    assert code == 130 and "interrupted twice" in err
+    assert not list((place.folder / "run" / "turnlane").iterdir())
+
+
+async def test_an_agent_that_blocks_the_loop_cannot_hold_the_process(place):
+    daemon = place.start()
+    async with turnlane.client.connect(daemon.url, daemon.token) as client:
+        session = await client.open_session("s-1")
+        with trio.move_on_after(1):
+            await session.start_turn({"text": "BLOCK"})
+            await trio.sleep(0.3)
+        daemon.signal(signal.SIGINT)
+        await trio.sleep(0.2)
+        daemon.signal(signal.SIGINT)
+        assert (await trio.to_thread.run_sync(daemon.ended, 3))[0] == 130
+
+
+def test_sighup_keeps_the_settings_and_says_so(place):
+    daemon = place.start()
+    daemon.signal(signal.SIGHUP)
+    assert get(f"{daemon.operator_url}/healthz")[0] == 200
+    daemon.signal(signal.SIGTERM)
+    code, _, err = daemon.ended()
+    assert code == 0 and "settings are read once" in err
+
+
+async def test_a_journal_that_is_damaged_while_open_ends_the_daemon_with_70(place):
+    daemon = place.start()
+    await one_turn(daemon, "hello there")
+    os.truncate(place.state / "data.mdb", 8192)
+    async with turnlane.client.connect(daemon.url, daemon.token) as client:
+        with pytest.raises((turnlane.client.Refused, turnlane.client.OutcomeUnknown, trio.TooSlowError)):
+            with trio.fail_after(2):
+                await (await client.open_session("s-2")).start_turn({"text": "more"})
+    code, _, err = daemon.ended()
+    assert code == 70 and "daemon.journal_broken" in err, (code, err)
+
+
+# what keeps it from starting
+
+
+def test_two_daemons_do_not_share_a_state_directory(place):
+    daemon = place.start()
+    code, out, _ = place.start(wait=False).ended()
+    told = json.loads(out)
+    assert code == 3 and told["reason_code"] == "state_in_use" and str(daemon.process.pid) in told["message"]
+    assert get(f"{daemon.operator_url}/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("listener", ["--listen", "--http"])
+def test_an_address_that_is_taken_is_exit_3_and_named(place, listener):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, out, _ = place.start(listener, address, wait=False).ended()
+    told = json.loads(out)
+    assert code == 3 and told["error"] == "cannot_listen" and address in told["message"]
+
+
+def test_a_key_that_others_may_read_stops_the_start(place):
+    daemon = place.start()
+    daemon.signal(signal.SIGTERM)
+    daemon.ended()
+    os.chmod(place.state / "local.key", 0o644)
+    code, out, err = place.start(wait=False).ended()
+    assert code == 3 and "chmod 600" in json.loads(out)["message"] and "Traceback" not in err
+
+
+def test_check_lists_every_problem_with_its_source(place):
+    (place.folder / "bad.toml").write_text('listn = "127.0.0.1:1"\nauth = false\n\n[limits]\nturns_active_max = -1\n')
+    found = place.run("serve", "--check", "--config", "bad.toml", "--http", "nowhere", TURNLANE_LOG_LEVEL="loud")
+    lines = found.stderr.splitlines()
+    assert found.returncode == 2 and found.stdout == "" and not place.state.exists()
+    assert all(line.startswith("turnlane: ") for line in lines)
+    for wanted in (
+        "bad.toml:1: unknown key listn; did you mean listen?",
+        "bad.toml:2: auth",
+        "bad.toml:5: limits.turns_active_max",
+        "variable TURNLANE_LOG_LEVEL: log.level",
+        "flag --http: operator.listen",
+    ):
+        assert any(wanted in line for line in lines), (wanted, lines)
+    assert len(lines) == 5
+
+
+def test_check_prints_the_settings_with_their_origin_and_opens_nothing(place):
+    found = place.run("serve", "agents:speaker", "--check", "--listen", "127.0.0.1:4999", TURNLANE_LOG_LEVEL="debug")
+    assert found.returncode == 0 and not (place.folder / "turnlane-state").exists()
+    lines = {line.split("=")[0].strip(): line for line in found.stdout.splitlines()}
+    assert lines["listen"].endswith("127.0.0.1:4999  # flag --listen")
+    assert lines["log.level"].endswith("debug  # variable TURNLANE_LOG_LEVEL")

@@ -1,0 +1,199 @@
+"""Client and daemon together: over memory in virtual time, and over real sockets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from attrs import fields
+from client_daemon import Daemon, daemon
+from client_fakes import FixedDice, seqs, take
+
+import turnlane
+from turnlane.client import Event, Reason, Recovered, Refused, Skipped, TurnOutcome, connect
+from turnlane.nodes.builtin import make_agent
+
+
+async def count(turn: Any) -> None:
+    """As many words as the input says, 10 ms apart."""
+    for number in range(turn.input["words"]):
+        await turn.output(f"{number} ")
+        await trio.sleep(0.01)
+
+
+def spoken(items: list[Any]) -> str:
+    return "".join(item.data["data"] for item in items if isinstance(item, Event) and item.type == "turn.output")
+
+
+async def test_a_conversation_over_the_wire_has_the_shape_of_an_embedded_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with daemon(count) as served, connect(served.url, dial=served.dial) as client:
+        session = await client.open_session("s1")
+        assert session.created
+        async with session.attach("earliest") as events:
+            turn = await session.start_turn({"words": 3}, key="k1")
+            again = await session.start_turn({"words": 3}, key="k1")
+            assert (turn.id, turn.duplicate, again.id, again.duplicate) == (turn.id, False, turn.id, True)
+            items = await take(events, "turn.closed")
+            outcome = await turn.outcome()
+        assert spoken(items) == "0 1 2 "
+        assert seqs(items) == list(range(1, len(items) + 1))
+        terminal = next(item for item in items if item.type == "turn.committed")
+        assert outcome == TurnOutcome("completed", "completed", terminal.data["fence_seq"], terminal.seq)
+        embedded = await served.runtime.open_session("s1")
+        page = await embedded.read()
+        members = ("seq", "type", "data", "turn", "lane", "epoch", "at")
+        assert [[getattr(item, name) for name in members] for item in items] == [
+            [getattr(item, name) for name in members] for item in page.events[: len(items)]
+        ]
+        with pytest.raises(Refused) as caught:
+            await session.start_turn({"words": 4}, key="k1")
+        assert caught.value.reason is Reason.KEY_CONFLICT
+        assert (await client.list_sessions())[0] == ["s1"]
+        assert (await session.read_status())["phase"] == "active"
+        assert await session.close() in ("draining", "ended")
+
+
+async def test_a_cut_at_any_byte_in_mid_stream_loses_and_repeats_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    for cut in range(1_200, 9_000, 131):
+        async with daemon(count) as served:
+            served.cuts = [cut, cut // 2, cut // 3 + 600]
+            async with connect(served.url, dial=served.dial, dice=FixedDice()) as client:
+                session = await client.open_session("s1")
+                async with session.attach("earliest") as events:
+                    await session.start_turn({"words": 30})
+                    items = await take(events, "turn.closed")
+                assert spoken(items) == "".join(f"{number} " for number in range(30)), cut
+                assert seqs(items) == list(range(1, seqs(items)[-1] + 1)), cut
+                starts = [item for item in items if isinstance(item, Event) and item.type == "turn.opened"]
+                assert len(starts) == 1, cut
+
+
+async def test_a_cancel_while_output_waits_shows_nothing_above_the_fence(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with daemon(count) as served, connect(served.url, dial=served.dial) as client:
+        session = await client.open_session("s1")
+        async with session.attach("earliest") as events:
+            turn = await session.start_turn({"words": 1000})
+            await trio.sleep(1)
+            answer = await turn.cancel("barge_in")
+            assert answer.state == "cancelled"
+            items = await take(events, "turn.closed")
+            outcome = await turn.outcome()
+        assert (outcome.outcome, outcome.reason, outcome.fence_seq) == ("cancelled", "barge_in", answer.fence_seq)
+        outputs = [item.seq for item in items if isinstance(item, Event) and item.type == "turn.output"]
+        assert max(outputs) <= (answer.fence_seq or 0)
+        covered = set(seqs(items)) | {
+            seq for item in items if isinstance(item, Skipped) for seq in range(item.from_seq, item.to_seq + 1)
+        }
+        assert covered == set(range(1, items[-1].seq + 1))
+
+
+async def test_a_slow_program_gets_everything_in_order(autojump_clock: trio.testing.MockClock) -> None:
+    async def flood(turn: Any) -> None:
+        for number in range(3_000):
+            await turn.output(f"{number} ")
+
+    async with daemon(flood) as served, connect(served.url, dial=served.dial) as client:
+        session = await client.open_session("s1")
+        async with session.attach("earliest") as events:
+            turn = await session.start_turn("go")
+            await turn.outcome()
+            await trio.sleep(100)
+            items = await take(events, "turn.closed")
+        assert spoken(items) == "".join(f"{number} " for number in range(3_000))
+        assert seqs(items) == list(range(1, items[-1].seq + 1))
+
+
+async def test_a_drain_is_survived_and_a_saved_cursor_found(autojump_clock: trio.testing.MockClock) -> None:
+    async with daemon(count) as served, connect(served.url, dial=served.dial, client_name="me") as client:
+        session = await client.open_session("s1")
+        await (await session.start_turn({"words": 2})).outcome()
+        async with session.attach("earliest") as events:
+            first = await anext(events)
+            saved = await events.ack()
+            assert saved == first.cursor
+        async with session.attach("saved") as events:
+            assert (await anext(events)).seq == 2
+            served.server.draining = True
+            connection = next(iter(served.server.connections))
+            connection.drain(1_000)
+            await trio.sleep(1)
+            served.server.draining = False
+            items = await take(events, "turn.closed")
+            assert any(isinstance(item, Recovered) for item in items) or seqs(items)[0] == 3
+            await (await session.start_turn({"words": 1})).outcome()
+            more = await take(events, "turn.closed")
+        assert seqs(items) + seqs(more) == list(range(3, more[-1].seq + 1))
+
+
+async def test_a_question_is_answered_over_the_wire(autojump_clock: trio.testing.MockClock) -> None:
+    async with daemon(make_agent(0.01)) as served, connect(served.url, dial=served.dial) as client:
+        session = await client.open_session("s1")
+        async with session.attach("earliest") as events:
+            turn = await session.start_turn({"text": "note milk"})
+            opened = (await take(events, "request.opened"))[-1]
+            await served.tear()
+            seq = await session.answer(opened.data["request"], "accept", key="k")
+            assert await session.answer(opened.data["request"], "accept", key="k") == seq
+            items = await take(events, "turn.closed")
+        recovered = next(item for item in items if isinstance(item, Recovered))
+        assert [one["request"] for one in recovered.pending_requests] == [opened.data["request"]]
+        assert "Kept." in spoken(items)
+        assert (await turn.outcome()).outcome == "completed"
+
+
+async def test_a_connection_torn_over_a_real_socket_is_resumed() -> None:
+    async with daemon(count, sockets=True) as served:
+        async with connect(served.url, dial=served.dial, dice=FixedDice()) as client:
+            session = await client.open_session("s1")
+            async with session.attach("earliest") as events:
+                turn = await session.start_turn({"words": 60})
+                items = await take(events, lambda item: item.type == "turn.output")
+                await served.tear()
+                items += await take(events, lambda item: isinstance(item, Event) and item.seq > 20)
+                await served.tear()
+                items += await take(events, "turn.closed")
+            assert (await turn.outcome()).outcome == "completed"
+        assert sum(isinstance(item, Recovered) for item in items) == 2
+        assert spoken(items) == "".join(f"{number} " for number in range(60))
+        assert seqs(items) == list(range(1, items[-1].seq + 1))
+
+
+async def test_a_restarted_daemon_is_found_again_and_the_log_goes_on(tmp_path: Path) -> None:
+    async def life(port: int, over: trio.Event, task_status: trio.TaskStatus[Daemon]) -> None:
+        async with daemon(count, tmp_path, sockets=True, port=port) as served:
+            task_status.started(served)
+            await over.wait()
+
+    async with trio.open_nursery() as nursery:
+        over = trio.Event()
+        first: Daemon = await nursery.start(life, 0, over)
+        assert first.port is not None
+        async with connect(first.url, dice=FixedDice()) as client:
+            session = await client.open_session("s1")
+            async with session.attach("earliest") as events:
+                await session.start_turn({"words": 3})
+                items = await take(events, "turn.closed")
+                over.set()
+                over = trio.Event()
+                await trio.sleep(0.3)
+                await nursery.start(life, first.port, over)
+                turn = await session.start_turn({"words": 3})
+                items += await take(events, "turn.closed")
+                assert (await turn.outcome()).outcome == "completed"
+        over.set()
+    assert spoken(items) == "0 1 2 0 1 2 "
+    assert seqs(items) == list(range(1, items[-1].seq + 1))
+
+
+def test_event_skipped_and_outcome_have_the_fields_of_the_embedding_api() -> None:
+    for mine, theirs in ((Event, turnlane.Event), (Skipped, turnlane.Skipped), (TurnOutcome, turnlane.TurnOutcome)):
+        assert [one.name for one in fields(mine)] == [one.name for one in fields(theirs)]

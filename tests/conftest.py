@@ -1,0 +1,26 @@
+"""Only what all tests share: where nothing may be skipped, and what the run has.
+
+`TURNLANE_REQUIRE=all` (set by `.ci/run`) turns every skip into a failure: on that machine a browser and a C compiler
+are there, so a skipped test would be a test that nobody runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+REQUIRE_ALL = os.environ.get("TURNLANE_REQUIRE") == "all"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.longrepr = f"skipped, and TURNLANE_REQUIRE=all: {reason}"
+    return report
