@@ -15,6 +15,7 @@ import json as jsons
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -208,9 +209,11 @@ def serve(
 
 def _settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
     from .daemon.config import read_settings
+    from .nodes.builtin import PACE_VARIABLE
 
+    environ = {name: value for name, value in os.environ.items() if name != PACE_VARIABLE}
     named = os.environ.get("TURNLANE_CONFIG")
-    found = read_settings(config or (Path(named) if named else None), os.environ, flags)
+    found = read_settings(config or (Path(named) if named else None), environ, flags)
     if isinstance(found, tuple):
         problems = [str(problem) for problem in found]
         for problem in problems[:-1]:
@@ -280,9 +283,12 @@ def _print_bound(bound: Any, settings: Settings, json: bool) -> None:
 def _agent(spec: str) -> Agent:
     """The agent behind APP. What is wrong with it is the user's: exit 2, with file and line of theirs."""
     if spec == "builtin":
-        from .nodes.builtin import agent
+        from .nodes.builtin import make_agent
 
-        return agent
+        try:
+            return make_agent()
+        except ValueError as error:
+            raise No(USAGE, "app", str(error)) from None
     if spec.endswith((".toml", ".json")):
         raise No(USAGE, "app", f"APP {spec}: plan files are not built yet: give module:function")
     module_name, colon, name = spec.partition(":")
@@ -351,7 +357,12 @@ def talk(
     token: Token = None,
 ) -> int:
     """Talk to a daemon. Lines are turns; Ctrl-C cancels the turn, twice leaves; a lost connection is taken up again."""
-    raise NotImplementedError
+    import trio
+
+    from .client.terminal import talk as converse
+
+    address, found = _daemon(url, token)
+    return trio.run(partial(converse, address, session, found, version=__version__))
 
 
 @app.command(usage="Usage: turnlane demo [--json]")
@@ -469,9 +480,10 @@ def _daemon(url: str, token: str | None) -> tuple[str, str | None]:
 
 
 def _read_only(state: Path) -> LmdbStore:
+    from .embed import journal_of
     from .journal import LmdbStore
 
-    return LmdbStore.open(state, create=False, readonly=True, allow_remote=True)
+    return LmdbStore.open(journal_of(state), create=False, readonly=True, allow_remote=True)
 
 
 def _event_of(kept: Kept, codec: Any, cursor: str) -> dict[str, Any]:
@@ -648,9 +660,10 @@ StateDir = Annotated[Path, Parameter(name="STATE", help="state directory")]
 @app.command(usage="Usage: turnlane doctor STATE [--json]")
 def doctor(state: StateDir, /, *, json: Json = False) -> int:
     """Check every record of a journal. Reads only; may run beside the daemon. Exit 1 when something is wrong."""
+    from .embed import journal_of
     from .journal import doctor as examine
 
-    report = examine(state)
+    report = examine(journal_of(state))
     if json:
         faults = [{"stream": one.stream, "seq": one.seq, "message": one.message} for one in report.faults]
         _print_json(
@@ -682,21 +695,27 @@ def backup(
     json: Json = False,
 ) -> int:
     """Copy a journal as it is at this moment, also while its daemon runs."""
+    from .embed import journal_of
     from .journal import backup as copy
 
     with _read_only(state) as store:
-        made = copy(store, target)
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            message = "there is something here already"
+            raise StoreError(Reason.STATE_NOT_OURS, message, path=str(target), remedy="name another directory")
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = copy(store, journal_of(target))
     size = sum(one.stat().st_size for one in made.iterdir())
-    _print_json({"path": str(made), "bytes": size}) if json else print(_safe(f"{made}: {size} bytes"))
+    _print_json({"path": str(target), "bytes": size}) if json else print(_safe(f"{target}: {size} bytes"))
     return OK
 
 
 @app.command(usage="Usage: turnlane compact STATE [--json]")
 def compact(state: StateDir, /, *, json: Json = False) -> int:
     """Give the free pages of a journal back to the file system. The daemon has to be stopped."""
+    from .embed import journal_of
     from .journal import compact as squeeze
 
-    freed = squeeze(state)
+    freed = squeeze(journal_of(state))
     _print_json({"path": str(state), "freed_bytes": freed}) if json else print(_safe(f"{state}: {freed} bytes freed"))
     return OK
 

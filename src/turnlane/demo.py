@@ -28,6 +28,7 @@ from .core.step import Kept
 from .daemon.access import find_local_tokens
 from .daemon.config import Settings, read_settings
 from .daemon.daemon import Bound, run_daemon
+from .embed import journal_of
 from .journal import LmdbStore
 from .runtime.turn import Turn
 
@@ -290,7 +291,7 @@ class Demo:
                     await self.all_seen(session)
                     repeated, connections = events.following.repeated, client.connections
                     nursery.cancel_scope.cancel()
-        with LmdbStore.open(self.state, readonly=True, create=False, allow_remote=True) as store:
+        with LmdbStore.open(journal_of(self.state), readonly=True, create=False, allow_remote=True) as store:
             log = _read_all(store)
         counted = examine(log, self.notebook.items, repeated, self.fences)
         return Figures(

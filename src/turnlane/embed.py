@@ -20,10 +20,11 @@ from .codec import Codec
 from .core.canonical import digest_of
 from .core.instants import Instant, WallInstant
 from .core.limits import DEFAULT_LIMITS, Limits
-from .core.ports import Clock, EventStore, Hop, Ids, LeaseStore, Observer, Ports
+from .core.ports import Clock, EventStore, Hop, Ids, LeaseStore, Observer, Ports, StoreError
 from .core.reasons import Reason, Refused, Rejected
 from .journal.cursor import StoreCursors
 from .journal.lease import LmdbLeases, MemoryLeases
+from .journal.opening import beside, is_empty, named_failures
 from .journal.store import LmdbStore
 from .machines.admission import Quotas
 from .machines.plan import Bundle, Profile
@@ -174,8 +175,14 @@ def journal_of(state: str | Path) -> Path:
 
 
 def _open_journal(state: Path, limits: Limits) -> LmdbStore:
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return LmdbStore.open(journal_of(state), limits=limits)
+    """A directory that holds something else is left alone; one of ours has a journal, or is being created."""
+    journal = journal_of(state)
+    with named_failures(state):
+        if state.exists() and not (state.is_dir() and (journal.exists() or is_empty(state) or beside(journal).exists())):
+            message = "there is something here, and it is not a state directory"
+            raise StoreError(Reason.STATE_NOT_OURS, message, path=str(state), remedy="name another directory")
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return LmdbStore.open(journal, limits=limits)
 
 
 def _inside_trio() -> None:

@@ -232,7 +232,7 @@ def test_sighup_keeps_the_settings_and_says_so(place):
 async def test_a_journal_that_is_damaged_while_open_ends_the_daemon_with_70(place):
     daemon = place.start()
     await one_turn(daemon, "hello there")
-    os.truncate(place.state / "data.mdb", 8192)
+    os.truncate(place.state / "journal" / "data.mdb", 8192)
     async with turnlane.client.connect(daemon.url, daemon.token) as client:
         with pytest.raises((turnlane.client.Refused, turnlane.client.OutcomeUnknown, trio.TooSlowError)):
             with trio.fail_after(2):

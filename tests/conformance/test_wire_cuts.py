@@ -171,8 +171,7 @@ def run(order: str, think_s: float = 0.004, **cut: int) -> Talker:
             talker = Talker(w, order, think_s, **cut)
             with trio.fail_after(120):
                 await converse(talker)
-            page = w.store.read("default/session/s", 0, 10_000)
-            talker.ledger.check(list(page.events), page.head, by_lanes=order == "lanes")
+            talker.ledger.check(w.log(), by_lanes=order == "lanes")
             w.assert_sound()
             return talker
 

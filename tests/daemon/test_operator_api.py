@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import turnlane
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
+from turnlane.core.ports import StoreError
 from turnlane.core.reasons import Reason
 from turnlane.core.secret import Secret
 from turnlane.core.status import Blocker
@@ -223,6 +224,14 @@ async def test_a_ready_runtime_says_so_under_both_spellings() -> None:
             )
 
 
+def look(made: House) -> None:
+    """What the runtime's own look at its store does every few seconds."""
+    try:
+        made.runtime.store_status = made.store.status()
+    except StoreError as error:
+        made.runtime.writer.fail(error)
+
+
 def broken(made: House) -> None:
     made.store.break_with()
 
@@ -265,6 +274,7 @@ async def test_each_condition_makes_the_runtime_not_ready_by_its_code(
     async with house() as made:
         before = made.runtime.phase, made.runtime.epoch
         inject(made)
+        look(made)
         answer = await made.get("/readyz", token=None)
         metrics = await made.get("/metrics")
         health = await made.get("/healthz", token=None)
@@ -313,6 +323,7 @@ async def test_a_broken_writer_is_seen_after_the_commit_that_failed() -> None:
 async def test_warnings_do_not_make_a_runtime_unready() -> None:
     async with house(auth=False) as made:
         nearly_full(made)
+        look(made)
         made.api.notices = (Blocker("keys_not_reloaded", "the key file does not read"),)
         answer = await made.get("/readyz", token=None)
         assert answer.status == 200

@@ -49,7 +49,17 @@ class Address:
         if not self.secure:
             return await trio.open_tcp_stream(self.host, self.port)
         context = tls or ssl.create_default_context()
-        return await trio.open_ssl_over_tcp_stream(self.host, self.port, ssl_context=context, https_compatible=True)
+        stream = await trio.open_ssl_over_tcp_stream(self.host, self.port, ssl_context=context, https_compatible=True)
+        try:
+            await stream.do_handshake()  # here, so that a certificate that is not trusted is told as what it is
+        except trio.BrokenResourceError as error:
+            await trio.aclose_forcefully(stream)
+            raise ConnectionError(str(error.__cause__ or error)) from error
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+            raise
+        return stream
 
 
 class Line(trio.abc.Stream):

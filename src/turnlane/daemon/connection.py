@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from ..core import marks
@@ -50,15 +50,6 @@ if TYPE_CHECKING:
 
 LIMITS_TOLD = ("message_bytes_max", "frame_bytes_max", "requests_in_flight_max", "attachments_max", "key_chars_max")
 _REASONS = {reason.value: reason for reason in Reason}
-
-
-@frozen
-class ConnectionFailed:
-    """Observation: something of ours failed while one connection was served. It ended that connection only."""
-
-    connection: str
-    incident: str
-    error: BaseException
 
 
 @define(slots=True, eq=False)

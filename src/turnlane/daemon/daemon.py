@@ -30,7 +30,7 @@ from typing import Any, Final
 import trio
 from attrs import define, evolve, field, frozen
 
-from ..core.ports import Observer
+from ..core.ports import Observer, StoreError
 from ..core.secret import Secret
 from ..core.status import Blocker
 from ..embed import open_runtime
@@ -295,9 +295,13 @@ class Daemon:
 
     @property
     def broken(self) -> str | None:
-        """Why the journal takes no more: a write that failed, or a read that found the file cut."""
+        """Why the journal takes no more: a write that failed, or a look that finds its file cut or gone."""
+        try:
+            self.runtime.ports.store.status()
+        except StoreError as error:
+            return error.message
         failed = self.runtime.writer.broken
-        return self.runtime.ports.store.status().broken if failed is None else failed.message
+        return None if failed is None else failed.message
 
     async def _watch_journal(self) -> None:
         """A journal that failed is not retried in place: stop, so that the next start recovers what is kept."""

@@ -122,9 +122,9 @@ def problem_of(error: Exception) -> Problem | None:
             after = RETRY_MS if error.retry_after is None else round(error.retry_after * 1000)
             wait = after if error.reason.temporary else None
             return Problem(error.reason.http_status, error.reason, error.message, error.data or None, wait)
-        case CorruptStream():
+        case CorruptStream() | Refused(reason=Reason.CORRUPT_STREAM):
             message = "the stream cannot be read: run `turnlane doctor` on the state directory"
-            return Problem(500, Reason.CORRUPT_STREAM, message, {"seq": error.seq})
+            return Problem(500, Reason.CORRUPT_STREAM, message)
         case StoreError():
             status = error.reason.http_status
             return Problem(status, error.reason, error.message, None, RETRY_MS if status == 503 else None)
@@ -469,7 +469,7 @@ class OperatorApi:
         actor = self.runtime.actors.get(stream)
         try:
             if actor is None:
-                state, head = self.runtime._fold(stream)
+                state, head = self.runtime.fold(stream)
             else:
                 state, head = actor.state, actor.owner.tail.head
                 row["attachments"] = len(actor.attachments)

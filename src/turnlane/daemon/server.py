@@ -17,11 +17,12 @@ from attrs import define, field
 from trio_websocket import ConnectionClosed, HandshakeError, wrap_server_stream
 
 from ..core.limits import Limits
+from ..core.observations import ConnectionFailed
 from ..core.reasons import Reason, Rejected
 from ..core.secret import Secret
 from ..runtime.runtime import Runtime
 from .access import Denied, KeyRing, Principal, bearer, everyone
-from .connection import Connection, ConnectionFailed, fresh_incident, wall_seconds
+from .connection import Connection, fresh_incident, wall_seconds
 from .guard import Guard
 from .handshake import Accepted, DoorRules, Refusal, draining, overloaded
 from .protocol import CLOSE_INTERNAL

@@ -20,7 +20,7 @@ import lmdb
 from attrs import define, field
 
 from turnlane.core.ids import Seq
-from turnlane.core.ports import CorruptStream, JournalBroken, StoreStatus
+from turnlane.core.ports import CorruptStream, StoreStatus
 from turnlane.core.step import (
     DUE_NEVER,
     DUE_UNCHANGED,
@@ -402,15 +402,9 @@ class LmdbStore(Environment):
         return int(self._environment.reader_check())
 
     def status(self) -> StoreStatus:
-        """Also of a store that is broken, or that is found broken by this look; its file is not touched any more."""
-        streams = events = map_bytes = 0
-        try:
-            with self._reading() as txn:
-                streams, events = (int(txn.stat(self._rows.tables[name])["entries"]) for name in ("heads", "events"))
-            map_bytes = int(self._environment.info()["map_size"])
-        except JournalBroken:
-            assert self._broken is not None
-        most = self._limits.map_bytes_max
+        with self._reading() as txn:
+            streams, events = (int(txn.stat(self._rows.tables[name])["entries"]) for name in ("heads", "events"))
+        map_bytes, most = int(self._environment.info()["map_size"]), self._limits.map_bytes_max
         return StoreStatus(
             path=str(self._path),
             streams=streams,

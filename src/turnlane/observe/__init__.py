@@ -1,91 +1,19 @@
-"""What is observed: frozen values that `Observer.observe` takes. Metrics and log lines are made from them.
-
-The floors keep this package from importing the runtime, so `logs.py` knows every value by the name of its class: those
-here, those of the runtime (`AgentFailed`, `ActorFell`, `NodeDisowned`) and the signals of the lanes. Values carry ids;
-ids go to log lines and never to labels. No value carries content.
-"""
+"""The wing of the eyes: metrics and log lines, made from the values of `core/observations.py` and from statuses."""
 
 from __future__ import annotations
 
-from attrs import frozen
-
+from ..core.observations import AccessDenied as AccessDenied
+from ..core.observations import ActorFell as ActorFell
+from ..core.observations import AgentFailed as AgentFailed
+from ..core.observations import ConnectionFailed as ConnectionFailed
+from ..core.observations import GroupCommitted as GroupCommitted
+from ..core.observations import HttpServed as HttpServed
+from ..core.observations import NodeDisowned as NodeDisowned
+from ..core.observations import ServingFailed as ServingFailed
+from ..core.observations import TurnEnded as TurnEnded
+from ..core.observations import TurnFenced as TurnFenced
+from ..core.observations import TurnUnwound as TurnUnwound
 from ..core.ports import Observer
-from ..core.reasons import Reason
-
-
-@frozen
-class TurnEnded:
-    """The terminal of a turn is kept. Durations from `turn.opened`, in ms of the monotonic clock."""
-
-    session: str
-    turn: str
-    dispatch: str
-    outcome: str
-    reason: Reason
-    duration_ms: float
-    first_output_ms: float | None
-    epoch: int
-    seq: int
-    """Of the terminal."""
-
-
-@frozen
-class TurnFenced:
-    """A hard cancel closed the fence: `latency_ms` from the accepted request to the kept terminal."""
-
-    session: str
-    turn: str
-    origin: str
-    latency_ms: float
-
-
-@frozen
-class TurnUnwound:
-    """The tasks of a cancelled turn are gone (or disowned), `unwind_ms` after its terminal was kept."""
-
-    session: str
-    turn: str
-    origin: str
-    unwind_ms: float
-
-
-@frozen
-class GroupCommitted:
-    """One transaction of the journal: `seconds` from the first byte written to the answer of the store."""
-
-    batches: int
-    events: int
-    seconds: float
-
-
-@frozen
-class HttpServed:
-    """`route` is the template of a route or `other`; never a path."""
-
-    route: str
-    method: str
-    status: int
-    seconds: float
-
-
-@frozen
-class AccessDenied:
-    """A denial at a listener. `detail` says what was expected, never a value of a token; it goes to the log alone."""
-
-    listener: str
-    route: str
-    reason: Reason
-    subject: str | None
-    detail: str = ""
-
-
-@frozen
-class ServingFailed:
-    """A fault of ours while serving a client; the client was told `incident` and nothing else."""
-
-    incident: str
-    where: str
-    error: BaseException
 
 
 class Observers:

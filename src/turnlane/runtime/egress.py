@@ -16,6 +16,7 @@ from ..core.ids import Epoch, Seq, TurnId
 from ..core.reasons import Fenced, Reason
 from ..machines import fence
 from ..machines.turn import OutputDigest, TurnOutput
+from .counts import Counts
 from .owner import StreamOwner
 
 _MESSAGES = {
@@ -57,14 +58,15 @@ class Egress:
 
     owner: StreamOwner
     outlets: Callable[[], Iterable[Callable[[LiveFrame], None]]]
-    accepted: int = 0
-    refused: dict[Reason, int] = field(factory=dict)
+    counts: Counts
+    first_output_at: int = 0
+    """Instant of the first output of the open turn, 0 before it."""
 
     def keep(self, turn: TurnId, epoch: Epoch, kind: str, data: Any) -> Seq:
         """Kept output: checked, and in an open batch of the journal when this returns. Raises Fenced."""
         self._check(turn, epoch)
         seq = self.owner.record(TurnOutput(turn, kind, data))
-        self.accepted += 1
+        self._note()
         return seq
 
     def live(self, turn: TurnId, epoch: Epoch, digest: LiveDigest, data: bytes, media_time: int | None) -> int:
@@ -76,15 +78,20 @@ class Egress:
         frame = LiveFrame(turn, epoch, digest.items, media_time, data)
         for outlet in self.outlets():
             outlet(frame)
-        self.accepted += 1
+        self._note()
         return digest.items
 
     def check(self, turn: TurnId, epoch: Epoch) -> None:
         """Raises Fenced where nothing of this turn may leave."""
         self._check(turn, epoch)
 
+    def _note(self) -> None:
+        self.counts.outputs += 1
+        if not self.first_output_at:
+            self.first_output_at = self.owner.clock.now()
+
     def _check(self, turn: TurnId, epoch: Epoch) -> None:
         reason = fence.refuses(self.owner.view, epoch, turn)
         if reason is not None:
-            self.refused[reason] = self.refused.get(reason, 0) + 1
+            self.counts.fence_refused[reason.value] += 1
             raise Fenced(reason, _MESSAGES[reason])

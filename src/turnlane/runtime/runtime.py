@@ -7,20 +7,21 @@ end are named and waited for, since structured concurrency holds.
 
 from __future__ import annotations
 
-from collections import Counter
+import heapq
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, field
 
 from ..core import marks
 from ..core.canonical import canonical_json, sha256_hex
 from ..core.ids import DEFAULT_TENANT, SessionId, Tenant, TurnId, printable, session_stream, split_stream
 from ..core.instants import wall_text
 from ..core.limits import Limits
-from ..core.ports import CorruptStream, Ports, StoreError
+from ..core.observations import ActorFell, AgentFailed, NodeDisowned
+from ..core.ports import CorruptStream, Ports, StoreError, StoreStatus
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.status import Blocker, RuntimeStatus, readiness, warnings
 from ..core.step import DUE_NOW, Kept, Lane, Position, StoredKey
@@ -33,6 +34,7 @@ from ..machines.overlap import Policy
 from ..machines.session import Session as SessionState
 from ..machines.session import SessionPhase
 from .attachment import Attachment
+from .counts import Counts
 from .egress import Egress
 from .handles import Event, Session, event_of
 from .history import read_history
@@ -45,51 +47,8 @@ from .turn import Agent, TurnActor
 from .writer import JournalWriter
 
 RECOVER_SLICE = 64
+STORE_LOOK_MS = 5_000
 LANES = ("control", "data", "telemetry")
-
-
-@frozen
-class NodeDisowned:
-    """Observation: an agent did not end within the ladder. It cannot reach the exit; its permit stays taken."""
-
-    session: str
-    turn: str
-    agent: str
-
-
-@frozen
-class AgentFailed:
-    """Observation: an agent raised. The text of the exception stays in this process."""
-
-    session: str
-    turn: str
-    error: BaseException
-
-
-@frozen
-class ActorFell:
-    """Observation: a session actor failed and was thrown away; it is rebuilt from its stream when next used."""
-
-    session: str
-    reason: Reason
-    error: Exception | None
-
-
-@define(slots=True, eq=False)
-class Counts:
-    """Totals since start. Labels are closed sets: outcomes, reasons, command names."""
-
-    ends: Counter[str] = field(factory=Counter)
-    admissions: Counter[str] = field(factory=Counter)
-    refusals: Counter[str] = field(factory=Counter)
-    falls: int = 0
-    observer_errors: int = 0
-
-    def refused(self, command: str, reason: Reason) -> None:
-        self.refusals[f"{command}/{reason.value}"] += 1
-
-    def ended(self, end: turns.EndedTurn) -> None:
-        self.ends[f"{end.outcome.value}/{end.reason.value}"] += 1
 
 
 @define(slots=True, eq=False)
@@ -107,6 +66,9 @@ class Runtime:
     nursery: trio.Nursery | None = None
     nodes: trio.Nursery | None = None
     disowned: dict[str, TurnActor] = field(factory=dict)
+    running_actors: int = 0
+    attachments: int = 0
+    store_status: StoreStatus = field(init=False)
     writer: JournalWriter = field(init=False)
     timers: Timers = field(init=False)
     window: Window = field(init=False)
@@ -123,10 +85,13 @@ class Runtime:
 
     def __attrs_post_init__(self) -> None:
         limits = self.ports.limits
+        self.store_status = self.ports.store.status()
         self.window = Window(limits)
         self.permits = Permits(limits.turns_active_max)
         self.timers = Timers(self.ports.clock, limits)
-        self.writer = JournalWriter(self.ports.store, self.ports.commit_hop, self.ports.clock, limits, self.window)
+        self.writer = JournalWriter(
+            self.ports.store, self.ports.commit_hop, self.ports.clock, limits, self.window, self.observe
+        )
 
     @property
     def limits(self) -> Limits:
@@ -160,7 +125,7 @@ class Runtime:
                     async with trio.open_nursery() as self.nursery:
                         self.nursery.start_soon(self.timers.run, name="timers")
                         self.nursery.start_soon(self._sweep_idle, name="idle sessions")
-                        self.nursery.start_soon(self._check_readers, name="journal readers")
+                        self.nursery.start_soon(self._watch_store, name="store status")
                         self.phase = "recovering"
                         await self._recover()
                         self.phase = "serving"
@@ -237,7 +202,7 @@ class Runtime:
         try:
             with trio.move_on_after(self.limits.session_wake_ms_max / 1000) as bound:
                 try:
-                    state, head = await self.ports.read_hop(self._fold, stream)
+                    state, head = await self.ports.read_hop(self.fold, stream)
                 except StoreError as error:
                     raise Refused(error.reason, error.message) from error
             if bound.cancelled_caught:
@@ -252,7 +217,7 @@ class Runtime:
         await self._resume(actor)
         return actor
 
-    def _fold(self, stream: str) -> tuple[SessionState, int]:
+    def fold(self, stream: str) -> tuple[SessionState, int]:
         """Snapshot, then control events: kept output changes no state. Runs where reads may block."""
         store, encoder = self.ports.store, self.ports.encoder
         tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
@@ -299,7 +264,7 @@ class Runtime:
             self._read_key,
             keys_complete=head == 0,
         )
-        actor.egress = Egress(actor.owner, actor.outlets)
+        actor.egress = Egress(actor.owner, actor.outlets, self.counts)
         return actor
 
     async def _read_key(self, stream: str, key: str) -> StoredKey | None:
@@ -338,15 +303,20 @@ class Runtime:
             for actor in [actor for actor in self.actors.values() if actor.last_used < limit and passable(actor)]:
                 await self._passivate(actor)
 
-    async def _check_readers(self) -> None:
-        """Slots of readers that were killed are freed; a file that was cut under us is noticed."""
+    async def _watch_store(self) -> None:
+        """Keep the store's status for whoever asks (no I/O then); free the slots of readers that were killed; notice
+        a file that was cut under us."""
+        looks = 0
         while True:
-            await trio.sleep(self.limits.reader_check_ms / 1000)
             try:
-                await self.ports.read_hop(self.ports.store.reader_check)
+                self.store_status = await self.ports.read_hop(self.ports.store.status)
+                if looks % max(1, self.limits.reader_check_ms // STORE_LOOK_MS) == 0:
+                    await self.ports.read_hop(self.ports.store.reader_check)
             except StoreError as error:
                 self.writer.fail(error)
                 return
+            looks += 1
+            await trio.sleep(STORE_LOOK_MS / 1000)
 
     async def _passivate(self, actor: SessionActor) -> None:
         state, head = actor.state, actor.owner.head
@@ -718,6 +688,7 @@ class Runtime:
             attachment_id or self.ports.ids.new("attachment"), actor, reader, role, client, generation, "data" in lanes
         )
         actor.attachments[attachment.id] = attachment
+        self.attachments += 1
         actor.owner.tail.attach(attachment.bell)
         return attachment
 
@@ -749,6 +720,7 @@ class Runtime:
         return found
 
     def attachment_gone(self, actor: SessionActor) -> None:
+        self.attachments -= 1
         actor.last_used = self.ports.clock.now()
 
     @marks.on_cancel("resumable")
@@ -834,13 +806,8 @@ class Runtime:
 
     def status(self) -> RuntimeStatus:
         """Everything at one instant; synchronous, without I/O, bounded."""
-        writer, store, clock = self.writer.status(), self.ports.store.status(), self.ports.clock
-        listed = sorted(self.actors)[: self.limits.status_items_max]
-        refused: Counter[str] = Counter()
-        outputs = 0
-        for actor in self.actors.values():
-            outputs += actor.egress.accepted
-            refused.update({reason.value: count for reason, count in actor.egress.refused.items()})
+        writer, store, clock = self.writer.status(), self.store_status, self.ports.clock
+        listed = sorted(heapq.nsmallest(self.limits.status_items_max, self.actors))
         return RuntimeStatus(
             1,
             clock.now() // 1_000_000,
@@ -850,12 +817,12 @@ class Runtime:
             self.epoch,
             self.epoch > 0,
             len(self.actors),
-            sum(actor.running for actor in self.actors.values()),
-            sum(len(actor.attachments) for actor in self.actors.values()),
+            self.running_actors,
+            self.attachments,
             self.permits.taken,
             self.permits.most,
             len(self.disowned),
-            sum(queue.queued(actor.state.rows) for actor in self.actors.values()),
+            sum(queue.queued(actor.state.rows) for actor in self.actors.values() if actor.state.rows),
             self.window.inflight,
             self.limits.data_inflight_max,
             self.window.waiting,
@@ -874,8 +841,8 @@ class Runtime:
             dict(self.counts.ends),
             dict(self.counts.admissions),
             dict(self.counts.refusals),
-            dict(refused),
-            outputs,
+            dict(self.counts.fence_refused),
+            self.counts.outputs,
             self.counts.observer_errors,
             self.counts.falls,
             tuple(_brief(self.actors[stream]) for stream in listed),

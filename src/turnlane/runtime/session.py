@@ -16,6 +16,7 @@ from attrs import define, evolve, field, frozen
 from ..core import marks
 from ..core.ids import DispatchId, SessionId, Tenant, TurnId
 from ..core.instants import WallInstant
+from ..core.observations import TurnEnded, TurnFenced
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.step import Lane, Step, StoredKey
 from ..machines import dispatch as queue
@@ -65,6 +66,7 @@ class Envelope:
     command: Any
     keyed: Keyed | None = None
     accepted_at: WallInstant = WallInstant(0)
+    taken_at: int = 0
     answered: trio.Event = field(factory=trio.Event)
     answer: Any = None
 
@@ -91,10 +93,7 @@ class SessionActor:
     """Set when the turn has its terminal; made only while somebody waits for it."""
     last_used: int = 0
     running: bool = False
-    falls: int = 0
-    gate_second: int = -1
-    gate_events: int = 0
-    gate_summary: dict[str, int] = field(factory=dict)
+    opened_at: int = 0
     _backlog: list[Envelope] = field(factory=list)
     _nursery: trio.Nursery | None = None
 
@@ -125,8 +124,8 @@ class SessionActor:
     def post(self, command: Any, keyed: Keyed | None = None) -> Envelope:
         """As `submit`, without waiting. A full lane is answered at once: `overloaded`, nothing was written."""
         runtime = self.runtime
-        envelope = Envelope(command, keyed, runtime.ports.clock.wall())
         self.last_used = runtime.ports.clock.now()
+        envelope = Envelope(command, keyed, runtime.ports.clock.wall(), self.last_used)
         if (joined := self._joins(command)) is not None and keyed is None:
             return joined
         lanes = self._mailbox()
@@ -162,6 +161,7 @@ class SessionActor:
     def _wake(self) -> None:
         if not self.running and self.runtime.nursery is not None:
             self.running = True
+            self.runtime.running_actors += 1
             self.runtime.nursery.start_soon(self.run, name=f"session {self.session}")
 
     # the task
@@ -181,6 +181,7 @@ class SessionActor:
         finally:
             self._nursery = None
             self.running = False
+            self.runtime.running_actors -= 1
             if self.lanes is not None and self.lanes.empty() and not self._backlog:
                 self.lanes = None
             elif self.runtime.serving:
@@ -258,6 +259,8 @@ class SessionActor:
     def _answer(self, envelope: Envelope, answer: Any) -> None:
         if isinstance(answer, Rejected) and answer.reason is Reason.STORAGE_FULL:
             self._try_again(envelope.command)
+        if isinstance(answer, turns.CancelAnswer) and answer.fence_seq is not None and answer.state == "cancelled":
+            self._observe_fence(envelope.command, envelope)
         envelope.reply(answer)
 
     def _try_again(self, command: Any) -> None:
@@ -393,6 +396,7 @@ class SessionActor:
         match effect:
             case turns.StartPlan(plan=plan, input=given):
                 self.turn = TurnActor(self, plan, given)
+                self.opened_at, self.egress.first_output_at = self.runtime.ports.clock.now(), 0
                 self.runtime.permits.take(self.tenant)
                 self.runtime.note_started(self)
                 assert self._nursery is not None
@@ -427,6 +431,29 @@ class SessionActor:
         end = rules.known_end(self.state, turn)
         assert end is not None
         self.runtime.counts.ended(end)
+        self._observe_end(end)
+
+    def _observe_end(self, end: turns.EndedTurn) -> None:
+        now, first = self.runtime.ports.clock.now(), self.egress.first_output_at
+        self.runtime.observe(
+            TurnEnded(
+                self.session,
+                end.turn,
+                end.dispatch,
+                end.outcome.value,
+                end.reason,
+                (now - self.opened_at) / 1e6,
+                (first - self.opened_at) / 1e6 if first else None,
+                self.owner.epoch,
+                end.terminal_seq,
+            )
+        )
+
+    def _observe_fence(self, command: Any, envelope: Envelope) -> None:
+        if isinstance(command, turns.CancelTurn) and command.mode == "hard" and envelope.taken_at:
+            latency_ms = (self.runtime.ports.clock.now() - envelope.taken_at) / 1e6
+            turn = command.turn or ""
+            self.runtime.observe(TurnFenced(self.session, turn, _origin_kind(command.origin), latency_ms))
 
     def _timer_fired(self, key: str) -> None:
         self.post(rules.TimerFired(key))
@@ -487,6 +514,11 @@ class SessionActor:
         for ended in self.ends.values():
             ended.set()
         self.runtime.actor_fell(self, refusal, error)
+
+
+def _origin_kind(origin: str) -> str:
+    """`client:<attachment>` is the kind client: labels are closed sets."""
+    return origin.partition(":")[0]
 
 
 def passable(actor: SessionActor) -> bool:

@@ -20,6 +20,7 @@ from attrs import define, field, frozen
 from ..core import marks
 from ..core.canonical import digest_of
 from ..core.ids import EffectId, RequestId, Seq, SessionId, TurnId
+from ..core.observations import TurnUnwound
 from ..core.reasons import Fenced, Reason, Refused
 from ..machines import effects_ledger, requests
 from ..machines import session as rules
@@ -30,6 +31,11 @@ from .egress import LiveDigest
 if TYPE_CHECKING:
     from .handles import Session
     from .session import SessionActor
+
+
+_CANCELS = frozenset(
+    {"user_cancel", "barge_in", "interrupted", "parent_ended", "session_closed", "detached", "operator_cancel"}
+)
 
 
 @define(slots=True, eq=False)
@@ -67,7 +73,11 @@ class TurnActor:
                 await self._propose_end()
                 await self._stopped.wait()
         finally:
+            stopped_at = self.actor.runtime.ports.clock.now()
             await self._ladder()
+            if self._ended_reason is not None and self._ended_reason.value in _CANCELS:
+                unwind_ms = (self.actor.runtime.ports.clock.now() - stopped_at) / 1e6
+                self.actor.runtime.observe(TurnUnwound(self.plan.session, self.plan.turn, "host", unwind_ms))
             self.actor.ring()
 
     async def _run_node(self) -> None:

@@ -15,6 +15,7 @@ import trio
 from attrs import define, field, frozen
 
 from ..core.limits import Limits
+from ..core.observations import GroupCommitted
 from ..core.ports import Clock, EventStore, Hop, JournalBroken, JournalClosed, StoreError
 from ..core.reasons import Reason
 from ..core.step import Appended, AppendResult, Batch, Duplicate, InDoubt, WrongSeq
@@ -66,6 +67,7 @@ class JournalWriter:
     clock: Clock
     limits: Limits
     window: Window
+    observe: Callable[[object], None]
     broken: StoreError | None = None
     _queue: deque[Ticket] = field(factory=deque)
     _calls: deque[_Call[Any]] = field(factory=deque)
@@ -144,7 +146,7 @@ class JournalWriter:
             ticket = self._queue.popleft()
             ticket.taken = True
             group.append(ticket)
-        self._under_way_since = self.clock.now()
+        self._under_way_since = began = self.clock.now()
         outcomes: list[Outcome]
         try:
             outcomes = list(await self.hop(self.store.append, [ticket.batch for ticket in group]))
@@ -161,6 +163,8 @@ class JournalWriter:
             raise
         finally:
             self._under_way_since = 0
+        took = (self.clock.now() - began) / 1e9
+        self.observe(GroupCommitted(len(group), sum(len(ticket.batch.events) for ticket in group), took))
         self._groups += 1
         self._batches += len(group)
         self._peak = max(self._peak, len(group))

@@ -1,0 +1,551 @@
+"""`turnlane talk`: a person at a terminal. Lines are turns, output streams as it comes, Ctrl-C cancels the turn.
+
+Four tasks: one shows what comes, one reads lines, one hears Ctrl-C, one watches the connection. Where the person
+stopped reading is kept in a small file of the user's, so that the next `talk` goes on behind it. Without a terminal the
+output is plain and lines are taken one at a time: the next when the turn of the last has ended or asks something, so a
+script of lines gives the same conversation each time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from attrs import define, field
+
+from ..core.reasons import Reason, Refused
+from ..core.secret import Secret
+from .client import Client, connect
+from .screen import Screen, on_one_line, plain_text
+from .session import Events, Session
+from .values import Event, OutcomeUnknown, Recovered, Skipped, StaleCursor
+
+LEAVE_WITHIN_S: Final = 2.0
+LINE_BYTES_MAX: Final = 1_048_576
+PLACES_MAX: Final = 256
+ENDED_REMEMBERED_MAX: Final = 256
+LOOK_S: Final = 0.05
+LOST_AFTER_S: Final = 0.3
+"""A connection that is back before this is not worth a line."""
+
+LEFT: Final = 0
+ANSWER_IS_NO: Final = 1
+CUT_SHORT: Final = 130
+
+HELP: Final = "lines are turns; +TEXT adds to the running turn; Ctrl-C cancels it, twice leaves; end of input leaves"
+_PLACE_OF_NO_USE: Final = frozenset(
+    {Reason.STALE_CURSOR, Reason.CURSOR_EPOCH_CHANGED, Reason.CURSOR_MISMATCH, Reason.INVALID_CURSOR}
+)
+_YES: Final = frozenset({"y", "yes", "accept"})
+_NO: Final = frozenset({"n", "no", "decline"})
+
+
+# where the person was
+
+
+@define(slots=True)
+class Places:
+    """Cursors by URL and session, in a file of the user's (0600). What cannot be read or written is done without."""
+
+    path: Path
+    cursors: dict[str, str] = field(factory=dict)
+    sessions: dict[str, str] = field(factory=dict)
+
+    @classmethod
+    def load(cls, directory: Path | None = None) -> Places:
+        """From `directory`, or from the user's state directory."""
+        path = (directory or state_directory()) / "talk.json"
+        try:
+            told = json.loads(path.read_bytes())
+            cursors, sessions = told["cursors"], told["sessions"]
+            if all(isinstance(text, str) for text in (*cursors.values(), *sessions.values())):
+                return cls(path, dict(cursors), dict(sessions))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        return cls(path)
+
+    def cursor(self, url: str, session: str) -> str | None:
+        return self.cursors.get(f"{url} {session}")
+
+    def note(self, url: str, session: str, cursor: str | None) -> None:
+        """Remember, and write the file; the oldest places are forgotten."""
+        self.sessions.pop(url, None)
+        self.sessions[url] = session
+        if cursor is not None:
+            self.cursors.pop(f"{url} {session}", None)
+            self.cursors[f"{url} {session}"] = cursor
+        for names in (self.cursors, self.sessions):
+            while len(names) > PLACES_MAX:
+                del names[next(iter(names))]
+        try:
+            self._write(json.dumps({"cursors": self.cursors, "sessions": self.sessions}).encode())
+        except OSError:
+            pass
+
+    def _write(self, data: bytes) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(handle, data)
+        finally:
+            os.close(handle)
+        os.replace(fresh, self.path)
+
+
+def state_directory() -> Path:
+    """`$XDG_STATE_HOME/turnlane`, by default `~/.local/state/turnlane`."""
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home and os.path.isabs(home) else Path.home() / ".local" / "state") / "turnlane"
+
+
+# lines
+
+
+class BadLine(Exception):
+    """A line that cannot be taken; the message names its number."""
+
+
+class Lines:
+    """The lines of a file descriptor, read in a thread that is left behind when nobody waits any more.
+
+    Raises BadLine for a line that is not UTF-8 or too long; the lines before it were given.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._number = 0
+        self._whole: deque[bytes] = deque()
+        self._rest = b""
+        self._ended = False
+
+    def __aiter__(self) -> Lines:
+        return self
+
+    async def __anext__(self) -> str:
+        while not self._whole and not self._ended:
+            self._split(await trio.to_thread.run_sync(os.read, self._handle, 65_536, abandon_on_cancel=True))
+        if not self._whole:
+            raise StopAsyncIteration
+        self._number += 1
+        return _decoded(self._whole.popleft(), self._number)
+
+    def _split(self, data: bytes) -> None:
+        self._ended = not data
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        self._whole.extend(whole)
+        if self._rest and (self._ended or len(self._rest) > LINE_BYTES_MAX):
+            self._whole.append(self._rest)
+            self._rest = b""
+
+
+def _decoded(line: bytes, number: int) -> str:
+    if len(line) > LINE_BYTES_MAX:
+        raise BadLine(f"line {number} of the input has more than {LINE_BYTES_MAX} bytes")
+    try:
+        return line.decode().removesuffix("\r")
+    except UnicodeDecodeError:
+        raise BadLine(f"line {number} of the input is not UTF-8") from None
+
+
+# questions
+
+
+@define(slots=True)
+class Question:
+    """A pending request as the person sees it."""
+
+    request: str
+    kind: str
+    prompt: Any
+    choices: list[str]
+    shown: bool = False
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Question:
+        return cls(data["request"], data["kind"], data.get("prompt"), list(data.get("choices") or ()))
+
+    def text(self) -> str:
+        """The question with what may be answered."""
+        asked = f"? {plain_text(self.prompt)}"
+        if self.kind == "approval":
+            return f"{asked} [y/n]"
+        if self.kind == "choice":
+            numbered = (f"  {number}. {on_one_line(choice)}" for number, choice in enumerate(self.choices, 1))
+            return "\n".join((asked, *numbered))
+        return asked
+
+    def answer(self, line: str) -> str | None:
+        """The answer that a line means, or None."""
+        said = line.strip()
+        if self.kind == "approval":
+            word = said.lower()
+            return "accept" if word in _YES else "decline" if word in _NO else None
+        if self.kind == "choice":
+            if said.isascii() and said.isdigit() and 1 <= int(said[:4]) <= len(self.choices):
+                return self.choices[int(said[:4]) - 1]
+            return said if said in self.choices else None
+        return said or None
+
+    def hint(self) -> str:
+        if self.kind == "approval":
+            return "answer y or n"
+        return f"answer with a number from 1 to {len(self.choices)}" if self.kind == "choice" else "answer with a text"
+
+
+# the conversation
+
+
+@define(slots=True, eq=False)
+class Talk:
+    """One person, one session. `interactive`: lines are taken while a turn runs."""
+
+    client: Client
+    session: Session
+    screen: Screen
+    places: Places
+    url: str
+    interactive: bool
+    overlap: str | None = None
+    running: str | None = None
+    mine: dict[str, str] = field(factory=dict)
+    """Turns that were started here and have not ended, with their dispatches."""
+    keys: set[str] = field(factory=set)
+    questions: dict[str, Question] = field(factory=dict)
+    code: int | None = None
+    caught_up: bool = False
+    _events: Events | None = None
+    _ended: deque[str] = field(factory=lambda: deque(maxlen=ENDED_REMEMBERED_MAX))
+    _pending: set[str] = field(factory=set)
+    _changed: trio.Event = field(factory=trio.Event)
+    _interrupted_at: float = float("-inf")
+    _nursery: trio.Nursery | None = None
+
+    async def run(self, events: Events, lines: AsyncIterator[str], interrupts: AsyncIterator[Any]) -> int:
+        """Until the person leaves, the input ends, or the session does. Returns the exit code."""
+        self._attached(events)
+        cursor = events.cursor
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._type, lines)
+                self._nursery.start_soon(self._hear, interrupts)
+                self._nursery.start_soon(self._watch, events)
+                async for item in events:
+                    self._show(item)
+                    cursor = events.cursor
+                    if self.caught_up and isinstance(item, Event) and item.type == "turn.closed":
+                        self.places.note(self.url, self.session.id, cursor)
+                self.screen.notice("the session has ended")
+                self.leave(LEFT)
+        finally:
+            self.places.note(self.url, self.session.id, cursor)
+            self.screen.end_line()
+        if self.screen.broken:
+            raise BrokenPipeError
+        return LEFT if self.code is None else self.code
+
+    def leave(self, code: int) -> None:
+        if self.code is None:
+            self.code = code
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel(reason="the person leaves")
+
+    def _attached(self, events: Events) -> None:
+        self._events = events
+        turn = events.attached.turn
+        if turn is not None:
+            self.running = turn.get("turn")
+        for request in events.attached.pending_requests:
+            self._pending.add(request["request"])
+            self.questions[request["request"]] = Question.of(request)
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # what comes
+
+    def _show(self, item: Any) -> None:
+        match item:
+            case Event():
+                self._show_event(item)
+            case Skipped(reason=reason, count=count) if reason != Reason.TURN_CANCELLED.value:
+                self.screen.notice(f"{count} outputs skipped: {reason}")
+            case Recovered(away_s=away_s, pending_requests=pending, turn=turn):
+                self.screen.finish_notice(f"connected again after {away_s:.1f} s, nothing was missed")
+                self.running = None if turn is None else turn.get("turn")
+                for request in pending:
+                    self.questions.setdefault(request["request"], Question.of(request))
+                self._show_question()
+            case StaleCursor():
+                self.screen.notice("the log no longer reaches back to where you were: going on from its beginning")
+        self._change()
+
+    def _show_event(self, event: Event) -> None:
+        data = event.data
+        match event.type:
+            case "turn.output":
+                self.screen.output(plain_text(data["data"]))
+            case "dispatch.queued" if data.get("key") in self.keys:
+                self.keys.discard(data["key"])
+            case "dispatch.queued":
+                self.screen.line(f"> {plain_text(data.get('input'))}")
+            case "turn.opened":
+                self.running = event.turn
+            case "turn.committed":
+                self.screen.end_line()
+            case "turn.aborted":
+                self.screen.notice(_end_of(data))
+            case "turn.closed":
+                self._turn_over(event.turn or "")
+            case "dispatch.cancelled" | "dispatch.failed":
+                self._dispatch_over(str(data.get("dispatch")), str(data.get("reason")))
+            case "request.opened":
+                self._asked(data)
+            case "request.resolved":
+                self._resolved(data)
+
+    def _turn_over(self, turn: str) -> None:
+        self._ended.append(turn)
+        self.mine.pop(turn, None)
+        if self.running == turn:
+            self.running = None
+        if self.caught_up and self.running is None and not self.questions:
+            self.screen.prompt()
+
+    def _dispatch_over(self, dispatch: str, reason: str) -> None:
+        """A start that waited and will never be a turn."""
+        for turn in [turn for turn, its in self.mine.items() if its == dispatch]:
+            del self.mine[turn]
+            self.screen.notice(f"not started: {reason}")
+
+    def _asked(self, data: Mapping[str, Any]) -> None:
+        request = data["request"]
+        live = self.caught_up or (self._events is not None and self._events.following.caught_up)
+        if live or request in self._pending:
+            self.questions.setdefault(request, Question.of(data))
+            self._show_question()
+
+    def _resolved(self, data: Mapping[str, Any]) -> None:
+        question = self.questions.pop(data["request"], None)
+        if question is not None and question.shown and data["resolution"] != "answered":
+            self.screen.notice(f"the question is closed: {data['resolution']}")
+        self._show_question()
+
+    def _show_question(self) -> None:
+        """The oldest open question, once."""
+        question = next(iter(self.questions.values()), None)
+        if question is not None and not question.shown:
+            question.shown = True
+            self.screen.line(question.text())
+            self.screen.prompt()
+
+    # what is typed
+
+    async def _type(self, lines: AsyncIterator[str]) -> None:
+        try:
+            await self._until(lambda: self.caught_up)
+            self.screen.prompt()
+            async for line in lines:
+                self.screen.typed()
+                await self._take(line)
+                if not self.interactive:
+                    await self._until(lambda: bool(self.questions) or not self.mine)
+        except BadLine as bad:
+            self.screen.notice(str(bad))
+            self.leave(ANSWER_IS_NO)
+            return
+        await self._until(lambda: bool(self.questions) or not self.mine)
+        if self.questions:
+            self.screen.notice("the input has ended with a question open: it can be answered from elsewhere")
+        self.leave(ANSWER_IS_NO if self.questions else LEFT)
+
+    async def _take(self, line: str) -> None:
+        try:
+            if self.questions:
+                await self._answer(next(iter(self.questions.values())), line)
+            elif line.startswith("+") and self.running is not None:
+                await self.session.steer({"text": line[1:].strip() or line}, self.running)
+            elif line.strip():
+                await self._start(line)
+            else:
+                self.screen.prompt()
+        except (Refused, OutcomeUnknown) as error:
+            self.screen.notice(str(error))
+
+    async def _start(self, line: str) -> None:
+        key = self.client.new_key()
+        self.keys.add(key)
+        turn = await self.session.start_turn({"text": line}, key=key, overlap=self.overlap)
+        if turn.id not in self._ended:
+            self.mine[turn.id] = turn.answer.dispatch
+        if turn.answer.phase == "queued":
+            self.screen.notice(f"waits at place {turn.answer.position}")
+
+    async def _answer(self, question: Question, line: str) -> None:
+        answer = question.answer(line)
+        if answer is None:
+            self.screen.notice(question.hint())
+            self.screen.prompt()
+            return
+        try:
+            await self.session.answer(question.request, answer)
+        finally:
+            self.questions.pop(question.request, None)
+
+    # Ctrl-C
+
+    async def _hear(self, interrupts: AsyncIterator[Any]) -> None:
+        assert self._nursery is not None
+        async for _ in interrupts:
+            now = trio.current_time()
+            if now - self._interrupted_at <= LEAVE_WITHIN_S:
+                self.leave(CUT_SHORT if self.mine or self.running else LEFT)
+                return
+            self._interrupted_at = now
+            if self.running is None:
+                self.screen.notice("Ctrl-C again leaves")
+                self.screen.prompt()
+            else:
+                self._nursery.start_soon(self._cancel, self.running)
+
+    async def _cancel(self, turn: str) -> None:
+        """The fence is shown when the terminal comes, in its place behind the last output."""
+        try:
+            await self.session.cancel(turn, reason="barge_in")
+        except (Refused, OutcomeUnknown) as error:
+            self.screen.notice(str(error))
+
+    # the connection
+
+    async def _watch(self, events: Events) -> None:
+        told = False
+        while True:
+            if self.screen.broken:
+                self.leave(LEFT)
+            if not self.caught_up and events.caught_up:
+                self.caught_up = True
+                self._show_question()
+                self._change()
+            if not self.client.connected and not told:
+                await trio.sleep(LOST_AFTER_S)
+                told = not self.client.connected
+                if told:
+                    self.screen.begin_notice("connection lost, turns go on")
+            elif self.client.connected:
+                told = False
+            await trio.sleep(LOOK_S)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._changed.wait()
+
+
+def _end_of(data: Mapping[str, Any]) -> str:
+    """`cancelled, fence 162`; how else a turn ended comes with its reason."""
+    if data.get("outcome") == "cancelled":
+        return f"cancelled, fence {data.get('fence_seq')}"
+    return f"{data.get('outcome')}: {data.get('reason')}"
+
+
+async def talk(
+    url: str,
+    session: str | None = None,
+    token: str | Secret | None = None,
+    *,
+    overlap: str | None = None,
+    lines: AsyncIterator[str] | None = None,
+    interrupts: AsyncIterator[Any] | None = None,
+    write: Callable[[str], None] | None = None,
+    interactive: bool | None = None,
+    state: Path | None = None,
+    **connecting: Any,
+) -> int:
+    """Talk to a daemon until the person leaves. Returns the exit code: 0, 1 (bad input or an open question), 130.
+
+    `session`: default the last one at this URL, else a fresh one. `overlap` is what a line does while a turn runs
+    (default: what the session says). `lines`, `interrupts`, `write` and `interactive` replace stdin, Ctrl-C, stdout and
+    the question whether these are a terminal; `state` the user's state directory; the rest goes to `connect`.
+
+    Raises ValueError for a URL of another form, Disconnected, Refused, and BrokenPipeError when stdout is closed.
+    """
+    places = Places.load(state)
+    person = sys.stdin.isatty() and sys.stdout.isatty() if interactive is None else interactive
+    clever = person and os.environ.get("TERM") != "dumb"
+    screen = Screen(write or _write_stdout, clever, clever and "NO_COLOR" not in os.environ)
+    try:
+        async with _ctrl_c(interrupts) as heard, connect(url, token, **connecting) as client:
+            handle = await _opened(client, session, places.sessions.get(url))
+            if person:
+                screen.notice(f"session {handle.id} at {url}; {HELP}")
+            conversation = Talk(client, handle, screen, places, url, person, overlap)
+            return await _conversed(conversation, lines or Lines(sys.stdin.fileno()), heard)
+    except BaseExceptionGroup as group:
+        raise _single(group) from None
+
+
+async def _opened(client: Client, wanted: str | None, last: str | None) -> Session:
+    """The session asked for; else the last one here, unless it has ended; else a fresh one."""
+    if wanted is None and last is not None:
+        try:
+            return await client.open_session(last)
+        except Refused as refused:
+            if refused.reason not in (Reason.SESSION_ENDED, Reason.SESSION_DRAINING, Reason.UNKNOWN_SESSION):
+                raise
+    return await client.open_session(wanted)
+
+
+async def _conversed(conversation: Talk, lines: AsyncIterator[str], heard: AsyncIterator[Any]) -> int:
+    """From where the person was, if that place is still there."""
+    session, screen = conversation.session, conversation.screen
+    if (start := conversation.places.cursor(conversation.url, session.id)) is not None:
+        try:
+            async with session.attach(start) as events:
+                return await conversation.run(events, lines, heard)
+        except Refused as refused:
+            if refused.reason not in _PLACE_OF_NO_USE:
+                raise
+        screen.notice("the place where you were is gone: going on from the beginning")
+    async with session.attach("earliest") as events:
+        return await conversation.run(events, lines, heard)
+
+
+@asynccontextmanager
+async def _ctrl_c(given: AsyncIterator[Any] | None) -> AsyncIterator[AsyncIterator[Any]]:
+    """Ctrl-C as it comes, instead of KeyboardInterrupt. Signals reach the main thread only; elsewhere none comes."""
+    if given is not None:
+        yield given
+    elif threading.current_thread() is threading.main_thread():
+        with trio.open_signal_receiver(signal.SIGINT) as heard:
+            yield heard
+    else:
+        yield _Never()
+
+
+class _Never:
+    def __aiter__(self) -> _Never:
+        return self
+
+    async def __anext__(self) -> Any:
+        await trio.sleep_forever()
+
+
+def _write_stdout(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _single(error: BaseException) -> BaseException:
+    """The one exception inside groups of one: what `connect` and a nursery wrapped."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
