@@ -1,4 +1,4 @@
-"""`talk`: what a person types and sees, over the real daemon; in virtual time, through pipes, and on a pseudo terminal."""
+"""`talk`: what a person types and sees, over the real daemon: in virtual time, through pipes, on a pseudo terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from turnlane.client.screen import Screen, neutral, on_one_line, plain_text
 from turnlane.client.terminal import BadLine, Lines, Places, Question, talk
 from turnlane.nodes.builtin import make_agent
 
-HOSTILE = "\x1b[2J\x07\r\x00\x9b31m‮evil⁦\u2028\x7f\ud800"
+HOSTILE = "\x1b[2J\x07\r\x00\x9b31m\u202eevil\u2066\u2028\x7f\ud800"
 
 
 @define(eq=False, slots=False)
@@ -110,7 +110,7 @@ async def test_ctrl_c_cancels_the_turn_and_shows_its_fence(tmp_path: Path, autoj
         await me.sees("10 11")
         await me.press.send(2)
         await me.sees("[cancelled, fence ")
-        before, _, after = me.seen.partition("cancelled, fence ")
+        _, _, after = me.seen.partition("cancelled, fence ")
         session = await me.served.runtime.open_session("s1")
         page = await session.read()
         end = next(event for event in page.events if event.type == "turn.aborted")
@@ -122,26 +122,31 @@ async def test_ctrl_c_cancels_the_turn_and_shows_its_fence(tmp_path: Path, autoj
         assert await me.leaves() == 0
 
 
-async def test_ctrl_c_twice_leaves_and_the_turn_goes_on(tmp_path: Path, autojump_clock: Any) -> None:
-    async with person(tmp_path, on_detach_agent()) as me:
+async def test_ctrl_c_twice_cancels_and_leaves(tmp_path: Path, autojump_clock: Any) -> None:
+    async with person(tmp_path) as me:
         await me.sits_down()
-        await me.types("go")
-        await me.sees("0 1")
+        await me.types("count to 1000")
+        await me.sees("1 2 3")
         await me.press.send(2)
         await me.press.send(2)
         await me.left.wait()
-        assert me.code in (0, 130)
+        assert me.code == 130
         await me.sits_down()
+        await me.sees("cancelled, fence")
         await me.press.send(2)
         await me.sees("Ctrl-C again leaves")
+        await trio.sleep(3)
+        await me.press.send(2)
+        await trio.sleep(1)
+        assert not me.left.is_set()
         await me.press.send(2)
         await me.left.wait()
         assert me.code == 0
 
 
-def on_detach_agent() -> Any:
+def counting() -> Any:
     async def agent(turn: Any) -> None:
-        for number in range(1_000):
+        for number in range(400):
             await turn.output(f"{number} ")
             await trio.sleep(0.04)
 
@@ -172,19 +177,19 @@ async def test_an_open_question_at_the_end_of_the_input_is_said(tmp_path: Path, 
 
 
 async def test_a_lost_connection_is_one_line_and_nothing_is_missed(tmp_path: Path, autojump_clock: Any) -> None:
-    async with person(tmp_path, on_detach_agent()) as me:
+    async with person(tmp_path, counting()) as me:
         await me.sits_down(interactive=False)
         await me.types("go")
         await me.sees("20 21")
         me.served.cuts = [0, 0, 0]
         await me.served.tear()
-        await me.sees("999")
+        await me.sees("399")
         assert await me.leaves() == 0
     lines = [line for line in me.seen.splitlines() if line.startswith("[")]
     assert len(lines) == 1
     assert lines[0].startswith("[connection lost, turns go on, connected again after ")
     said = "".join(line for line in me.seen.splitlines() if not line.startswith("["))
-    assert said.split() == [str(number) for number in range(1_000)]
+    assert said.split() == [str(number) for number in range(400)]
 
 
 async def test_the_next_talk_goes_on_where_the_person_was(tmp_path: Path, autojump_clock: Any) -> None:
@@ -435,17 +440,18 @@ async def test_a_person_at_a_terminal_interrupts_and_leaves(tmp_path: Path) -> N
         return "\n".join(line.rstrip() for line in screen.display)
 
     async def look(text: str) -> None:
-        with trio.fail_after(20):
+        with trio.move_on_after(20) as patience:
             while text not in shown():
                 stream.feed(await trio.to_thread.run_sync(os.read, ours, 4_096, abandon_on_cancel=True))
+        assert not patience.cancelled_caught, f"{text!r} is not in:\n{shown()}"
 
     async with daemon(make_agent(0.02), sockets=True) as served:
         command = [sys.executable, "-c", PROGRAM, served.url, str(tmp_path)]
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: ASYNC220
             command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=_own_terminal
         )
         try:
-            await look("> ")
+            await look("twice leaves")
             os.write(ours, b"count to 1000\n")
             await look("10 11 12")
             os.write(ours, b"\x03")
@@ -454,7 +460,7 @@ async def test_a_person_at_a_terminal_interrupts_and_leaves(tmp_path: Path) -> N
             os.write(ours, b"upper again\n")
             await look("AGAIN")
             os.write(ours, b"\x03")
-            await look("[Ctrl-C again leaves]")
+            await look("Ctrl-C again leaves]")
             os.write(ours, b"\x03")
             with trio.fail_after(10):
                 assert await trio.to_thread.run_sync(process.wait) == 0

@@ -148,12 +148,14 @@ async def world(
     store: Any = None,
     rules: DoorRules | None = None,
     virtual: bool = True,
+    ids: Any = None,
     **bounds: Any,
 ) -> AsyncIterator[World]:
     limits = evolve(limits, **bounds)
     store = store or MemoryStore(limits=limits)
     watcher = Watcher()
     ports: dict[str, Any] = {"clock": TrioClock(), "commit_hop": in_place, "read_hop": in_place} if virtual else {}
+    ports["ids"] = ids
     async with (
         turnlane.open_runtime(
             store=store, agents=agents or {"default": agent}, limits=limits, observer=watcher, **ports

@@ -75,7 +75,9 @@ def kept(event: Any) -> Kept:
     )
 
 
-quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+quick = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 
 @pytest.mark.parametrize("kind", TAGS, ids=TAGS.values())
@@ -157,7 +159,7 @@ SESSION_SCOPED = {
 
 
 @pytest.mark.parametrize("kind", TAGS, ids=TAGS.values())
-@settings(max_examples=5)
+@settings(max_examples=5, deadline=None)
 @given(st.data())
 def test_the_header_names_the_turn_of_events_that_are_of_a_turn(kind: type, data: st.DataObject) -> None:
     """A record carries its turn id where the event belongs to a turn, and none where it belongs to the session."""

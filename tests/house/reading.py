@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from attrs import frozen
@@ -95,6 +95,12 @@ def agree(found: dict[str, list[int]], allowed: dict[str, str], what: str) -> No
     gone = [place for place in allowed if place not in found]
     assert not new, f"{what} in a place that is not on the list:\n  " + "\n  ".join(new)
     assert not gone, f"no {what} there any more, take it off the list:\n  " + "\n  ".join(gone)
+
+
+def nothing(found: Iterable[object], what: str) -> None:
+    """The list is empty; the message shows all of it, one a line."""
+    listed = sorted(str(one) for one in found)
+    assert not listed, f"{what}:\n  " + "\n  ".join(listed)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ import pytest
 import trio
 from attrs import frozen
 
-from .reading import DOCS, PAGES, ROOT, documents
+from .reading import DOCS, PAGES, ROOT, documents, nothing
 
 MINE = ("README.md", "docs/embedding.md", "docs/testing.md", "docs/turns.md", "docs/hazards.md", "docs/words.md")
 """Pages whose every Python block must run, or say with `python fragment` that it is not a whole."""
@@ -78,7 +78,7 @@ def test_shown_code_is_code() -> None:
         except (SyntaxError, ValueError) as error:
             wrong.append(f"{fence.page}:{fence.line} {error}")
 
-    assert wrong == []
+    nothing(wrong, "shown code that is none")
 
 
 def test_shown_python_runs_or_says_that_it_does_not() -> None:
@@ -89,7 +89,7 @@ def test_shown_python_runs_or_says_that_it_does_not() -> None:
         if fence.page in MINE and fence.language == "python" and fence.info not in ("python run", "python fragment")
     ]
 
-    assert unmarked == []
+    nothing(unmarked, "neither `python run` nor `python fragment`")
 
 
 RUNNABLE = sorted({fence.page for fence in all_fences() if fence.info == "python run"})
@@ -150,7 +150,7 @@ def named_paths(text: str) -> set[str]:
     for name in re.findall(r"`([\w./-]+?)(?:::?[\w.]+(?:\(\))?)?`", text):
         if name.startswith(TREES):
             found.add(name)
-        elif name.startswith(ROOMS):
+        elif name.startswith(ROOMS) and re.search(r"(\.\w+|/)$", name):  # `runtime/status` is a method, not a file
             found.add(HOUSE + name)
     return found
 
@@ -160,7 +160,7 @@ def test_every_path_that_is_named_exists(page: str) -> None:
     """A map with houses that are not there is worse than none."""
     named = named_paths((ROOT / page).read_text())
 
-    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+    nothing((name for name in named if not (ROOT / name).exists()), "named, and not there")
 
 
 def test_every_file_that_a_decision_or_page_names_exists() -> None:
@@ -172,7 +172,7 @@ def test_every_file_that_a_decision_or_page_names_exists() -> None:
         if not (ROOT / name).exists()
     }
 
-    assert sorted(gone) == []
+    nothing(gone, "named, and not there")
 
 
 def test_every_function_that_the_architecture_follows_exists() -> None:
@@ -187,7 +187,7 @@ def test_every_function_that_the_architecture_follows_exists() -> None:
             gone.append(f"{name}:{function}")
 
     assert followed
-    assert gone == []
+    nothing(gone, "followed, and not there")
 
 
 def _defines(tree: ast.AST, names: list[str]) -> bool:
@@ -208,7 +208,7 @@ def test_every_room_is_on_the_map() -> None:
 
     missing = [room for room in rooms if not room.endswith("__init__.py") and f"`{room}`" not in text]
 
-    assert sorted(missing) == []
+    nothing(missing, "modules that ARCHITECTURE.md does not name")
 
 
 def test_every_link_leads_somewhere() -> None:
@@ -224,7 +224,7 @@ def test_every_link_leads_somewhere() -> None:
             if not aim.exists() or (anchor and anchor not in _anchors(aim)):
                 dead.append(f"{path.relative_to(ROOT)}: {target}")
 
-    assert dead == []
+    nothing(dead, "links that lead nowhere")
 
 
 def _anchors(path: Path) -> set[str]:
@@ -244,7 +244,7 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
         links = re.findall(r"\]\(([^)#\s:]+)(?:#[^)]*)?\)", path.read_text())
         waiting += [(path.parent / link).resolve() for link in links]
 
-    assert sorted(str(path.relative_to(ROOT)) for path in set(documents()) - seen) == []
+    nothing((path.relative_to(ROOT) for path in set(documents()) - seen), "pages that nothing leads to")
 
 
 # the commands of the readme

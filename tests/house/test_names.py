@@ -20,7 +20,7 @@ from turnlane.core.reasons import Kind, Reason
 from turnlane.daemon import access, methods, protocol
 from turnlane.machines import dispatch, effects_ledger, requests, session, turn
 
-from .reading import agree, called, modules, other_tests, places, product
+from .reading import agree, called, modules, nothing, other_tests, places, product
 
 DECIDERS = (session, turn, dispatch, requests, effects_ledger)
 
@@ -42,7 +42,7 @@ def test_every_event_has_one_tag() -> None:
 
     assert set(events) == set(codec.TAGS)
     assert len(events) == len(set(events))
-    assert [tag for tag, count in Counter(codec.TAGS.values()).items() if count > 1] == []
+    nothing((tag for tag, count in Counter(codec.TAGS.values()).items() if count > 1), "tags used twice")
 
 
 def test_tags_are_noun_and_past() -> None:
@@ -82,7 +82,7 @@ def test_every_reason_is_used() -> None:
     texts = [module.text for module in product() if module.name != "core/reasons.py"]
     said = {reason for reason in Reason if _named(rf"\bReason\.{reason.name}\b|\"{reason.value}\"", texts)}
 
-    assert sorted(reason.value for reason in set(Reason) - said) == []
+    nothing((reason.value for reason in set(Reason) - said), "reasons that nothing says")
 
 
 def test_every_reason_is_named_in_a_test() -> None:
@@ -94,7 +94,7 @@ def test_every_reason_is_named_in_a_test() -> None:
         if _named(rf"\bReason\.{reason.name}\b|[\"'`/]{reason.value}[\"'`]{bare}", texts):
             tested.add(reason)
 
-    assert sorted(reason.value for reason in set(Reason) - tested) == []
+    nothing((reason.value for reason in set(Reason) - tested), "reasons that no test names")
 
 
 def _named(pattern: str, texts: list[str]) -> bool:
@@ -126,7 +126,7 @@ LANES = ("control", "data", "telemetry")
 
 def test_every_limit_holds_something() -> None:
     """A bound that nobody reads holds nothing."""
-    assert sorted({field.name for field in attrs.fields(Limits)} - limits_read()) == []
+    nothing({field.name for field in attrs.fields(Limits)} - limits_read(), "limits that nothing reads")
 
 
 def test_limits_have_their_unit_in_their_name() -> None:
@@ -161,6 +161,9 @@ def test_the_name_of_a_mark_is_a_literal_and_occurs_once() -> None:
 
 REVEALS = {
     "daemon/access.py": "checks and makes tokens, writes the token file of the same user",
+    "client/client.py": "sends the token of this client in `initialize`",
+    "cli.py": "prints a token that was asked for; takes the local token of this user",
+    "demo.py": "takes the local token of its own daemon",
 }
 
 
@@ -209,6 +212,9 @@ UNLABELLED = {
     "Runtime.open_subsession": "the shell's half of Turn.sub_session",
     "Turn.sub_session": "a cancel between the child's creation and the parent's fact leaves a child that its parent "
     "does not know; it is ended at the next start",
+    "Client.live": "the task of `connect`, started and cancelled there",
+    "Client.leave": "the way out of `connect`, which bounds it",
+    "Client.wait": "the second half of Client.ask, which is labelled",
 }
 
 
@@ -221,7 +227,8 @@ def test_every_public_coroutine_says_what_a_cancel_leaves() -> None:
         if inspect.iscoroutinefunction(value) and not name.startswith("_") and cancel_kind(value) is None
     }
 
-    assert silent == set(UNLABELLED)
+    nothing(silent - set(UNLABELLED), "public coroutines without @on_cancel")
+    nothing(set(UNLABELLED) - silent, "have their label by now")
 
 
 def test_public_names_are_in_order_and_occur_once() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .reading import DOCS, ROOT, modules
+from .reading import DOCS, ROOT, modules, nothing
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DEPENDENCIES = [re.split(r"[\[<>=~! ]", line)[0] for line in PROJECT["project"]["dependencies"]]
@@ -36,7 +36,7 @@ def test_every_dependency_is_used() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.partition(".")[0])
 
-    assert [name for name in DEPENDENCIES if IMPORTED_AS.get(name, name) not in imported] == []
+    nothing((name for name in DEPENDENCIES if IMPORTED_AS.get(name, name) not in imported), "never imported")
 
 
 def test_every_dependency_has_its_reason() -> None:
@@ -83,7 +83,8 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(wheel: list[str]) ->
     }
     shipped = {name for name in wheel if ".dist-info/" not in name}
 
-    assert shipped == source
+    nothing(source - shipped, "not in the wheel")
+    nothing(shipped - source, "strangers in the wheel")
 
 
 def _ignored(path: Path) -> bool:
@@ -126,7 +127,7 @@ def test_no_line_names_the_place_where_it_was_written() -> None:
             if any(stranger in line for stranger in STRANGERS):
                 named.append(f"{path.relative_to(ROOT)}:{number}")
 
-    assert named == []
+    nothing(named, "lines that name the workplace")
 
 
 def test_nothing_in_the_source_prints() -> None:
@@ -139,7 +140,7 @@ def test_nothing_in_the_source_prints() -> None:
         if module.name not in ("cli.py", "demo.py") and not module.name.startswith("client/terminal")
     ]
 
-    assert printing == []
+    nothing(printing, "print")
 
 
 def test_warnings_are_errors_and_markers_strict() -> None:

@@ -23,7 +23,12 @@ SHIELDS = {
     "when it was closed and everything accepted is answered",
     "runtime/writer.py:JournalWriter._answer": "inside the shield of run: one checkpoint between slices of answers",
     "runtime/turn.py:TurnActor._ladder": "the ladder; cancel_ask_ms + cancel_insist_ms",
+    "client/client.py:Client._connection": "closes a socket by force: no wait for the peer",
+    "client/client.py:connect": "the goodbye on its socket; close_ms_max of the client's bounds",
+    "client/line.py:Address.dial": "closes a socket by force: no wait for the peer",
+    "client/terminal.py:Talk._cancel": "a person who leaves has still cancelled; CANCEL_WITHIN_S",
 }
+"""Corridor and ladder are all of the house; the client, a guest in other programs, shields the end of its socket."""
 
 
 def test_there_are_two_shields() -> None:
@@ -48,6 +53,9 @@ def _is_false(node: ast.AST) -> bool:
 IN_FINALLY = {
     "runtime/turn.py:TurnActor.supervise": "the ladder, which shields itself and is bounded",
     "daemon/guard.py:Guard.refuse": "closes a socket by force: no wait for the peer",
+    "client/client.py:Client._connection": "shielded, and closes a socket by force",
+    "client/client.py:connect": "shielded and bounded: the goodbye on its socket",
+    "demo.py:Relay._pass": "closes a socket by force: no wait for the peer",
     "daemon/server.py:Server.handle": "closes a socket by force: no wait for the peer",
     "daemon/server.py:Server._converse": "closes a socket by force: no wait for the peer",
 }
@@ -73,6 +81,9 @@ def test_no_cancel_is_swallowed() -> None:
     """A handler that catches everything lets the cancel go on: it raises, or asks first what it caught."""
     allowed = {
         "runtime/turn.py:TurnActor._run_node": "raises again whatever is not an agent's own failure (`_contained`)",
+        "client/client.py:connect": "remembers what was raised, says goodbye, raises it",
+        "cli.py:main": "the outermost: turns what is left into an exit code",
+        "cli.py:_import": "runs before trio: whatever a user's module raises at import is a fault of that module",
     }
 
     def swallows(node: ast.AST) -> bool:
@@ -88,6 +99,11 @@ def test_no_cancel_is_swallowed() -> None:
 
 
 QUEUES = {
+    "client/session.py:Events._ready": "`buffer_items_max` and `buffer_bytes_max` of its bounds: then the client stops "
+    "reading, or follows anew",
+    "client/terminal.py:Lines._whole": "the lines of one read of 64 KiB",
+    "nodes/builtin.py:calculate.parser": "no queue between tasks: the tokens of one expression (EXPRESSION_CHARS_MAX)",
+    "nodes/builtin.py:make_agent.builtin.speech": "no queue between tasks: the parts of one input, and its steering",
     "client/wire.py:Conversation._queue": "`calls_waiting_max` of its bounds, looked at in `ask`",
     "daemon/connection.py:Connection._calls": "requests_in_flight_max: a Call is one of those in flight",
     "daemon/connection.py:Connection._chunks": "attachments_max: one chunk of each attachment at a time",

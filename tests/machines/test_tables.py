@@ -378,6 +378,9 @@ class Cancelled:
 
 
 WAITING: Final = after(running(), start(1, Policy.QUEUE), start(2, Policy.MERGE), start(3, Policy.MERGE))
+TAKEN_BACK: Final = after(
+    WAITING, start(4, Policy.LATEST), start(5, Policy.LATEST), turns.CancelTurn(TurnId("t1")), turns.CommitTurn(T0)
+)
 ENDED: Final = after(running(), turns.CancelTurn(T0, reason=Reason.BARGE_IN))
 SOFT: Final = after(running(), turns.CancelTurn(T0, mode="soft"))
 
@@ -397,6 +400,8 @@ CANCELS: Final[Mapping[str, Cancelled]] = {
     "waiting, by key": Cancelled(WAITING, turns.CancelTurn(start_key="k1"), "cancelled", events=1),
     "waiting, one part": Cancelled(WAITING, turns.CancelTurn(start_key="k3"), "cancelled", events=1),
     "waiting, all parts": Cancelled(WAITING, turns.CancelTurn(TurnId("t2")), "cancelled", events=1),
+    "taken back before": Cancelled(TAKEN_BACK, turns.CancelTurn(TurnId("t1"), turn_is_ours=True), "cancelled"),
+    "superseded before": Cancelled(TAKEN_BACK, turns.CancelTurn(TurnId("t4"), turn_is_ours=True), "cancelled"),
     "key never seen": Cancelled(running(), turns.CancelTurn(start_key="k9"), "cancelled_before_start", events=1),
     "chosen id never seen": Cancelled(running(), turns.CancelTurn(TurnId("t9")), "cancelled_before_start", events=1),
     "our id never given": Cancelled(
@@ -588,3 +593,7 @@ def test_memory_of_ended_turns_is_bounded() -> None:
     state = rules.bounded(world.state, DEFAULT_LIMITS)
     assert [end.turn for end in state.ended_turns] == [f"t{n}" for n in range(6, 70)]
     assert rules.bounded(state, DEFAULT_LIMITS) is state
+    world = running()
+    for n in range(1, 70):
+        world = after(world, start(n, Policy.LATEST))
+    assert rules.bounded(world.state, DEFAULT_LIMITS).withdrawn == tuple(f"t{n}" for n in range(5, 69))

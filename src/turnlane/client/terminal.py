@@ -30,6 +30,7 @@ from .session import Events, Session
 from .values import Event, OutcomeUnknown, Recovered, Skipped, StaleCursor
 
 LEAVE_WITHIN_S: Final = 2.0
+CANCEL_WITHIN_S: Final = 2.0
 LINE_BYTES_MAX: Final = 1_048_576
 PLACES_MAX: Final = 256
 ENDED_REMEMBERED_MAX: Final = 256
@@ -359,15 +360,19 @@ class Talk:
                 self.screen.typed()
                 await self._take(line)
                 if not self.interactive:
-                    await self._until(lambda: bool(self.questions) or not self.mine)
+                    await self._until(self._settled)
         except BadLine as bad:
             self.screen.notice(str(bad))
             self.leave(ANSWER_IS_NO)
             return
-        await self._until(lambda: bool(self.questions) or not self.mine)
+        await self._until(self._settled)
         if self.questions:
             self.screen.notice("the input has ended with a question open: it can be answered from elsewhere")
         self.leave(ANSWER_IS_NO if self.questions else LEFT)
+
+    def _settled(self) -> bool:
+        """Nothing runs that would say more, or it asks something."""
+        return bool(self.questions) or not (self.mine or self.running)
 
     async def _take(self, line: str) -> None:
         try:
@@ -419,11 +424,17 @@ class Talk:
                 self._nursery.start_soon(self._cancel, self.running)
 
     async def _cancel(self, turn: str) -> None:
-        """The fence is shown when the terminal comes, in its place behind the last output."""
-        try:
-            await self.session.cancel(turn, reason="barge_in")
-        except (Refused, OutcomeUnknown) as error:
-            self.screen.notice(str(error))
+        """The fence is shown when the terminal comes, in its place behind the last output. A person who leaves at once
+        has still cancelled: the request is given a moment.
+        """
+        with trio.CancelScope(shield=True) as leaving:
+            leaving.deadline = trio.current_time() + CANCEL_WITHIN_S
+            try:
+                answer = await self.session.cancel(turn, reason="barge_in")
+                if answer.state == "already_ended":
+                    self.screen.notice("the turn had ended before; Ctrl-C again leaves")
+            except (Refused, OutcomeUnknown) as error:
+                self.screen.notice(str(error))
 
     # the connection
 

@@ -77,6 +77,10 @@ class StartTurn:
     on_detach: str | None = None
     owner: str = "runtime"
     accepted_at: WallInstant = WallInstant(0)
+    noted: bool = True
+    """False: this second has its share of kept decisions, a refusal of the gate is only counted."""
+    host_waiting: int = 0
+    """Starts that wait on this host, over all sessions."""
 
 
 @frozen
@@ -211,6 +215,8 @@ class Session:
     turn: Turn | None = None
     rows: queue.Rows = field(factory=dict)
     ended_turns: tuple[EndedTurn, ...] = ()
+    withdrawn: tuple[TurnId, ...] = ()
+    """Turns whose start was taken back while it waited: they never open."""
     tombstones: Mapping[str, WallInstant] = field(factory=dict)
     effects: effects_ledger.Effects = field(factory=dict)
     past_requests: requests.Requests = field(factory=dict)
@@ -370,7 +376,10 @@ def evolve_session(state: Session, event: Any, seq: Seq) -> Session:
     if isinstance(event, effects_ledger.EffectEvent):
         return evolve(state, effects=effects_ledger.evolved(state.effects, event))
     if isinstance(event, queue.DispatchEvent):
-        return evolve(state, rows=queue.evolved(state.rows, event, seq))
+        before, rows = state.rows.get(event.dispatch), queue.evolved(state.rows, event, seq)
+        if before is None or event.dispatch in rows or before.attempts:
+            return evolve(state, rows=rows)
+        return evolve(state, rows=rows, withdrawn=(*state.withdrawn, before.turn))
     if isinstance(event, turns.TurnEvent):
         return evolve(state, turn=turns.evolved(state.turn, event, seq))
     return state  # an event of a newer version: kept for its readers, nothing of ours hangs on it
@@ -379,7 +388,7 @@ def evolve_session(state: Session, event: Any, seq: Seq) -> Session:
 def bounded(state: Session, limits: Limits) -> Session:
     """Forget what only helped to name the right reason: old ends, old requests, the oldest tombstones."""
     if (
-        len(state.ended_turns) <= limits.closed_turns_remembered_max
+        max(len(state.ended_turns), len(state.withdrawn)) <= limits.closed_turns_remembered_max
         and len(state.tombstones) <= limits.tombstones_max
         and len(state.past_requests) <= limits.closed_turns_remembered_max
     ):
@@ -387,6 +396,7 @@ def bounded(state: Session, limits: Limits) -> Session:
     return evolve(
         state,
         ended_turns=state.ended_turns[-limits.closed_turns_remembered_max :],
+        withdrawn=state.withdrawn[-limits.closed_turns_remembered_max :],
         tombstones=dict(list(state.tombstones.items())[-limits.tombstones_max :]),
         past_requests=dict(list(state.past_requests.items())[-limits.closed_turns_remembered_max :]),
     )
@@ -575,7 +585,7 @@ def _gate(state: Session, command: StartTurn, now: Stamp, limits: Limits, interr
     """Checks 2 to 9 of the spec's gate, on values: the shell asked admission and froze the plan before."""
     refusal = command.gate if command.gate is not None else command.plan
     if isinstance(refusal, Rejected | Deferred):
-        return Step((_decision(refusal, command.turn, now),), answer=refusal)
+        return Step((_decision(refusal, command.turn, now),), answer=refusal) if command.noted else refusal
     plan: Plan = command.plan  # type: ignore[assignment]
     events: list[Any] = []
     effects: list[Any] = []
@@ -672,6 +682,13 @@ def _enqueue(
             {"limit": limits.dispatches_open_max},
             limits.defer_base_ms,
         )
+    if command.host_waiting - len(replaced) >= limits.turns_waiting_max:
+        return Rejected(
+            Reason.OVERLOADED,
+            f"{limits.turns_waiting_max} starts wait on this host (turns_waiting_max): try again later",
+            {"limit": limits.turns_waiting_max},
+            limits.defer_base_ms,
+        )
     gone = [queue.DispatchCancelled(row.dispatch, Reason.SUPERSEDED.value, "host") for row in replaced]
     position = len(waiting) - len(replaced) + 1
     answer = StartAnswer(command.turn, command.dispatch, "queued", position=position)
@@ -737,6 +754,8 @@ def _cancel(state: Session, command: turns.CancelTurn, now: Stamp, limits: Limit
         )
     if row is not None:
         return _cancel_row(state, row, command)
+    if command.turn in state.withdrawn:
+        return Step(answer=CancelAnswer("cancelled", None, command.turn))
     if (refusal := _no_session(state)) is not None:
         return refusal
     if command.turn is None and command.start_key is None:

@@ -160,10 +160,13 @@ class Attachment:
     def _live_items(self, items_max: int) -> list[LiveFrame | LiveSkipped]:
         items: list[LiveFrame | LiveSkipped] = []
         while self._live is not None and len(items) < items_max and (frame := self._live.take()) is not None:
-            if frame.turn == self.actor.owner.view.open_turn and frame.turn != self.actor.owner.view.held:
+            view = self.actor.owner.view
+            if frame.turn == view.open_turn and frame.turn != view.held:
                 items.append(frame)
-            else:
-                items.append(LiveSkipped(frame.turn, frame.output_seq, frame.output_seq, 1, Reason.TURN_CANCELLED))
+                continue
+            finished = frame.turn in view.recently_closed and frame.turn not in view.cancelled
+            reason = Reason.SHED if finished else Reason.TURN_CANCELLED
+            items.append(LiveSkipped(frame.turn, frame.output_seq, frame.output_seq, 1, reason))
         if self._skipped is not None and (self._live is None or self._live.empty()) and len(items) < items_max:
             items.append(self._skipped)
             self._skipped = None

@@ -226,8 +226,7 @@ class StreamOwner:
         self._lose(outcome)
 
     def _refused(self, outcome: Outcome, keyed: Keyed | None) -> Answer:
-        if isinstance(outcome, Duplicate | KeyConflict):
-            assert keyed is not None
+        if isinstance(outcome, Duplicate | KeyConflict) and keyed is not None and outcome.first.key == keyed.key:
             self._repair("a key was repeated")
             self.view.held = None
             self._remember(outcome.first)

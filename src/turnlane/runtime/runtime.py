@@ -67,6 +67,7 @@ class Runtime:
     nodes: trio.Nursery | None = None
     disowned: dict[str, TurnActor] = field(factory=dict)
     running_actors: int = 0
+    waiting_starts: int = 0
     attachments: int = 0
     store_status: StoreStatus = field(init=False)
     writer: JournalWriter = field(init=False)
@@ -264,6 +265,7 @@ class Runtime:
             self._read_key,
             keys_complete=head == 0,
         )
+        actor.queued_before()
         actor.egress = Egress(actor.owner, actor.outlets, self.counts)
         return actor
 
@@ -341,8 +343,10 @@ class Runtime:
 
     def _forget(self, actor: SessionActor) -> None:
         del self.actors[actor.stream]
-        due = queue.next_due(actor.state.rows)
-        self.timers.drop_all(actor.stream) if due is None else None
+        self.waiting_starts -= queue.queued(actor.state.rows)
+        self.timers.drop_all(actor.stream)
+        if (due := queue.next_due(actor.state.rows)) is not None:
+            self.timers.arm(actor.stream, "due", lambda _: self._wake_soon(actor.stream), at_wall=due)
         self._session_turns.pop(actor.stream, None)
 
     # sessions
@@ -561,7 +565,7 @@ class Runtime:
         self.counts.falls += 1
         self.observe(ActorFell(actor.session, refusal.reason, error))
         if self.actors.get(actor.stream) is actor:
-            del self.actors[actor.stream]
+            self._forget(actor)
         self.turn_over()
         for attachment in list(actor.attachments.values()):
             attachment.end(refusal.reason, at_once=True)
@@ -596,7 +600,7 @@ class Runtime:
         except Exception:
             self.counts.observer_errors += 1
 
-    def admit(self, actor: SessionActor) -> Rejected | Deferred | None:
+    def admit(self, actor: SessionActor, refusals: int = 0) -> Rejected | Deferred | None:
         """Check 2 of the gate: this host's capacity and the tenant's quotas."""
         blocked = None if self.writer.broken is None else "journal_broken"
         counts = admission.Counts(
@@ -608,7 +612,8 @@ class Runtime:
             blocked,
             self.draining,
         )
-        return admission.admit(counts, admission.quotas_of(actor.tenant, self.quotas, self.limits), self.limits)
+        quotas = admission.quotas_of(actor.tenant, self.quotas, self.limits)
+        return admission.admit(counts, quotas, self.limits, refusals)
 
     def _second(self) -> int:
         return self.ports.clock.now() // 1_000_000_000
@@ -822,7 +827,7 @@ class Runtime:
             self.permits.taken,
             self.permits.most,
             len(self.disowned),
-            sum(queue.queued(actor.state.rows) for actor in self.actors.values() if actor.state.rows),
+            self.waiting_starts,
             self.window.inflight,
             self.limits.data_inflight_max,
             self.window.waiting,

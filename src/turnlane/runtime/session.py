@@ -39,7 +39,12 @@ ENDING = (turns.CancelTurn, turns.CommitTurn, turns.FailTurn, turns.ExpireTurn, 
 """Commands that could end the open turn; all that wait at one instant are judged together."""
 
 _NEVER_REFUSED = (turns.CommitTurn, turns.FailTurn, turns.ExpireTurn, turns.LoseAuthority, rules.TimerFired)
-_RESERVED = (turns.CancelTurn, rules.CloseSession, rules.StartSubSession, rules.NoteDegraded)
+_RESERVED = (turns.CancelTurn, rules.CloseSession, rules.StartSubSession, rules.NoteDegraded, rules.SummariseGate)
+
+EXTRA_CONTROL_ITEMS = 16
+"""Room for what is never refused: the outcome of a step, timers by key, cancels beyond their reserve."""
+
+REFUSALS_REMEMBERED = 64
 
 TURN_KEY = "\x01turn/"
 EFFECT_KEY = "\x01effect/"
@@ -94,7 +99,15 @@ class SessionActor:
     last_used: int = 0
     running: bool = False
     opened_at: int = 0
+    _waiting: list[Envelope] = field(factory=list)
+    """What was accepted and is not served yet, in order: the lane and the backlog seen as one. Bounded by the lane."""
     _backlog: list[Envelope] = field(factory=list)
+    """What was taken out of the lane together, so that rivals for the end of a turn are judged together."""
+    _refusals: dict[str, int] = field(factory=dict)
+    _gate_second: int = -1
+    _gate_events: int = 0
+    _gate_summary: dict[str, int] = field(factory=dict)
+    _queued: int = 0
     _nursery: trio.Nursery | None = None
 
     @property
@@ -128,29 +141,37 @@ class SessionActor:
         envelope = Envelope(command, keyed, runtime.ports.clock.wall(), self.last_used)
         if (joined := self._joins(command)) is not None and keyed is None:
             return joined
-        lanes = self._mailbox()
-        if isinstance(command, _NEVER_REFUSED):
-            leave_free = -1
-        elif isinstance(command, _RESERVED):
-            leave_free = 0
-        else:
-            leave_free = runtime.limits.control_reserved_items
-        if not lanes.offer(Lane.CONTROL, envelope, leave_free=leave_free):
-            message = "the control lane of the session is full: try again shortly"
-            envelope.reply(Rejected(Reason.OVERLOADED, message, retry_after_ms=100))
+        if not self._admitted(envelope):
+            envelope.reply(_full_lane())
             return envelope
+        self._waiting.append(envelope)
         self._wake()
         return envelope
+
+    def _admitted(self, envelope: Envelope) -> bool:
+        """A plain command leaves the reserve free; a cancel takes it, and beyond it the place of the oldest start."""
+        offer, command = self._mailbox().offer, envelope.command
+        if isinstance(command, _NEVER_REFUSED):
+            return offer(Lane.CONTROL, envelope, leave_free=-1)
+        if not isinstance(command, _RESERVED):
+            return offer(Lane.CONTROL, envelope, leave_free=self.runtime.limits.control_reserved_items)
+        if offer(Lane.CONTROL, envelope):
+            return True
+        oldest = next((waiting for waiting in self._waiting if isinstance(waiting.command, StartWish)), None)
+        if oldest is not None:
+            self._waiting.remove(oldest)
+            oldest.reply(_full_lane())
+        return offer(Lane.CONTROL, envelope, leave_free=-1)
 
     def _joins(self, command: Any) -> Envelope | None:
         """A second cancel of the same turn joins the one that waits; a timer key waits once."""
         if not isinstance(command, turns.CancelTurn | rules.TimerFired):
             return None
-        return next((waiting for waiting in self._backlog if waiting.command == command), None)
+        return next((waiting for waiting in self._waiting if waiting.command == command), None)
 
     def _mailbox(self) -> Lanes[Envelope]:
         if self.lanes is None:
-            self.lanes = Lanes(self.stream, self.runtime.limits, self.runtime.observe, extra_items=16)
+            self.lanes = Lanes(self.stream, self.runtime.limits, self.runtime.observe, extra_items=EXTRA_CONTROL_ITEMS)
         return self.lanes
 
     def ring(self) -> None:
@@ -200,12 +221,11 @@ class SessionActor:
         return not nursery.child_tasks and not self._backlog and self._mailbox().empty()
 
     async def _empty_mailbox(self) -> None:
-        while True:
-            while (envelope := self._mailbox().take()) is not None:
-                self._backlog.append(envelope)
-            if not self._backlog:
-                return
+        while self._backlog or self._drain_lane():
             envelope = self._backlog.pop(0)
+            if envelope.answered.is_set():
+                continue  # its place went to a cancel
+            self._waiting.remove(envelope)
             try:
                 await self._serve(envelope)
             except OwnerLost as lost:
@@ -216,6 +236,12 @@ class SessionActor:
                     Refused(Reason.INTERNAL, "the session stopped before the answer: ask again with the same key")
                 )
                 raise
+
+    def _drain_lane(self) -> bool:
+        """Take what waits in the lane at this instant into the backlog."""
+        while (envelope := self._mailbox().take()) is not None:
+            self._backlog.append(envelope)
+        return bool(self._backlog)
 
     async def _serve(self, envelope: Envelope) -> None:
         command = envelope.command
@@ -231,12 +257,14 @@ class SessionActor:
         if not self._may_end(command) or first.keyed is not None:
             self._answer(first, await self._handle(command, first.keyed))
             return
+        self._drain_lane()
         rivals = [other for other in self._backlog if other.keyed is None and self._may_end(other.command)]
         if not rivals:
             self._answer(first, await self._handle(command, None))
             return
         for rival in rivals:
             self._backlog.remove(rival)
+            self._waiting.remove(rival)
         triggers = (command, *(rival.command for rival in rivals))
         assert self.state.turn is not None
         won, _ = turns.choose(self.state.turn, triggers)
@@ -280,10 +308,40 @@ class SessionActor:
         answer = await self.owner.handle(command, keyed, self._extra_keys)
         if isinstance(answer, Rejected | Deferred):
             self.runtime.counts.refused(type(command).__name__, answer.reason)
+        if isinstance(command, rules.StartTurn):
+            self._note_gate(command, answer)
+        queued = queue.queued(self.state.rows)
+        self.runtime.waiting_starts += queued - self._queued
+        self._queued = queued
         self.runtime.note_answer(self, before, answer)
         for turn in [turn for turn in self.ends if not self.knows(turn)]:
             self.ends.pop(turn).set()
         return answer
+
+    def _gate_room(self) -> bool:
+        """Whether one more decision of the gate may be kept within this second."""
+        second = self.runtime.ports.clock.now() // 1_000_000_000
+        if second != self._gate_second:
+            self._gate_second, self._gate_events = second, 0
+        return self._gate_events < self.runtime.limits.gate_events_per_s_max
+
+    def _note_gate(self, command: rules.StartTurn, answer: Any) -> None:
+        """Count consecutive refusals of a key (its wait doubles), and what was refused beyond the kept decisions."""
+        self._gate_events += 1
+        if not isinstance(answer, Rejected | Deferred):
+            self._refusals.pop(command.key, None)
+            return
+        self._refusals[command.key] = self._refusals.get(command.key, 0) + 1
+        if len(self._refusals) > REFUSALS_REMEMBERED:
+            del self._refusals[next(iter(self._refusals))]
+        if not command.noted:
+            name = f"{'defer' if isinstance(answer, Deferred) else 'reject'}/{answer.reason.value}"
+            self._gate_summary[name] = self._gate_summary.get(name, 0) + 1
+            self.runtime.timers.arm(self.stream, "gate", self._summarise_gate, after_ms_=1_000)
+
+    def _summarise_gate(self, _: str) -> None:
+        counts, self._gate_summary = self._gate_summary, {}
+        self.post(rules.SummariseGate(counts))
 
     def _extra_keys(self, step: Step) -> Iterable[StoredKey]:
         """What must be found again when memory has forgotten it: ends of turns, results of effects."""
@@ -326,7 +384,7 @@ class SessionActor:
             turn,
             DispatchId(ids.new("dispatch")),
             self._plan(turn, wish.deadline_ms, wish.on_detach),
-            self.runtime.admit(self),
+            self.runtime.admit(self, self._refusals.get(wish.key, 0)),
             wish.turn is not None,
             known,
             wish.overlap,
@@ -335,6 +393,8 @@ class SessionActor:
             wish.on_detach,
             self.runtime.claim_owner,
             envelope.accepted_at,
+            noted=self._gate_room(),
+            host_waiting=self.runtime.waiting_starts,
         )
 
     async def _cancel_turn(self, command: turns.CancelTurn, envelope: Envelope) -> Any:
@@ -385,7 +445,8 @@ class SessionActor:
             return False
         turn = row.turn if row.attempts == 0 else TurnId(self.runtime.ports.ids.new("turn"))
         plan = self._plan(turn, row.deadline_ms, row.on_detach)
-        await self._handle(rules.OpenQueued(turn, plan, self.runtime.admit(self), self.runtime.claim_owner), None)
+        gate = self.runtime.admit(self, row.deferrals)
+        await self._handle(rules.OpenQueued(turn, plan, gate, self.runtime.claim_owner), None)
         return True
 
     # effects: the one table from wish to deed
@@ -495,6 +556,11 @@ class SessionActor:
             return
         self.post(turns.CancelTurn(turn.turn, reason=Reason.DETACHED, origin="transport"))
 
+    def queued_before(self) -> None:
+        """Starts that waited in the log when the session was folded count as waiting on this host."""
+        self._queued = queue.queued(self.state.rows)
+        self.runtime.waiting_starts += self._queued
+
     def knows(self, turn: TurnId) -> bool:
         """Whether the turn is open or its start still waits."""
         state = self.state
@@ -504,16 +570,20 @@ class SessionActor:
         return self.ends.setdefault(turn, trio.Event())
 
     def _fall(self, refusal: Refused, error: Exception | None = None) -> None:
-        waiting = [*self._backlog]
+        self._drain_lane()
         self._backlog.clear()
-        while self.lanes is not None and (envelope := self.lanes.take()) is not None:
-            waiting.append(envelope)
-        for envelope in waiting:
+        for envelope in self._waiting:
             envelope.reply(refusal)
+        self._waiting.clear()
         self.owner.view.granted = False
         for ended in self.ends.values():
             ended.set()
         self.runtime.actor_fell(self, refusal, error)
+
+
+def _full_lane() -> Rejected:
+    message = "the control lane of the session is full: try again shortly"
+    return Rejected(Reason.OVERLOADED, message, retry_after_ms=100)
 
 
 def _origin_kind(origin: str) -> str:
