@@ -459,6 +459,7 @@ async def test_a_person_at_a_terminal_interrupts_and_leaves(tmp_path: Path) -> N
             await trio.sleep(2.1)
             os.write(ours, b"upper again\n")
             await look("AGAIN")
+            await trio.sleep(0.5)
             os.write(ours, b"\x03")
             await look("Ctrl-C again leaves]")
             os.write(ours, b"\x03")

@@ -148,6 +148,8 @@ class StreamOwner:
             raise Refused(Reason.STORAGE_FULL, self._full, retry_after=1.0)
         (kept,) = self._kept((event,))
         ticket = self._open
+        if self.writer.broken is not None:
+            raise Refused(self.writer.broken.reason, self.writer.broken.message)
         if ticket is None or ticket.taken or len(ticket.batch.events) >= self.limits.data_items_max:
             ticket = self._open = self._submit(Batch(self.stream, self.head, self.epoch, []), self._output_done)
         ticket.batch.events.append(kept)
@@ -190,7 +192,12 @@ class StreamOwner:
     # the way to the writer and back
 
     def _submit(self, batch: Batch, done: Callable[[Batch, Outcome], None]) -> Ticket:
-        ticket = self.writer.submit(batch, lambda outcome: self._done(batch, outcome, done))
+        try:
+            ticket = self.writer.submit(batch, lambda outcome: self._done(batch, outcome, done))
+        except StoreError as error:
+            self._lose(error)
+            assert self.lost is not None
+            raise self.lost from error
         self._under_way += 1
         return ticket
 

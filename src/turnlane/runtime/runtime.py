@@ -345,7 +345,7 @@ class Runtime:
         del self.actors[actor.stream]
         self.waiting_starts -= queue.queued(actor.state.rows)
         self.timers.drop_all(actor.stream)
-        if (due := queue.next_due(actor.state.rows)) is not None:
+        if self.writer.broken is None and (due := queue.next_due(actor.state.rows)) is not None:
             self.timers.arm(actor.stream, "due", lambda _: self._wake_soon(actor.stream), at_wall=due)
         self._session_turns.pop(actor.stream, None)
 
