@@ -92,19 +92,19 @@ VARIABLE = frozenset(
 
 @define(slots=True)
 class Block:
-    """One block of the conversation: who speaks, what, and where it stands in the document."""
+    """One block of the conversation: who speaks, a message a line, and where it stands in the document."""
 
     who: str
-    message: Any
+    messages: list[Any]
     start: int
     end: int
 
 
 def conversation(text: str) -> list[Block]:
     return [
-        Block("lost", None, *found.span())
+        Block("lost", [], *found.span())
         if found[3]
-        else Block(found[1], json.loads(found[2]), *found.span(2))
+        else Block(found[1], [json.loads(line) for line in found[2].splitlines()], *found.span(2))
         for found in _BLOCK.finditer(text)
     ]
 
@@ -154,28 +154,26 @@ def rewritten(text: str) -> str:
                 await wire.cut()
                 wire = await w.client(hello=False)
             elif block.who == "client":
-                block.message = bound.put(block.message)
-                await wire.send_raw(_frame(block.message))
+                block.messages = bound.put(block.messages)
+                for message in block.messages:
+                    await wire.send_raw(_frame(message))
                 said.append((block, []))
                 with trio.move_on_after(QUIET_S) as quiet:
                     while True:
                         said[-1][1].append(await wire.receive())
                         quiet.deadline = trio.current_time() + QUIET_S
             else:
-                told = next((one for one in said[-1][1] if _alike(block.message, one)), None)
-                if told is not None:
-                    bound.fits(block.message, told, loose=True)
+                for message in block.messages:
+                    told = next((one for one in said[-1][1] if _alike(message, one)), None)
+                    if told is not None:
+                        bound.fits(message, told, loose=True)
 
     fixed(main)
     pieces, at = [], 0
-    for index, (block, answers) in enumerate(said):
-        own = [other for other in blocks if other.who == "server" and other.start > block.start]
-        following = said[index + 1][0].start if index + 1 < len(said) else len(text)
-        own = [other for other in own if other.start < following]
-        pieces += [text[at : block.start], _pretty(block.message)]
-        shown = "\n```\n\n```json server\n".join(_pretty(answer) for answer in answers)
-        pieces += [text[block.end : own[0].start], shown]
-        at = own[-1].end
+    for block, answers in said:
+        own = next(other for other in blocks if other.who == "server" and other.start > block.start)
+        pieces += [text[at : block.start], _lines(block.messages), text[block.end : own.start], _lines(answers)]
+        at = own.end
     return "".join(pieces) + text[at:]
 
 
@@ -190,6 +188,10 @@ def _frame(message: Any) -> bytes:
     from wire_kit import frame
 
     return frame(json.dumps(message).encode())
+
+
+def _lines(messages: list[Any]) -> str:
+    return "\n".join(_pretty(message) for message in messages)
 
 
 def _pretty(message: Any) -> str:
@@ -445,10 +447,7 @@ def limits_table() -> str:
 
 
 def notices_block() -> str:
-    lines = []
-    for told in examples()["notices"]:
-        lines += ["```json", _pretty(told), "```", ""]
-    return "\n".join(lines).rstrip()
+    return "```json\n" + _lines(examples()["notices"]) + "\n```"
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -459,16 +458,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "limits": limits_table,
     "notices": notices_block,
 }
-_GENERATED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(\n<!-- end -->)", re.S)
+_GENERATED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
 def tabled(text: str) -> str:
-    return _GENERATED.sub(lambda found: found[1] + "\n" + TABLES[found[2]]() + "\n" + found[3], text)
+    return _GENERATED.sub(lambda found: found[1] + "\n" + TABLES[found[2]]() + "\n\n" + found[3], text)
 
 
 def json_blocks(text: str) -> Iterator[Any]:
     for found in re.finditer(r"```json[a-z ]*\n(.*?)\n```", text, re.S):
-        yield json.loads(found[1])
+        yield from map(json.loads, found[1].splitlines())
 
 
 # The examples.

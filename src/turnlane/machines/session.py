@@ -959,8 +959,10 @@ def _answer_request(state: Session, command: requests.AnswerRequest, now: Stamp)
 
 def _expire_request(state: Session, turn: Turn, request_id: str, now: Stamp, limits: Limits) -> Answer:
     request = next((request for request in turn.requests.values() if request.request == request_id), None)
-    if request is None or not request.open or now.wall < request.deadline_at:
+    if request is None or not request.open:
         return Step()
+    if now.wall < request.deadline_at:  # the wall clock stepped back: look again at the instant itself
+        return Step((), (turns.ArmTimer(f"request:{request_id}", at_wall=request.deadline_at),))
     expired = requests.expiring(request, turn.turn)
     if request.on_expiry != "end_turn":
         events, effects = _resolved(turn, expired)

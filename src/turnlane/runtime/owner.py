@@ -108,6 +108,8 @@ class StreamOwner:
         if isinstance(step, Rejected | Deferred):
             return step
         if not step.events:
+            for effect in step.effects:
+                self.perform(effect)
             return step.answer
         return await self._corridor(step, keyed, extra_keys)
 

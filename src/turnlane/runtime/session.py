@@ -535,6 +535,7 @@ class SessionActor:
             delivered_through=delivered if delivered >= floor else 0,
             acked_through=acked if acked >= floor else 0,
             output_seq=actor.digest.items,
+            inputs_taken=len(self.state.turn.steered) - len(actor.steering),
             live_digest=digest,
         )
 
