@@ -396,6 +396,9 @@ def log(
     show = _show_json if json else _show_event
     if "://" in place:
         return _log_of_url(place, session, follow, start, token, show)
+    host, _, port = place.rpartition(":")
+    if host and port.isdigit() and "/" not in place and not Path(place).exists():
+        _url(place, ("ws", "wss"))  # says what is missing
     return _log_of_state(Path(place), session, follow, start, tenant, show)
 
 
@@ -633,7 +636,7 @@ def _url(text: str, schemes: tuple[str, ...]) -> SplitResult:
     if parts.scheme not in schemes or not parts.hostname or port == 0:
         raise No(USAGE, "usage", f"not a URL that can be used here; expected {wanted}")
     if parts.username or parts.password or parts.query:
-        raise No(USAGE, "usage", "a URL carries no user, password or query: tokens are given with --token")
+        raise No(USAGE, "usage", f"a URL carries no user, password or query (--token TOKEN); expected {wanted}")
     return parts
 
 
@@ -788,7 +791,7 @@ def _mint_operator(name: str, scopes: tuple[str, ...], life: int | None, json: b
 
 @token_app.command(usage="Usage: turnlane token inspect TOKEN|- [--keys FILE | --state DIR] [--json]")
 def inspect(
-    token: Annotated[str, Parameter(help="the token, or - to read it from stdin")],
+    token: Annotated[str, Parameter(help="the token, or - to read it from stdin", allow_leading_hyphen=True)],
     /,
     *,
     keys: Keys = None,

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,15 @@ def get(url: str) -> tuple[int, dict[str, Any]]:
 def drains(daemon: Any) -> dict[str, Any] | None:
     status, ready = get(f"{daemon.operator_url}/readyz")
     return ready if status == 503 else None
+
+
+def make_certificate(folder: Path) -> None:
+    words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout key.pem -out cert.pem"
+    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+    made = subprocess.run(
+        [*words.split(), "-days", "2", "-subj", "/CN=localhost", "-addext", names], cwd=folder, capture_output=True
+    )
+    assert made.returncode == 0, made.stderr
 
 
 # what it says
@@ -130,12 +140,7 @@ def test_a_reader_of_stdout_that_is_gone_ends_no_daemon(place, eventually):
 
 
 async def test_both_listeners_speak_tls_and_a_stranger_to_the_certificate_gets_exit_3(place):
-    made = subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
-        cwd=place.folder,
-        capture_output=True,
-    )
-    assert made.returncode == 0, made.stderr
+    make_certificate(place.folder)
     os.chmod(place.folder / "key.pem", 0o600)
     (place.folder / "settings.toml").write_text('[tls]\ncert = "cert.pem"\nkey = "key.pem"\n')
     daemon = place.start("--config", "settings.toml")

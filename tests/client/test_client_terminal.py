@@ -22,8 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnlane.client import Disconnected, Refused
+from turnlane.client.desk import BadLine, Lines, Places, Question
 from turnlane.client.screen import Screen, neutral, on_one_line, plain_text
-from turnlane.client.terminal import BadLine, Lines, Places, Question, talk
+from turnlane.client.terminal import talk
 from turnlane.nodes.builtin import make_agent
 
 HOSTILE = "\x1b[2J\x07\r\x00\x9b31m\u202eevil\u2066\u2028\x7f\ud800"

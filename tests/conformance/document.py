@@ -82,10 +82,38 @@ def fixed(main: Callable[[World], Awaitable[Any]], **more: Any) -> Any:
 
 _BLOCK = re.compile(r"```json (client|server)\n(.*?)\n```|<!-- (the connection is lost) -->", re.S)
 VARIABLE = frozenset(
-    "cursor head_cursor floor_cursor saved log_epoch connection attachment dispatch plan_hash plan_shape_hash seed at"
-    " accepted_at fence_at deadline request owner delivered_through acked_through version local:profile"
-    " turn wall routing_view admission_policy abi_compatibility version_resolution policy_resolution"
-    " provider_health".split()
+    [
+        "cursor",
+        "head_cursor",
+        "floor_cursor",
+        "saved",
+        "log_epoch",
+        "connection",
+        "attachment",
+        "dispatch",
+        "plan_hash",
+        "plan_shape_hash",
+        "seed",
+        "at",
+        "accepted_at",
+        "fence_at",
+        "deadline",
+        "request",
+        "owner",
+        "origin",
+        "delivered_through",
+        "acked_through",
+        "version",
+        "local:profile",
+        "turn",
+        "wall",
+        "routing_view",
+        "admission_policy",
+        "abi_compatibility",
+        "version_resolution",
+        "policy_resolution",
+        "provider_health",
+    ]
 )
 """Members whose values another daemon, or another day, gives otherwise."""
 
@@ -257,21 +285,21 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "unknown_session session_waking",
     ),
     "session/attach": (
-        "Follow a session from a place. See \"Attaching\". An `observer` needs `sessions.read` only.",
-        "see \"Attaching\". `turn` is the running turn or null; `pending_requests` are the questions that wait for an "
+        'Follow a session from a place. See "Attaching". An `observer` needs `sessions.read` only.',
+        'see "Attaching". `turn` is the running turn or null; `pending_requests` are the questions that wait for an '
         "answer; `recovered` says that the place came from a cursor.",
         "unknown_session session_waking invalid_cursor cursor_mismatch stale_cursor cursor_epoch_changed"
         " no_saved_cursor too_many_attachments",
     ),
     "session/detach": (
         "Leave. `session/detached` with reason `detached` comes before the answer. The turn goes on, unless it was "
-        "started with `on_detach: \"cancel\"` and this was its last controller.",
+        'started with `on_detach: "cancel"` and this was its last controller.',
         "the cursor to resume from.",
         "unknown_attachment",
     ),
     "session/ack": (
         "Says that everything up to `cursor` is processed. Kept durably under the attachment's `client`, for "
-        "`replay_from: {\"type\": \"saved\"}`; without a `client` it only counts for what turns report as heard. "
+        '`replay_from: {"type": "saved"}`; without a `client` it only counts for what turns report as heard. '
         "A cursor below the last one is ignored. `heard` is reserved.",
         "the cursor that stands now.",
         "unknown_attachment invalid_cursor cursor_mismatch cursor_epoch_changed ack_out_of_range",
@@ -288,7 +316,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "`queue` waits, `reject` is refused, `interrupt` ends the running turn, `steer` gives the input to the running "
         "turn named by `expected_turn`, `merge` joins the start that waits, `latest` replaces it.",
         "`phase` active (`seq` is that of `turn.opened`, `cursor` lies right behind it) or queued (`position`, 1 is "
-        "next). With `overlap: \"steer\"` it is that of `turn/steer` with a cursor. The answer is given once the start "
+        'next). With `overlap: "steer"` it is that of `turn/steer` with a cursor. The answer is given once the start '
         "is durable.",
         "unknown_session session_ended session_draining session_starting session_waking draining turn_in_flight"
         " no_active_turn turn_mismatch turn_ending steer_not_supported merge_full id_in_use cancelled_before_start"
@@ -303,10 +331,10 @@ METHODS: dict[str, tuple[str, str, str]] = {
     ),
     "turn/cancel": (
         "Ends a turn: the one named by `turn`, the one that `start_key` started (or will), or the running one. "
-        "`scope: \"session\"` also takes back every waiting start. `mode: \"soft\"` lets the output in flight finish, "
+        '`scope: "session"` also takes back every waiting start. `mode: "soft"` lets the output in flight finish, '
         "at most `soft_ms` (500). `detail` is free text for the log; `sent_at` your instant of the wish.",
         "`state` and, where a turn has ended, `fence_seq`: nothing of it above that seq is ever sent but its terminal "
-        "and close. See \"Cancelling\".",
+        'and close. See "Cancelling".',
         "unknown_session unknown_turn unknown_node no_active_turn session_ended key_conflict read_only storage_full",
     ),
     "turn/read": (
@@ -400,11 +428,22 @@ def reasons_table() -> str:
 
 
 def statuses_table() -> str:
-    door = (
-        "upgrade_required bad_handshake host_not_allowed origin_not_allowed unknown_path unknown_subprotocol"
-        " headers_too_large handshake_timeout token_in_url invalid_authorization_scheme invalid_token token_expired"
-        " overloaded draining"
-    ).split()
+    door = [
+        "upgrade_required",
+        "bad_handshake",
+        "host_not_allowed",
+        "origin_not_allowed",
+        "unknown_path",
+        "unknown_subprotocol",
+        "headers_too_large",
+        "handshake_timeout",
+        "token_in_url",
+        "invalid_authorization_scheme",
+        "invalid_token",
+        "token_expired",
+        "overloaded",
+        "draining",
+    ]
     lines = ["| `reason_code` | status |", "|---|---|"]
     for word in door:
         status = "400 (426 for another version)" if word == "bad_handshake" else str(Reason(word).http_status)

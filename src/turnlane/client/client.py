@@ -8,6 +8,7 @@ otherwise the two would wait for each other.
 
 from __future__ import annotations
 
+import importlib.metadata
 import random
 import secrets
 import ssl
@@ -15,34 +16,31 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import msgspec
 import trio
-from attrs import define, field, frozen
-from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError, WebSocketConnection, wrap_client_stream
+from attrs import define, field
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from ..core import marks
-from ..core.reasons import Reason, Refused
 from ..core.secret import Secret
 from .following import Following
 from .line import Address, Line
+from .losses import Loss, goodbye, loss_of, not_admitted, unreachable
 from .session import Events, Session
-from .values import DEFAULT_BOUNDS, Bounds, Disconnected, Event, OutcomeUnknown, Server, TurnOutcome, reason_of
+from .values import DEFAULT_BOUNDS, Bounds, Disconnected, Event, OutcomeUnknown, Server, TurnOutcome
 from .wire import (
     PROTOCOL,
     Answered,
     AttachLater,
     Backoff,
+    Call,
     Conversation,
     Delivered,
     Draining,
     Ended,
     Happening,
-    Malformed,
     NotAdmitted,
     Ready,
     Verdict,
-    after_close,
-    after_refusal,
 )
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
@@ -50,15 +48,6 @@ Dial = Callable[[], Awaitable[trio.abc.Stream]]
 MESSAGES_READ_AHEAD: Final = 16
 RECEIVE_BYTES: Final = 65_536
 _TERMINALS: Final = frozenset({"turn.committed", "turn.aborted"})
-
-
-@frozen
-class Loss:
-    """How one connection, or the try to make one, ended."""
-
-    verdict: Verdict
-    error: Exception
-    """What the program gets if this was the last one."""
 
 
 @define(slots=True, eq=False)
@@ -113,6 +102,10 @@ class Client:
     def __repr__(self) -> str:
         state = "stopped" if self._stopped else "connected" if self.connected else "away"
         return f"<Client of {self._address.host}:{self._address.port} {state}>"
+
+    @property
+    def _where(self) -> str:
+        return f"{self._address.host}:{self._address.port}"
 
     # what a program does
 
@@ -174,7 +167,8 @@ class Client:
         call = self.conversation.ask(method, given, following=following)
         return await self.wait(call)
 
-    async def wait(self, call: Any) -> Mapping[str, Any]:
+    @marks.on_cancel("resumable")
+    async def wait(self, call: Call) -> Mapping[str, Any]:
         """The answer to a call of the conversation."""
         call.waiter = trio.Event()
         self.now_outgoing()
@@ -201,7 +195,7 @@ class Client:
 
     # what sessions and events need
 
-    def follow(self, following: Following, events: Events) -> Any:
+    def follow(self, following: Following, events: Events) -> Call:
         """Begin to follow; returns the call to wait for."""
         self.check()
         call = self.conversation.follow(following)
@@ -231,9 +225,10 @@ class Client:
 
     # life
 
+    @marks.on_cancel("poisoning")
     async def live(self, task_status: trio.TaskStatus[None]) -> None:
         """Connect, converse, and connect again. Ends with `_stopped` set, or when told to leave."""
-        loss = self._goodbye()
+        loss = goodbye()
         try:
             async with trio.open_nursery() as self._nursery:
                 self._lost_at = trio.current_time()
@@ -269,6 +264,7 @@ class Client:
         self._handle(self.conversation.lost())
 
     def _stop(self, loss: Loss) -> None:
+        loss = goodbye() if self._leaving else loss
         self._stopped = loss.error
         for call in self.conversation.give_up():
             call.answer = loss.error
@@ -279,6 +275,7 @@ class Client:
         for ending in self._endings.values():
             ending.told.set()
 
+    @marks.on_cancel("resumable")
     async def leave(self) -> None:
         """Say goodbye. Bounded by the caller."""
         self._leaving = True
@@ -301,9 +298,9 @@ class Client:
                 finally:
                     nursery.cancel_scope.cancel(reason="the connection has ended")
         except (OSError, trio.TooSlowError) as error:
-            return self._unreachable(error)
+            return unreachable(self._where, error, self.conversation.attempts)
         except BaseExceptionGroup as group:
-            return self._loss_of(group)
+            return loss_of(group, self._where, self.conversation.attempts)
         finally:
             self._lose(began)
             if stream is not None:
@@ -329,7 +326,7 @@ class Client:
         with trio.CancelScope() as self._reading:
             await self._read(socket, line)
         await socket.aclose()
-        return self._goodbye()
+        return goodbye()
 
     async def _read(self, socket: WebSocketConnection, line: Line) -> None:
         while True:
@@ -396,19 +393,30 @@ class Client:
             await trio.sleep(interval_s - quiet if quiet < interval_s else max(0.05, silence_s - quiet))
 
     async def _wait_for_room(self, line: Line) -> None:
-        """Read no more while a buffer is full, unless the program waits for something else of this client."""
+        """Read no more while a buffer is full, unless the program waits for something else of this client.
+
+        An answer is waited for: the full attachments are left behind at once. Events of another attachment are: they
+        are when nothing was taken from them for a while.
+        """
         while full := [events for events in self._events.values() if events.full]:
-            if self.conversation.waiting or any(events.hungry for events in self._events.values()):
+            stuck = self.conversation.waiting or not await self._paused_until_room(line)
+            if stuck:
                 for events in full:
                     self.conversation.overrun(events.following)
                 return
-            self._room = trio.Event()
-            self._paused = True
-            try:
+
+    async def _paused_until_room(self, line: Line) -> bool:
+        """Whether something changed; False when nothing did although another reader waits."""
+        self._room = trio.Event()
+        self._paused = True
+        hungry = any(events.hungry for events in self._events.values())
+        try:
+            with trio.move_on_after(self.bounds.stuck_ms / 1000 if hungry else float("inf")) as patience:
                 await self._room.wait()
-            finally:
-                self._paused = False
-                line.heard_at = trio.current_time()
+        finally:
+            self._paused = False
+            line.heard_at = trio.current_time()
+        return not patience.cancelled_caught
 
     # what came
 
@@ -437,8 +445,7 @@ class Client:
                     self.server, self.draining = server, False
                     self.conversation.away_s = trio.current_time() - self._lost_at
                 case NotAdmitted(refusal=refusal):
-                    after_ms = 0 if refusal.retry_after is None else int(refusal.retry_after * 1000)
-                    return Loss(Verdict(refusal.reason.temporary, after_ms), refusal)
+                    return not_admitted(refusal)
         return None
 
     def _note_end(self, session: str, event: Event) -> None:
@@ -453,56 +460,6 @@ class Client:
         self.conversation.reattach(following)
         self.now_outgoing()
 
-    # how a connection ended
-
-    @property
-    def _where(self) -> str:
-        return f"{self._address.host}:{self._address.port}"
-
-    def _goodbye(self) -> Loss:
-        return Loss(Verdict(False), RuntimeError("closed: the block of connect() has been left"))
-
-    def _unreachable(self, error: Exception) -> Loss:
-        if self._leaving:
-            return self._goodbye()
-        tries = self.conversation.attempts
-        what = "no answer in time" if isinstance(error, trio.TooSlowError) else str(error) or type(error).__name__
-        return Loss(Verdict(True), Disconnected(f"cannot reach {self._where}: {what}", tries=tries))
-
-    def _loss_of(self, group: BaseExceptionGroup[BaseException]) -> Loss:
-        """What the end of a connection means. Raises whatever is not an end of a connection: a bug or a cancel."""
-        ends = [error for error in _leaves(group) if not isinstance(error, trio.Cancelled)]
-        if not ends or not all(_is_line_fault(error) for error in ends):
-            raise group
-        for error in ends:
-            if isinstance(error, ConnectionRejected):
-                return self._rejected(error)
-            if isinstance(error, ConnectionClosed) and error.reason is not None:
-                return self._closed(error.reason.code, error.reason.reason or "")
-        first = ends[0]
-        return self._unreachable(first if isinstance(first, Exception) else OSError(str(first)))
-
-    def _closed(self, code: int, text: str) -> Loss:
-        verdict = after_close(code, text)
-        if self._leaving:
-            return self._goodbye()
-        reason = reason_of(text.split(" ", 1)[0])
-        if not verdict.again and reason is not Reason.INTERNAL:
-            return Loss(verdict, Refused(reason, f"the server closed the connection ({code})", data={"close": code}))
-        message = f"{self._where} closed the connection: {code} {text}".rstrip()
-        return Loss(verdict, Disconnected(message, code=code, tries=self.conversation.attempts))
-
-    def _rejected(self, rejected: ConnectionRejected) -> Loss:
-        """An HTTP answer in place of the upgrade."""
-        status, told = rejected.status_code, _flat_error(rejected.body)
-        after_ms = told.get("retry_after_ms")
-        verdict = after_refusal(status, after_ms if isinstance(after_ms, int) else None)
-        reason = reason_of(told.get("reason_code"))
-        if reason is not Reason.INTERNAL:
-            return Loss(verdict, Refused(reason, str(told.get("message", status)), verdict.after_ms / 1000 or None))
-        message = f"{self._where} refused the connection: HTTP {status}"
-        return Loss(verdict, Disconnected(message, code=status, tries=self.conversation.attempts))
-
 
 @asynccontextmanager
 async def connect(
@@ -510,7 +467,7 @@ async def connect(
     token: str | Secret | None = None,
     *,
     client_name: str | None = None,
-    version: str = "0",
+    version: str | None = None,
     tls: ssl.SSLContext | None = None,
     bounds: Bounds = DEFAULT_BOUNDS,
     dial: Dial | None = None,
@@ -535,7 +492,7 @@ async def connect(
         address,
         secret,
         client_name,
-        version,
+        version or importlib.metadata.version("turnlane"),
         bounds,
         dice or random.Random(),
         new_key or (lambda: f"key_{secrets.token_hex(16)}"),
@@ -561,33 +518,3 @@ async def _answering(send: Callable[[], Awaitable[None]]) -> None:
         await send()
     except ConnectionClosed:
         pass
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
-
-
-_LINE_FAULTS: Final = (
-    OSError,
-    trio.BrokenResourceError,
-    trio.ClosedResourceError,
-    trio.TooSlowError,
-    HandshakeError,
-    ConnectionClosed,
-    Malformed,
-)
-
-
-def _is_line_fault(error: BaseException) -> bool:
-    """An end that networks and peers bring about; also what the websocket library says of its own state machine."""
-    return isinstance(error, _LINE_FAULTS) or type(error).__module__.startswith("wsproto.")
-
-
-def _flat_error(body: bytes | None) -> Mapping[str, Any]:
-    try:
-        told = msgspec.json.decode(body or b"")
-    except msgspec.DecodeError:
-        return {}
-    return told if isinstance(told, dict) else {}

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 import trio
 from attrs import frozen
 
+from ..core import marks
+
 DEFAULT_PATH = "/v1/ws"
 
 
@@ -44,6 +46,7 @@ class Address:
             raise ValueError("the port of the URL is not a number from 1 to 65535")
         return cls(parts.hostname, port, parts.path if parts.path not in ("", "/") else DEFAULT_PATH, secure)
 
+    @marks.on_cancel("resumable")
     async def dial(self, tls: ssl.SSLContext | None = None) -> trio.abc.Stream:
         """A connected stream. Raises OSError."""
         if not self.secure:
@@ -70,12 +73,15 @@ class Line(trio.abc.Stream):
         self.heard_at = trio.current_time()
         self.ended = trio.Event()
 
+    @marks.on_cancel("poisoning")
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
 
+    @marks.on_cancel("resumable")
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
 
+    @marks.on_cancel("resumable")
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         try:
             data = await self._stream.receive_some(max_bytes)
@@ -88,6 +94,7 @@ class Line(trio.abc.Stream):
             self.ended.set()
         return data
 
+    @marks.on_cancel("poisoning")
     async def aclose(self) -> None:
         self.ended.set()
         await self._stream.aclose()

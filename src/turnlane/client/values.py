@@ -166,6 +166,8 @@ class Bounds:
     buffer_items_max: int = 256
     """Items read for a program that has not taken them yet; over it the socket is not read."""
     buffer_bytes_max: int = 4_194_304
+    stuck_ms: int = 1_000
+    """So long a full buffer may hold up a reader of another session; then its attachment is resumed later."""
     calls_in_flight_max: int = 32
     calls_waiting_max: int = 1_024
     call_tries_max: int = 8

@@ -17,6 +17,8 @@ from typing import Any, Final
 import trio
 from attrs import define
 
+from ..core import marks
+
 PACE_MS: Final = 40
 PACE_VARIABLE: Final = "TURNLANE_AGENT_PACE_MS"
 ANSWER_CHARS_MAX: Final = 20_000
@@ -237,6 +239,7 @@ class _Speech:
     notes_asked: int = 0
     _said: int = 0
 
+    @marks.on_cancel("resumable")
     async def listen(self) -> None:
         """Take steering input while speaking."""
         async for more in self.turn.steered:
@@ -246,6 +249,7 @@ class _Speech:
                 else:
                     self.waiting.append(text)
 
+    @marks.on_cancel("resumable")
     async def speak(self) -> None:
         first = True
         while self.waiting:
@@ -255,6 +259,7 @@ class _Speech:
             first = False
             await self._answer(text)
 
+    @marks.on_cancel("resumable")
     async def say(self, text: str) -> None:
         """Word by word, with the spaces and line ends as they are."""
         for word in re.findall(r"\s*\S+|\s+$", text):
@@ -370,6 +375,7 @@ def _pace_from_environment() -> float:
         raise ValueError(f"{PACE_VARIABLE} must be milliseconds a word, such as {PACE_MS}") from None
 
 
+@marks.on_cancel("resumable")
 async def agent(turn: Any) -> None:
     """The built-in agent at the pace of the environment."""
     await make_agent()(turn)

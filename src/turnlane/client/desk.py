@@ -1,0 +1,175 @@
+"""What lies on the desk of a person who talks: the place where they were, the lines they type, the questions open."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from attrs import define, field
+
+from ..core import marks
+from .screen import on_one_line, plain_text
+
+LINE_BYTES_MAX: Final = 1_048_576
+PLACES_MAX: Final = 256
+_YES: Final = frozenset({"y", "yes", "accept"})
+_NO: Final = frozenset({"n", "no", "decline"})
+
+
+# where the person was
+
+
+@define(slots=True)
+class Places:
+    """Cursors by URL and session, in a file of the user's (0600). What cannot be read or written is done without."""
+
+    path: Path
+    cursors: dict[str, str] = field(factory=dict)
+    sessions: dict[str, str] = field(factory=dict)
+
+    @classmethod
+    def load(cls, directory: Path | None = None) -> Places:
+        """From `directory`, or from the user's state directory."""
+        path = (directory or state_directory()) / "talk.json"
+        try:
+            told = json.loads(path.read_bytes())
+            cursors, sessions = told["cursors"], told["sessions"]
+            if all(isinstance(text, str) for text in (*cursors.values(), *sessions.values())):
+                return cls(path, dict(cursors), dict(sessions))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        return cls(path)
+
+    def cursor(self, url: str, session: str) -> str | None:
+        return self.cursors.get(f"{url} {session}")
+
+    def note(self, url: str, session: str, cursor: str | None) -> None:
+        """Remember, and write the file; the oldest places are forgotten."""
+        self.sessions.pop(url, None)
+        self.sessions[url] = session
+        if cursor is not None:
+            self.cursors.pop(f"{url} {session}", None)
+            self.cursors[f"{url} {session}"] = cursor
+        for names in (self.cursors, self.sessions):
+            while len(names) > PLACES_MAX:
+                del names[next(iter(names))]
+        try:
+            self._write(json.dumps({"cursors": self.cursors, "sessions": self.sessions}).encode())
+        except OSError:
+            pass
+
+    def _write(self, data: bytes) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(handle, data)
+        finally:
+            os.close(handle)
+        os.replace(fresh, self.path)
+
+
+def state_directory() -> Path:
+    """`$XDG_STATE_HOME/turnlane`, by default `~/.local/state/turnlane`."""
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home and os.path.isabs(home) else Path.home() / ".local" / "state") / "turnlane"
+
+
+# lines
+
+
+class BadLine(Exception):
+    """A line that cannot be taken; the message names its number."""
+
+
+class Lines:
+    """The lines of a file descriptor, read in a thread that is left behind when nobody waits any more.
+
+    Raises BadLine for a line that is not UTF-8 or too long; the lines before it were given.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._number = 0
+        self._whole: deque[bytes] = deque()
+        self._rest = b""
+        self._ended = False
+
+    def __aiter__(self) -> Lines:
+        return self
+
+    @marks.on_cancel("resumable")
+    async def __anext__(self) -> str:
+        while not self._whole and not self._ended:
+            self._split(await trio.to_thread.run_sync(os.read, self._handle, 65_536, abandon_on_cancel=True))
+        if not self._whole:
+            raise StopAsyncIteration
+        self._number += 1
+        return _decoded(self._whole.popleft(), self._number)
+
+    def _split(self, data: bytes) -> None:
+        self._ended = not data
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        self._whole.extend(whole)
+        if self._rest and (self._ended or len(self._rest) > LINE_BYTES_MAX):
+            self._whole.append(self._rest)
+            self._rest = b""
+
+
+def _decoded(line: bytes, number: int) -> str:
+    if len(line) > LINE_BYTES_MAX:
+        raise BadLine(f"line {number} of the input has more than {LINE_BYTES_MAX} bytes")
+    try:
+        return line.decode().removesuffix("\r")
+    except UnicodeDecodeError:
+        raise BadLine(f"line {number} of the input is not UTF-8") from None
+
+
+# questions
+
+
+@define(slots=True)
+class Question:
+    """A pending request as the person sees it."""
+
+    request: str
+    kind: str
+    prompt: Any
+    choices: list[str]
+    shown: bool = False
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Question:
+        return cls(data["request"], data["kind"], data.get("prompt"), list(data.get("choices") or ()))
+
+    def text(self) -> str:
+        """The question with what may be answered."""
+        asked = f"? {plain_text(self.prompt)}"
+        if self.kind == "approval":
+            return f"{asked} [y/n]"
+        if self.kind == "choice":
+            numbered = (f"  {number}. {on_one_line(choice)}" for number, choice in enumerate(self.choices, 1))
+            return "\n".join((asked, *numbered))
+        return asked
+
+    def answer(self, line: str) -> str | None:
+        """The answer that a line means, or None."""
+        said = line.strip()
+        if self.kind == "approval":
+            word = said.lower()
+            return "accept" if word in _YES else "decline" if word in _NO else None
+        if self.kind == "choice":
+            if said.isascii() and said.isdigit() and 1 <= int(said[:4]) <= len(self.choices):
+                return self.choices[int(said[:4]) - 1]
+            return said if said in self.choices else None
+        return said or None
+
+    def hint(self) -> str:
+        if self.kind == "approval":
+            return "answer y or n"
+        return f"answer with a number from 1 to {len(self.choices)}" if self.kind == "choice" else "answer with a text"
