@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ async def test_a_cut_at_any_byte_in_mid_stream_loses_and_repeats_nothing(
                 async with session.attach("earliest") as events:
                     await session.start_turn({"words": 30})
                     items = await take(events, "turn.closed")
+                assert len(served.wires) == 4, cut
                 assert spoken(items) == "".join(f"{number} " for number in range(30)), cut
                 assert seqs(items) == list(range(1, seqs(items)[-1] + 1)), cut
                 starts = [item for item in items if isinstance(item, Event) and item.type == "turn.opened"]
@@ -107,9 +109,32 @@ async def test_a_slow_program_gets_everything_in_order(autojump_clock: trio.test
             turn = await session.start_turn("go")
             await turn.outcome()
             await trio.sleep(100)
+            assert client.connected
             items = await take(events, "turn.closed")
         assert spoken(items) == "".join(f"{number} " for number in range(3_000))
         assert seqs(items) == list(range(1, items[-1].seq + 1))
+
+
+async def test_a_program_that_never_reads_one_session_still_gets_the_other(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def flood(turn: Any) -> None:
+        for number in range(turn.input["words"]):
+            await turn.output(f"{number} ")
+
+    async with daemon(flood) as served, connect(served.url, dial=served.dial) as client:
+        busy, quiet = await client.open_session("busy"), await client.open_session("quiet")
+        async with busy.attach("earliest") as left_alone, quiet.attach("earliest") as read:
+            await busy.start_turn({"words": 2_000})
+            await trio.sleep(1)
+            embedded = await served.runtime.open_session("quiet")
+            await embedded.start_turn({"words": 5})
+            with trio.fail_after(5):
+                assert spoken(await take(read, "turn.closed")) == "0 1 2 3 4 "
+            items = await take(left_alone, "turn.closed")
+        assert spoken(items) == "".join(f"{number} " for number in range(2_000))
+        assert seqs(items) == list(range(1, items[-1].seq + 1))
+        assert len(served.wires) == 1
 
 
 async def test_a_drain_is_survived_and_a_saved_cursor_found(autojump_clock: trio.testing.MockClock) -> None:
@@ -197,3 +222,57 @@ async def test_a_restarted_daemon_is_found_again_and_the_log_goes_on(tmp_path: P
 def test_event_skipped_and_outcome_have_the_fields_of_the_embedding_api() -> None:
     for mine, theirs in ((Event, turnlane.Event), (Skipped, turnlane.Skipped), (TurnOutcome, turnlane.TurnOutcome)):
         assert [one.name for one in fields(mine)] == [one.name for one in fields(theirs)]
+
+
+async def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "examples" / "client.py"
+    example = runpy.run_path(str(path))
+    async with daemon(make_agent(0.01), sockets=True) as served:
+        await example["main"](served.url)
+    said = capsys.readouterr().out
+    assert "hello hello hello hello hello\n" in said
+    assert "outcome='completed'" in said
+    assert "cancelled: nothing above seq" in said
+
+
+async def test_a_start_cancelled_at_any_step_and_asked_again_is_carried_out_once() -> None:
+    """The caller is cancelled after n steps of any task, for every n until it comes through; then it asks again."""
+
+    async def once(served: Daemon, nth: int) -> bool:
+        async with connect(served.url, dial=served.dial, dice=FixedDice()) as client:
+            session = client.session("s1")
+            with trio.CancelScope() as scope:
+                fault = CancelAt(nth, scope)
+                trio.lowlevel.add_instrument(fault)
+                try:
+                    await session.start_turn({"words": 1}, key=f"k{nth}", turn_id=f"t{nth}")
+                finally:
+                    if fault.left > 0:
+                        trio.lowlevel.remove_instrument(fault)
+            turn = await session.start_turn({"words": 1}, key=f"k{nth}", turn_id=f"t{nth}")
+            assert turn.id == f"t{nth}"
+            assert (await turn.outcome()).outcome == "completed"
+            return scope.cancelled_caught
+
+    async with daemon(count) as served:
+        await served.runtime.open_session("s1")
+        nth = 1
+        while await once(served, nth):
+            nth += 1
+        assert nth > 5
+        page = await (await served.runtime.open_session("s1")).read()
+        assert sum(event.type == "turn.opened" for event in page.events) == nth
+
+
+class CancelAt(trio.abc.Instrument):
+    """Cancels a scope after so many steps of whatever tasks there are."""
+
+    def __init__(self, left: int, scope: trio.CancelScope) -> None:
+        self.left = left
+        self.scope = scope
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.scope.cancel()
+            trio.lowlevel.remove_instrument(self)

@@ -359,6 +359,13 @@ async def test_an_exception_of_the_program_passes_as_it_is(clock: Any) -> None:
             raise KeyError("mine")
 
 
+async def test_an_exception_of_the_program_passes_although_it_is_cancelled_as_well(clock: Any) -> None:
+    with trio.CancelScope() as scope, pytest.raises(KeyError):
+        async with served(FakeServer()):
+            scope.cancel()
+            raise KeyError("mine")
+
+
 async def test_cancelling_the_program_leaves_nothing_behind(clock: Any) -> None:
     with trio.move_on_after(5) as scope:
         async with served(FakeServer()) as client, client.session("s1").attach() as events:

@@ -66,6 +66,9 @@ async def agent(turn: turnlane.Turn) -> None:
             await turn.output("and more")
 
 
+_seed = 1
+
+
 def fixed(main: Callable[[World], Awaitable[Any]], **more: Any) -> Any:
     """Run in a world in which nothing is left to chance."""
 
@@ -74,8 +77,13 @@ def fixed(main: Callable[[World], Awaitable[Any]], **more: Any) -> Any:
             w.runtime.id = "host.example:4711:runtime_1"
             return await main(w)
 
-    trio._core._run._r.seed(1)
-    return jumping(inside)
+    run: Any = trio._core._run
+    before, run._ALLOW_DETERMINISTIC_SCHEDULING = run._ALLOW_DETERMINISTIC_SCHEDULING, True
+    run._r.seed(_seed)
+    try:
+        return jumping(inside)
+    finally:
+        run._ALLOW_DETERMINISTIC_SCHEDULING = before
 
 
 # The conversation.
@@ -698,6 +706,8 @@ async def _notices(w: World) -> None:
     wire = await w.client(lockstep=True)
 
     async def streaming(turn: turnlane.Turn) -> None:
+        await turn.output("word")
+        await trio.sleep(0.1)
         for index in range(12):
             await turn.live(b"frame %d" % index, index * 20)
         for index in range(200):
@@ -709,6 +719,7 @@ async def _notices(w: World) -> None:
     await wire.call("session/attach", session="s1", replay_from={"type": "earliest"})
     await wire.until_method("session/caught_up")
     await wire.call("turn/start", session="s1", key="start-1", turn="t1", input="stream")
+    await wire.until_event("turn.output")
     await trio.sleep(1)  # takes nothing meanwhile
     await wire.call("turn/cancel", session="s1", turn="t1")
     await wire.until_event("turn.closed")
@@ -732,6 +743,41 @@ def _named(told: Any) -> str:
 
 def kinds() -> dict[str, Kind]:
     return {reason.value: reason.kind for reason in Reason}
+
+
+_IN_TABLE = re.compile(r"\| `(\{.*\})` \|$")
+_COUNTED = frozenset(["sent", "from_seq", "to_seq", "count", "from_output_seq", "to_output_seq", "seq", "fence_seq"])
+
+
+def difference(text: str, now: str) -> str | None:
+    """The first line in which two documents differ in more than what another order of tasks changes."""
+    left, right = _comparable(text), _comparable(now)
+    for one, other in zip(left, right, strict=False):
+        if one != other:
+            return f"{one}\n{other}"
+    return None if len(left) == len(right) else f"{len(left)} and {len(right)} lines"
+
+
+def _comparable(text: str) -> list[str]:
+    lines: list[str] = []
+    block: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("{"):
+            block.append(json.dumps(_plain(json.loads(line)), sort_keys=True))
+            continue
+        lines += sorted(block)
+        block = []
+        found = _IN_TABLE.search(line)
+        lines.append(line if found is None else line[: found.start()] + json.dumps(_plain(json.loads(found[1]))))
+    return lines
+
+
+def _plain(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {member: _plain(inner, member) for member, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return type(value).__name__ if name in VARIABLE or name in _COUNTED else value
 
 
 def written(text: str) -> str:

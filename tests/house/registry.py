@@ -1,8 +1,8 @@
 """The registry of names: `docs/registry.md` as it follows from the code.
 
 `python -m tests.house.registry` prints the page, `--write` writes it. What is a table there is read from the one list
-that the program itself uses: `codec.TAGS`, `daemon.protocol.METHODS` with `daemon.access.METHODS`, `core.reasons`,
-`core.limits`. A house test compares page and code in both directions.
+that the program itself uses: `codec.TAGS`, `daemon.protocol.METHODS`, `daemon.access`, `core.reasons`,
+`daemon.config.KEYS`, `core.limits`. A house test compares page and code in both directions.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from turnlane import codec
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.reasons import Kind, Reason
 from turnlane.core.step import Lane
-from turnlane.daemon import access, protocol
+from turnlane.daemon import access, config, protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "registry.md"
 
 HEAD = """# The registry
 
-Every name and number that is built: kept events, methods, reasons, limits. The tables are made from the code by
-`python -m tests.house.registry --write`; a test fails when page and code differ. What the words mean stands in
-[words.md](words.md).
+Every name and number that is built: kept events, methods, routes, reasons, settings, limits. The tables are made from
+the code by `python -m tests.house.registry --write`; a test fails when page and code differ. What the words mean stands
+in [words.md](words.md).
 
 A name is never used for two things and never spelled in two ways. Tags are `noun.past`, methods `noun/verb`, members
 and reasons `snake_case`. A new name arrives in the code and here in one change.
@@ -44,7 +44,7 @@ KINDS = {
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, *_events(), *_methods(), *_reasons(), *_limits()]
+    parts = [HEAD, *_events(), *_methods(), *_routes(), *_reasons(), *_settings(), *_limits()]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -88,6 +88,32 @@ def _methods() -> Iterator[str]:
         told = [f"**`{name}`**" if member.required else f"`{name}`" for name, member in members.items()]
         rows.append((f"`{method}`", ", ".join(told), _code(list(access.METHODS[method].rights))))
     yield _table(("method", "members of params", "rights"), rows)
+
+
+def _routes() -> Iterator[str]:
+    yield "## Routes of the operator's listener\n"
+    rows = [
+        (f"`{verb} {path}`", _code(list(need.rights)) or "none: open to whoever reaches it")
+        for (verb, path), need in access.ROUTES.items()
+    ]
+    yield _table(("route", "rights"), rows)
+
+
+def _settings() -> Iterator[str]:
+    yield "## Settings of the daemon\n"
+    yield (
+        "Keys of the settings file. The variable of a key is `TURNLANE_` and its name in capitals, `_` for each dot. "
+        "Besides them\nevery limit below is a key, `limits.<name>`.\n"
+    )
+    rows = []
+    for key, spec in config.KEYS.items():
+        if not key.startswith("limits."):
+            rows.append((f"`{key}`", "none" if spec.default in (None, ()) else f"`{_plain(spec.default)}`"))
+    yield _table(("setting", "default"), rows)
+
+
+def _plain(default: object) -> str:
+    return {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
 
 
 def _reasons() -> Iterator[str]:
@@ -143,6 +169,8 @@ def built() -> dict[str, set[str]]:
     return {
         "kept": set(codec.TAGS.values()),
         "methods": set(protocol.METHODS),
+        "routes": {f"{verb} {path}" for verb, path in access.ROUTES},
+        "settings": {key for key in config.KEYS if not key.startswith("limits.")},
         "reasons": {reason.value for reason in Reason},
         "limits": {field.name for field in attrs.fields(Limits)},
     }

@@ -21,6 +21,9 @@ import pytest
 import trio
 from attrs import frozen
 
+from turnlane import cli
+from turnlane.daemon import access, protocol
+
 from .reading import DOCS, PAGES, ROOT, documents, nothing
 
 MINE = ("README.md", "docs/embedding.md", "docs/testing.md", "docs/turns.md", "docs/hazards.md", "docs/words.md")
@@ -72,13 +75,22 @@ def test_shown_code_is_code() -> None:
             if fence.language == "python":
                 compile(fence.text, fence.page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             elif fence.info == "json":
-                json.loads(fence.text)
+                _reads_as_json(fence.text)
             elif fence.info == "toml":
                 tomllib.loads(fence.text)
         except (SyntaxError, ValueError) as error:
             wrong.append(f"{fence.page}:{fence.line} {error}")
 
     nothing(wrong, "shown code that is none")
+
+
+def _reads_as_json(text: str) -> None:
+    """One value, or one a line."""
+    try:
+        json.loads(text)
+    except ValueError:
+        for line in text.splitlines():
+            json.loads(line)
 
 
 def test_shown_python_runs_or_says_that_it_does_not() -> None:
@@ -134,6 +146,57 @@ def test_the_example_of_the_readme_is_the_example() -> None:
 
     assert program in shown
     assert len([line for line in program.splitlines() if line.strip()]) <= 20
+
+
+# completeness
+
+
+def test_every_method_is_described() -> None:
+    """The manual of the wire leaves no method out."""
+    text = (DOCS / "protocol.md").read_text()
+
+    nothing((method for method in protocol.METHODS if method not in text), "methods that docs/protocol.md leaves out")
+
+
+def test_every_route_is_described() -> None:
+    """The operator's manual leaves no route out."""
+    text = (DOCS / "operator.md").read_text()
+
+    nothing((path for _, path in access.ROUTES if path not in text), "routes that docs/operator.md leaves out")
+
+
+def test_every_command_is_described() -> None:
+    """The manual of the command line leaves no command out."""
+    text = (DOCS / "cli.md").read_text()
+    commands = [name for name in cli.app if not name.startswith("-")]
+
+    assert commands
+    nothing((name for name in commands if f"turnlane {name}" not in text), "commands that docs/cli.md leaves out")
+
+
+ADVERTISING = re.compile(
+    r"(?i)\b(blazing|lightning|world-class|seamless\w*|effortless\w*|powerful|cutting-edge|next-generation|state-of-the-art"
+    r"|best-in-class|revolutionary|enterprise-grade|supercharge\w*|unparalleled|robust)\b"
+)
+
+
+def test_no_page_advertises() -> None:
+    """Plain, concrete sentences."""
+    praising = [
+        f"{path.relative_to(ROOT)}:{number} {found[0]}"
+        for path in documents()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if (found := ADVERTISING.search(line)) is not None
+    ]
+
+    nothing(praising, "words that sell")
+
+
+def test_the_readme_claims_no_figures() -> None:
+    """Figures belong to the bench and the decisions, with what they were measured on."""
+    text = re.sub(r"(?ms)^```.*?^```", "", (ROOT / "README.md").read_text())
+
+    nothing(re.findall(r"\d[\d.,]* ?(?:k/s|M/s|/s|us|µs|ms|times|x)\b", text), "bare figures")
 
 
 # paths and links

@@ -6,7 +6,7 @@ from . import registry
 
 
 def test_every_name_that_is_built_is_in_the_registry_and_none_besides() -> None:
-    """Events, methods, reasons and limits: the page and the code name the same things."""
+    """Events, methods, routes, reasons, settings and limits: page and code name the same things."""
     listed, built = registry.named(registry.PAGE.read_text()), registry.built()
 
     assert listed.keys() == built.keys()

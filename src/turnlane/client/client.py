@@ -24,7 +24,7 @@ from ..core import marks
 from ..core.secret import Secret
 from .following import Following
 from .line import Address, Line
-from .losses import Loss, goodbye, loss_of, not_admitted, unreachable
+from .losses import Loss, goodbye, leaves, loss_of, not_admitted, unreachable
 from .session import Events, Session
 from .values import DEFAULT_BOUNDS, Bounds, Disconnected, Event, OutcomeUnknown, Server, TurnOutcome
 from .wire import (
@@ -167,7 +167,6 @@ class Client:
         call = self.conversation.ask(method, given, following=following)
         return await self.wait(call)
 
-    @marks.on_cancel("resumable")
     async def wait(self, call: Call) -> Mapping[str, Any]:
         """The answer to a call of the conversation."""
         call.waiter = trio.Event()
@@ -225,7 +224,6 @@ class Client:
 
     # life
 
-    @marks.on_cancel("poisoning")
     async def live(self, task_status: trio.TaskStatus[None]) -> None:
         """Connect, converse, and connect again. Ends with `_stopped` set, or when told to leave."""
         loss = goodbye()
@@ -275,7 +273,6 @@ class Client:
         for ending in self._endings.values():
             ending.told.set()
 
-    @marks.on_cancel("resumable")
     async def leave(self) -> None:
         """Say goodbye. Bounded by the caller."""
         self._leaving = True
@@ -498,19 +495,23 @@ async def connect(
         new_key or (lambda: f"key_{secrets.token_hex(16)}"),
     )
     raised: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        await nursery.start(client.live)
-        try:
-            client.check()
-            yield client
-        except BaseException as error:
-            raised = error
-        finally:
-            with trio.move_on_after(bounds.close_ms_max / 1000, shield=True):
-                await client.leave()
-            nursery.cancel_scope.cancel(reason="the block of connect() has been left")
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(client.live)
+            try:
+                client.check()
+                yield client
+            except BaseException as error:
+                raised = error
+            finally:
+                with trio.move_on_after(bounds.close_ms_max / 1000, shield=True):
+                    await client.leave()
+                nursery.cancel_scope.cancel(reason="the block of connect() has been left")
+    except BaseException:
+        if raised is None or all(isinstance(leaf, trio.Cancelled) for leaf in leaves(raised)):
+            raise
     if raised is not None:
-        raise raised
+        raise raised  # as it came: what a program raises is not wrapped in a group
 
 
 async def _answering(send: Callable[[], Awaitable[None]]) -> None:

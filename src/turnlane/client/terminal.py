@@ -25,13 +25,14 @@ from ..core import marks
 from ..core.reasons import Reason, Refused
 from ..core.secret import Secret
 from .client import Client, connect
-from .desk import BadLine, Lines, Places, Question
+from .desk import Places, Question
 from .screen import Screen, plain_text
 from .session import Events, Session
 from .values import Event, OutcomeUnknown, Recovered, Skipped, StaleCursor
 
 LEAVE_WITHIN_S: Final = 2.0
 CANCEL_WITHIN_S: Final = 2.0
+LINE_BYTES_MAX: Final = 1_048_576
 ENDED_REMEMBERED_MAX: Final = 256
 LOOK_S: Final = 0.05
 LOST_AFTER_S: Final = 0.3
@@ -45,6 +46,56 @@ HELP: Final = "lines are turns; +TEXT adds to the running turn; Ctrl-C cancels i
 _PLACE_OF_NO_USE: Final = frozenset(
     {Reason.STALE_CURSOR, Reason.CURSOR_EPOCH_CHANGED, Reason.CURSOR_MISMATCH, Reason.INVALID_CURSOR}
 )
+
+
+# lines
+
+
+class BadLine(Exception):
+    """A line that cannot be taken; the message names its number."""
+
+
+class Lines:
+    """The lines of a file descriptor, read in a thread that is left behind when nobody waits any more.
+
+    Raises BadLine for a line that is not UTF-8 or too long; the lines before it were given.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._number = 0
+        self._whole: deque[bytes] = deque()
+        self._rest = b""
+        self._ended = False
+
+    def __aiter__(self) -> Lines:
+        return self
+
+    @marks.on_cancel("resumable")
+    async def __anext__(self) -> str:
+        while not self._whole and not self._ended:
+            self._split(await trio.to_thread.run_sync(os.read, self._handle, 65_536, abandon_on_cancel=True))
+        if not self._whole:
+            raise StopAsyncIteration
+        self._number += 1
+        return _decoded(self._whole.popleft(), self._number)
+
+    def _split(self, data: bytes) -> None:
+        self._ended = not data
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        self._whole.extend(whole)
+        if self._rest and (self._ended or len(self._rest) > LINE_BYTES_MAX):
+            self._whole.append(self._rest)
+            self._rest = b""
+
+
+def _decoded(line: bytes, number: int) -> str:
+    if len(line) > LINE_BYTES_MAX:
+        raise BadLine(f"line {number} of the input has more than {LINE_BYTES_MAX} bytes")
+    try:
+        return line.decode().removesuffix("\r")
+    except UnicodeDecodeError:
+        raise BadLine(f"line {number} of the input is not UTF-8") from None
 
 
 # the conversation

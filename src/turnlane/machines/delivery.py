@@ -11,7 +11,7 @@ terminal nothing of its turn follows; `position` after an item is a cursor from 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
 
 from attrs import define, field, frozen
@@ -77,15 +77,16 @@ class Reader:
 
     def wants_control_ahead(self, window_last: Seq, head: Seq) -> bool:
         """Whether control beyond the end of the window must be looked up: the window does not reach the head."""
-        return self.by_lanes and self.caught_up and self.control and window_last < head
+        return self.by_lanes and self.caught_up and window_last < head
 
     def next(self, window: Sequence[Kept], ahead: Sequence[Kept], items_max: int, bytes_max: int) -> list[Item]:
         """The next items of a contiguous `window` (from `after` + 1) and of the control events beyond it."""
         items: list[Item] = []
         self._announce(items)
         room = bytes_max
+        control = self._control_of(window, ahead)
         while len(items) < items_max and room > 0:
-            event = self._choose(window, ahead)
+            event = self._choose(window, control)
             if event is None:
                 break
             if event.order is Order.FLUSHES and self.by_lanes and self.caught_up:
@@ -102,16 +103,24 @@ class Reader:
             self.caught_up = True
             items.append(CaughtUp(self.place))
 
-    def _choose(self, window: Sequence[Kept], ahead: Sequence[Kept]) -> Kept | None:
+    def _control_of(self, window: Sequence[Kept], ahead: Sequence[Kept]) -> deque[Kept]:
+        """The control events that were not sent yet, in order; none where control may not overtake."""
+        if not self.by_lanes:
+            return deque()
+        last = window[-1].seq if window else 0
+        found = deque(event for event in window if event.lane is Lane.CONTROL and event.seq > self.control_seq)
+        found.extend(event for event in ahead if event.seq > last)
+        return found
+
+    def _choose(self, window: Sequence[Kept], control: deque[Kept]) -> Kept | None:
         first = self._first_undone(window)
         if first is None or first.lane is Lane.CONTROL or not self.by_lanes or not self.caught_up:
             return first
-        if len(self.overtaken) >= self.overtaken_max:
+        while control and control[0].seq <= self.control_seq:
+            control.popleft()
+        if not control or control[0].order is Order.AFTER_DATA or len(self.overtaken) >= self.overtaken_max:
             return first
-        overtaking = self._next_control(window) or self._next_control(ahead)
-        if overtaking is None or overtaking.order is Order.AFTER_DATA:
-            return first
-        return overtaking
+        return control[0]
 
     def _first_undone(self, window: Sequence[Kept]) -> Kept | None:
         """The event of lowest seq that is not done, passing over control that overtook."""
@@ -125,10 +134,6 @@ class Reader:
             self._pass(event)
             index += 1
         return None
-
-    def _next_control(self, events: Sequence[Kept]) -> Kept | None:
-        index = bisect_left(events, self.control_seq + 1, key=lambda event: event.seq)
-        return next((event for event in events[index:] if event.lane is Lane.CONTROL), None)
 
     def _pass(self, event: Kept) -> None:
         """Move the place past an event that is sent, unwanted, or was sent before."""
