@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import select
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from attrs import define, field
 
+from turnlane import cli
 from turnlane.core.secret import Secret
 from turnlane.daemon.access import find_local_tokens
 
@@ -132,22 +135,37 @@ class Place:
         return found
 
     def log(self, session: str = "s-1") -> list[dict[str, Any]]:
-        """The log of a session as it lies in the state directory."""
-        found = self.run("log", self.state, session, "--json")
-        assert found.returncode == 0, found.stderr
-        return [json.loads(line) for line in found.stdout.splitlines()]
+        """The log of a session as it lies in the state directory: `turnlane log --json`, run in this process."""
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert cli.main(["log", str(self.state), session, "--json"]) == 0
+        return [json.loads(line) for line in out.getvalue().splitlines()]
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
-    (tmp_path / "run").mkdir(mode=0o700)
-    (tmp_path / "agents.py").write_text(AGENTS)
-    made = Place(tmp_path)
-    yield made
-    for one in made.running:
-        if one.process.poll() is None:
-            one.process.kill()
-        one.process.communicate()
+    """A place of this test alone."""
+    yield from _made(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, Running]]:
+    """A place with a daemon that many tests ask and none ends."""
+    for made in _made(tmp_path_factory.mktemp("served")):
+        yield made, made.start()
+
+
+def _made(folder: Path) -> Iterator[Place]:
+    (folder / "run").mkdir(mode=0o700)
+    (folder / "agents.py").write_text(AGENTS)
+    made = Place(folder)
+    try:
+        yield made
+    finally:
+        for one in made.running:
+            if one.process.poll() is None:
+                one.process.kill()
+            one.process.communicate()
 
 
 @pytest.fixture

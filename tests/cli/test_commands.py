@@ -218,8 +218,8 @@ def test_modes_that_let_others_in_are_exit_3_with_the_command_that_mends_them(ca
     assert "modes_too_wide" in line and "chmod 600" in line
 
 
-def test_compact_beside_a_daemon_is_exit_3_with_the_pid(place):
-    daemon = place.start()
+def test_compact_beside_a_daemon_is_exit_3_with_the_pid(served):
+    place, daemon = served
     found = place.run("compact", place.state)
     assert found.returncode == 3 and "state_in_use" in found.stderr and str(daemon.process.pid) in found.stderr
 
@@ -227,15 +227,15 @@ def test_compact_beside_a_daemon_is_exit_3_with_the_pid(place):
 # the answer is no: exit 1
 
 
-def test_an_unknown_session_is_exit_1_on_disk_and_over_the_wire_alike(place, capsys):
-    daemon = place.start()
+def test_an_unknown_session_is_exit_1_on_disk_and_over_the_wire_alike(served):
+    place, daemon = served
     on_disk, wired = place.run("log", place.state, "nobody"), place.run("log", daemon.url, "nobody")
     assert on_disk.returncode == wired.returncode == 1
     assert "unknown_session" in on_disk.stderr and "unknown_session" in wired.stderr
 
 
-def test_a_token_that_is_not_valid_is_exit_1_with_its_reason(place):
-    daemon = place.start()
+def test_a_token_that_is_not_valid_is_exit_1_with_its_reason(served):
+    place, daemon = served
     for words in (
         ("log", daemon.url, "s-1", "--token", "nonsense"),
         ("talk", daemon.url, "--token", "nonsense"),
@@ -245,8 +245,8 @@ def test_a_token_that_is_not_valid_is_exit_1_with_its_reason(place):
         assert found.returncode == 1 and "invalid_token" in found.stderr and "nonsense" not in found.stderr, found
 
 
-def test_without_its_token_the_operator_api_says_how_to_give_one(place):
-    daemon = place.start()
+def test_without_its_token_the_operator_api_says_how_to_give_one(served):
+    place, daemon = served
     found = place.run("status", daemon.operator_url, XDG_RUNTIME_DIR=str(place.folder / "elsewhere"))
     assert found.returncode == 1 and "missing_authorization" in found.stderr and "--token" in found.stderr
 
@@ -271,10 +271,11 @@ def lines_of(found: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in found.stdout.splitlines()]
 
 
-def test_log_reads_the_same_from_a_directory_and_from_the_daemon_beside_it(place):
-    trio.run(converse, place.state, ["hello there", "and again"])
-    daemon = place.start()
-    on_disk, wired = lines_of(place.run("log", place.state, "s-1", "--json")), None
+def test_log_reads_the_same_from_a_directory_and_from_the_daemon_beside_it(served):
+    place, daemon = served
+    home = {"XDG_STATE_HOME": str(place.folder)}
+    place.run("talk", daemon.url, "--session", "s-1", stdin="hello there\nand again\n", **home)
+    on_disk = place.log()
     wired = lines_of(place.run("log", daemon.url, "s-1", "--json"))
     assert [one["seq"] for one in on_disk] == list(range(1, len(on_disk) + 1))
     assert on_disk == wired
@@ -283,13 +284,14 @@ def test_log_reads_the_same_from_a_directory_and_from_the_daemon_beside_it(place
         assert rest == on_disk[10:]
 
 
-def test_log_follows_what_comes_and_ends_quietly_when_its_reader_goes(place):
-    trio.run(converse, place.state, ["hello"])
-    daemon = place.start()
+def test_log_follows_what_comes_and_ends_quietly_when_its_reader_goes(served):
+    place, daemon = served
+    home = {"XDG_STATE_HOME": str(place.folder)}
+    place.run("talk", daemon.url, "--session", "s-2", stdin="hello\n", **home)
     sources: list[Any] = [place.state, daemon.url]
     following = [
         subprocess.Popen(
-            place.command("log", source, "s-1", "--follow", "--json"),
+            place.command("log", source, "s-2", "--follow", "--json"),
             cwd=place.folder,
             env=place.environ,
             stdout=subprocess.PIPE,
@@ -302,7 +304,7 @@ def test_log_follows_what_comes_and_ends_quietly_when_its_reader_goes(place):
         for one in following:
             assert one.stdout is not None
             assert json.loads(one.stdout.readline())["seq"] == 1
-        told = place.run("talk", daemon.url, "--session", "s-1", stdin="more words\n", XDG_STATE_HOME=str(place.folder))
+        told = place.run("talk", daemon.url, "--session", "s-2", stdin="more words\n", **home)
         assert told.returncode == 0
         for one in following:
             assert one.stdout is not None
@@ -310,7 +312,7 @@ def test_log_follows_what_comes_and_ends_quietly_when_its_reader_goes(place):
                 pass
             one.stdout.close()
             one.stdout = None
-        told = place.run("talk", daemon.url, "--session", "s-1", stdin="again\n", XDG_STATE_HOME=str(place.folder))
+        told = place.run("talk", daemon.url, "--session", "s-2", stdin="again\n", **home)
         for one in following:
             assert one.wait(5) == 0
             assert one.stderr is not None and one.stderr.read() == ""
@@ -352,8 +354,8 @@ def test_a_pipe_that_ends_early_is_a_quiet_exit_0(place):
         assert process.stderr.read() == b"" and process.wait(5) == 0
 
 
-def test_status_and_top_find_the_token_of_the_local_daemon(place):
-    daemon = place.start()
+def test_status_and_top_find_the_token_of_the_local_daemon(served):
+    place, daemon = served
     found = place.run("status", daemon.operator_url)
     assert found.returncode == 0 and "serving" in found.stdout and "journal" in found.stdout
     told = json.loads(place.run("status", daemon.operator_url, "--json").stdout)
@@ -417,8 +419,8 @@ def test_reading_does_not_keep_the_journal_open(capsys, state):
 # tokens
 
 
-def test_a_minted_token_opens_the_door_with_the_rights_it_was_given(place):
-    daemon = place.start()
+def test_a_minted_token_opens_the_door_with_the_rights_it_was_given(served):
+    place, daemon = served
     made = place.run("token", "mint", "--state", place.state, "--role", "observer", "--subject", "eve", "--life", "60")
     assert made.returncode == 0
     token = made.stdout.strip()
@@ -430,8 +432,8 @@ def test_a_minted_token_opens_the_door_with_the_rights_it_was_given(place):
     assert refusal.returncode == 1 and "missing_scope" in refusal.stderr
 
 
-def test_a_token_without_keys_is_shown_and_not_believed(place):
-    place.start()
+def test_a_token_without_keys_is_shown_and_not_believed(served):
+    place, _ = served
     token = place.run("token", "mint", "--state", place.state).stdout.strip()
     looked = place.run("token", "inspect", token)
     assert looked.returncode == 1 and "not_verified" in looked.stdout and token.split(".")[2] not in looked.stdout
@@ -467,8 +469,10 @@ def test_keys_in_a_file_mint_and_serve_without_a_local_key(place):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "serve", "talk", "demo", "log", "status", "top", "doctor", "backup", "compact"]
-    + ["token", "token mint", "token inspect"],
+    [
+        *("", "serve", "talk", "demo", "log", "status", "top", "doctor", "backup", "compact"),
+        *("token", "token mint", "token inspect"),
+    ],
 )
 def test_every_command_has_help_and_a_usage_line(capsys, command):
     assert cli.main([*command.split(), "--help"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from typing import Any
 
 import pytest
@@ -14,20 +15,23 @@ from turnlane.core.step import Kept, Lane, Order
 from turnlane.demo import examine
 
 
-def test_the_demo_loses_nothing_and_says_so_in_figures(place):
-    found = place.run("demo")
-    assert found.returncode == 0, found.stdout
-    assert "events lost 0, repeated 0, outputs after a fence 0, terminals per turn 1" in found.stdout.splitlines()
-    assert re.search(r"cancel to fence [\d.]+ ms median, [\d.]+ ms max \(21 cancels\); resume \d+ ms", found.stdout)
+def test_the_demo_loses_nothing_and_says_so_in_figures_and_in_json(place):
+    environ = {"cwd": place.folder, "env": place.environ, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with (
+        subprocess.Popen(place.command("demo"), text=True, **environ) as for_people,
+        subprocess.Popen(place.command("demo", "--json"), text=True, **environ) as for_programs,
+    ):
+        shown, err = for_people.communicate(timeout=60)
+        assert for_people.returncode == 0 and err == "", shown + err
+        told, err = for_programs.communicate(timeout=60)
+        assert for_programs.returncode == 0 and err == "", told + err
+    assert "events lost 0, repeated 0, outputs after a fence 0, terminals per turn 1" in shown.splitlines()
+    assert re.search(r"cancel to fence [\d.]+ ms median, [\d.]+ ms max \(21 cancels\); resume \d+ ms", shown)
     for scene in ("streams", "barge-in", "the agent asks", "the line is cut", "word for word", "abandoned"):
-        assert scene in found.stdout, scene
-
-
-def test_the_demo_gives_its_figures_as_json_alone(place):
-    found = place.run("demo", "--json")
-    told = json.loads(found.stdout)
-    assert found.returncode == 0 and found.stderr == "" and told["ok"] is True
-    assert told["connections"] == 3 and told["cancels"] == 21 and told["outputs"] > 100 and told["resume_ms"] > 0
+        assert scene in shown, scene
+    figures = json.loads(told)
+    assert figures["ok"] is True and figures["connections"] == 3 and figures["cancels"] == 21
+    assert figures["outputs"] > 100 and figures["resume_ms"] > 0
 
 
 # The examination, on a log of seven events: an output, a cancel with fence 3, and a turn that completes.

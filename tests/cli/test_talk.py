@@ -80,17 +80,17 @@ def free_ports() -> tuple[str, str]:
 
 
 @pytest.fixture
-def served(place):
+def serve(place):
     listen, http = free_ports()
 
-    def serve() -> Any:
+    def start() -> Any:
         return place.start("--listen", listen, "--http", http, app="builtin", TURNLANE_AGENT_PACE_MS="25")
 
-    return serve
+    return start
 
 
-def test_a_person_types_stops_the_agent_in_mid_answer_and_goes_on_after_the_daemon_was_killed(place, served):
-    daemon = served()
+def test_a_person_types_stops_the_agent_in_mid_answer_and_goes_on_after_the_daemon_was_killed(place, serve):
+    daemon = serve()
     terminal = Terminal.run(place, "talk", daemon.url, "--session", "mine")
     try:
         terminal.wait("session mine at ")
@@ -108,7 +108,7 @@ def test_a_person_types_stops_the_agent_in_mid_answer_and_goes_on_after_the_daem
         terminal.wait(r"\b5 6 7\b")
         daemon.kill()
         terminal.wait(r"connection\b.* lost")
-        served()
+        serve()
         terminal.wait("again after")
         terminal.wait("abandoned: authority_loss")
         terminal.wait(r"(?<!\d)1 2 3 .*38 39 40\b")
@@ -130,8 +130,8 @@ def test_a_person_types_stops_the_agent_in_mid_answer_and_goes_on_after_the_daem
     assert late == []
 
 
-def test_ctrl_c_twice_leaves_the_talk_and_the_session_goes_on_where_it_was(place, served):
-    daemon = served()
+def test_ctrl_c_twice_leaves_the_talk_and_the_session_goes_on_where_it_was(place, serve):
+    daemon = serve()
     terminal = Terminal.run(place, "talk", daemon.url, "--session", "mine")
     try:
         terminal.wait("session mine at ")
@@ -152,8 +152,8 @@ def test_ctrl_c_twice_leaves_the_talk_and_the_session_goes_on_where_it_was(place
         terminal.close()
 
 
-def test_without_a_terminal_talk_reads_lines_and_answers_in_order(place, served):
-    daemon = served()
+def test_without_a_terminal_talk_reads_lines_and_answers_in_order(place, serve):
+    daemon = serve()
     home = {"XDG_STATE_HOME": str(place.folder / "xdg")}
     found = place.run("talk", daemon.url, "--session", "s-1", stdin="2 + 2\nnote milk\ny\nnotes\n", **home)
     assert found.returncode == 0 and "\x1b" not in found.stdout
@@ -163,26 +163,26 @@ def test_without_a_terminal_talk_reads_lines_and_answers_in_order(place, served)
     assert "NO" not in broken.stdout
 
 
-def test_what_an_agent_says_cannot_move_the_cursor_of_a_terminal(place):
-    daemon = place.start()
+def test_what_an_agent_says_cannot_move_the_cursor_of_a_terminal(served):
+    place, daemon = served
     home = {"XDG_STATE_HOME": str(place.folder / "xdg")}
-    found = place.run("talk", daemon.url, "--session", "s-1", stdin="red \x1b[31mred \u202egnirts\n", **home)
+    found = place.run("talk", daemon.url, "--session", "s-red", stdin="red \x1b[31mred \u202egnirts\n", **home)
     assert found.returncode == 0 and "\x1b" not in found.stdout and "\u202e" not in found.stdout
-    for words in (("log", place.state, "s-1"), ("log", daemon.url, "s-1"), ("log", place.state, "s-1", "--json")):
+    for words in (("log", place.state, "s-red"), ("log", daemon.url, "s-red"), ("log", place.state, "s-red", "--json")):
         shown = place.run(*words)
         assert shown.returncode == 0 and "red" in shown.stdout
         assert all(one.isprintable() or one == "\n" for one in shown.stdout)
 
 
-def test_a_daemon_that_drains_tells_a_person(place, served):
-    daemon = served()
+def test_a_daemon_that_drains_tells_a_person(place, serve):
+    daemon = serve()
     terminal = Terminal.run(place, "talk", daemon.url, "--session", "mine")
     try:
         terminal.wait("(?s)session mine at .*> ")
         daemon.signal(signal.SIGTERM)
         terminal.wait(r"connection\b.* lost")
         assert daemon.ended()[0] == 0
-        served()
+        serve()
         terminal.wait("again after")
     finally:
         terminal.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import runpy
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,13 @@ import trio.testing
 from attrs import fields
 from client_daemon import Daemon, daemon
 from client_fakes import FixedDice, seqs, take
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 import turnlane
-from turnlane.client import Event, Reason, Recovered, Refused, Skipped, TurnOutcome, connect
+from turnlane.client import Bounds, Disconnected, Event, Reason, Recovered, Refused, Skipped, TurnOutcome, connect
 from turnlane.nodes.builtin import make_agent
 
 
@@ -276,3 +282,50 @@ class CancelAt(trio.abc.Instrument):
         if self.left == 0:
             self.scope.cancel()
             trio.lowlevel.remove_instrument(self)
+
+
+def certificate(place: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's context for localhost, and a client's that trusts it and nothing else."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    day = datetime.timedelta(days=1)
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = built.public_bytes(serialization.Encoding.PEM)
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (place / "both.pem").write_bytes(pem + secret)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(place / "both.pem")
+    return server, ssl.create_default_context(cadata=pem.decode())
+
+
+async def test_a_conversation_over_tls_and_a_certificate_that_is_not_trusted(tmp_path: Path) -> None:
+    server, trusting = certificate(tmp_path)
+    async with daemon(count) as served:
+
+        async def serve(task_status: trio.TaskStatus[Any]) -> None:
+            await served.server.serve("127.0.0.1", 0, tls=server, task_status=task_status)
+
+        ((_, port),) = await served.nursery.start(serve)
+        async with connect(f"wss://localhost:{port}", tls=trusting) as client:
+            session = await client.open_session("s1")
+            assert (await (await session.start_turn({"words": 3})).outcome()).outcome == "completed"
+        with pytest.raises(Disconnected, match="cannot reach localhost.*certificate verify failed"):
+            async with connect(f"wss://localhost:{port}"):
+                raise AssertionError("not reached")
+        with trio.fail_after(5), pytest.raises(Disconnected):
+            async with connect(f"ws://localhost:{port}", bounds=Bounds(connect_ms_max=1_000)):
+                raise AssertionError("not reached")

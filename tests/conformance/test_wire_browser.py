@@ -86,9 +86,10 @@ def pages() -> Iterator[list[str]]:
 async def show(devtools: int, url: str) -> str:
     """Open a page, wait until it has written its result into its document, and close it."""
     new = urllib.request.Request(f"http://127.0.0.1:{devtools}/json/new?about:blank", method="PUT")
-    with await asyncio.to_thread(urllib.request.urlopen, new) as answer:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with await asyncio.to_thread(direct.open, new) as answer:
         target = json.load(answer)
-    async with websockets.connect(target["webSocketDebuggerUrl"], max_size=None) as tools:
+    async with websockets.connect(target["webSocketDebuggerUrl"], max_size=None, proxy=None) as tools:
         count = 0
 
         async def ask(method: str, **params: Any) -> Any:

@@ -19,6 +19,7 @@ from turnlane.core.reasons import Kind, Reason
 from turnlane.daemon import protocol
 from turnlane.journal.store import LmdbStore
 
+SPOKEN = [websockets.Subprotocol("turnlane.v1")]
 TEXT = DOCUMENT.read_text()
 
 
@@ -115,13 +116,13 @@ def _place(message: Any) -> tuple[str, int]:
 async def stranger(port: int) -> int:
     """A client of another library that knows the document and nothing else."""
     url, bound, played = f"ws://127.0.0.1:{port}/v1/ws", Bound(), 0
-    socket = await websockets.connect(url, subprotocols=[websockets.Subprotocol("turnlane.v1")])
+    socket = await websockets.connect(url, subprotocols=SPOKEN, proxy=None)
     assert socket.subprotocol == "turnlane.v1"
     for block in conversation(TEXT):
         if block.who == "lost":
             socket.transport.abort()
             await asyncio.sleep(1.2)
-            socket = await websockets.connect(url, subprotocols=[websockets.Subprotocol("turnlane.v1")])
+            socket = await websockets.connect(url, subprotocols=SPOKEN, proxy=None)
         elif block.who == "client":
             for message in block.messages:
                 await socket.send(json.dumps(bound.put(message)))

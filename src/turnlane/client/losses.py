@@ -41,7 +41,9 @@ def goodbye() -> Loss:
 
 def unreachable(where: str, error: BaseException, tries: int) -> Loss:
     """The network gave no connection, or took it away."""
-    what = "no answer in time" if isinstance(error, trio.TooSlowError) else str(error) or type(error).__name__
+    what = str(error) or str(error.__cause__ or "") or type(error).__name__
+    if isinstance(error, trio.TooSlowError):
+        what = "no answer in time"
     return Loss(Verdict(True), Disconnected(f"cannot reach {where}: {what}", tries=tries))
 
 
@@ -73,7 +75,7 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 def _is_line_fault(error: BaseException) -> bool:
     """An end that networks and peers bring about; also what the websocket library says of its own state machine."""
-    return isinstance(error, _LINE_FAULTS) or type(error).__module__.startswith("wsproto.")
+    return isinstance(error, _LINE_FAULTS) or type(error).__module__.startswith(("wsproto.", "h11."))
 
 
 def _closed(code: int, text: str, where: str, tries: int) -> Loss:

@@ -1,0 +1,384 @@
+"""What a session is: the value that its stream folds to, with the words that make it (commands, events, effects).
+
+`evolve_session` never judges: it already happened. Kept output changes no state, so recovery folds control events
+only. What is asked of a session is judged in `session.py` and the rooms it routes to. Source: spec "Turns", 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from attrs import define, evolve, field, frozen
+
+from ..core.ids import DEFAULT_TENANT, DispatchId, Epoch, Seq, SessionId, Tenant, TurnId
+from ..core.instants import WallInstant, wall_from_text
+from ..core.limits import Limits
+from ..core.reasons import Deferred, Reason, Rejected
+from ..core.step import DUE_NEVER, DUE_NOW, Step
+from . import dispatch as queue
+from . import effects_ledger, requests
+from . import turn as turns
+from .overlap import Policy
+from .plan import Plan
+from .turn import EndedTurn, Outcome, Turn
+
+
+class SessionPhase(Enum):
+    ABSENT = "absent"
+    STARTING = "starting"
+    ACTIVE = "active"
+    DRAINING = "draining"
+    ENDED = "ended"
+
+
+@frozen
+class CreateSession:
+    session: SessionId
+    tenant: Tenant = DEFAULT_TENANT
+    profile: str = "default"
+    overlap: Policy = Policy.QUEUE
+    metadata: Any = None
+    external: str | None = None
+    parent: SessionId | None = None
+    parent_turn: TurnId | None = None
+    ancestors: tuple[tuple[SessionId, TurnId], ...] = ()
+
+
+@frozen
+class CloseSession:
+    mode: str = "now"
+    reason: Reason = Reason.SESSION_CLOSED
+    origin: str = "host"
+    accepted_at: WallInstant = WallInstant(0)
+
+
+@frozen
+class StartTurn:
+    """A start with everything the gate needs: the plan frozen for `turn`, and what admission said (None: admit)."""
+
+    key: str
+    input: Any
+    turn: TurnId
+    dispatch: DispatchId
+    plan: Plan | Rejected
+    gate: Rejected | Deferred | None = None
+    turn_chosen: bool = False
+    turn_known: bool = False
+    overlap: Policy | None = None
+    expected_turn: TurnId | None = None
+    deadline_ms: int | None = None
+    on_detach: str | None = None
+    owner: str = "runtime"
+    accepted_at: WallInstant = WallInstant(0)
+    noted: bool = True
+    """False: this second has its share of kept decisions, a refusal of the gate is only counted."""
+    host_waiting: int = 0
+    """Starts that wait on this host, over all sessions."""
+
+
+@frozen
+class OpenQueued:
+    """The pump: open the row that goes first, if the gate lets it. `turn` is fresh, for a row that ran before."""
+
+    turn: TurnId
+    plan: Plan | Rejected
+    gate: Rejected | Deferred | None = None
+    owner: str = "runtime"
+
+
+@frozen
+class StartSubSession:
+    turn: TurnId
+    child: SessionId
+
+
+@frozen
+class NoteDegraded:
+    cause: str
+
+
+@frozen
+class SummariseGate:
+    counts: Mapping[str, int]
+
+
+@frozen
+class TimerFired:
+    key: str
+
+
+@define(slots=True)
+class SessionCreated:
+    session: SessionId
+    tenant: Tenant
+    profile: str
+    overlap: str
+    metadata: Any
+    external: str | None = None
+    parent: SessionId | None = None
+    parent_turn: TurnId | None = None
+    ancestors: list[list[str]] = field(factory=list)
+
+
+@define(slots=True)
+class SessionActivated:
+    epoch: Epoch
+
+
+@define(slots=True)
+class SessionDraining:
+    reason: str
+
+
+@define(slots=True)
+class SessionEnded:
+    reason: str
+
+
+@define(slots=True)
+class SessionDegraded:
+    cause: str
+
+
+@define(slots=True)
+class SessionRestored:
+    cause: str
+
+
+@define(slots=True)
+class GateDecided:
+    """A decision record of the gate (spec "Lanes and pressure", 7)."""
+
+    kind: str
+    reason: str
+    emitter: str
+    phase: str
+    scope: str
+    turn_id: str | None
+    epoch: Epoch
+    rule: str
+    at: str
+
+
+@define(slots=True)
+class GateSummarised:
+    counts: Mapping[str, int]
+
+
+@define(slots=True)
+class TurnKeyCancelled:
+    key: str | None
+    turn_id: str | None
+    until: str
+
+
+@frozen
+class DetachAll:
+    reason: Reason
+
+
+@frozen
+class CancelDescendants:
+    """The turn ended other than completed: every session below it ends, all at once."""
+
+    turn: TurnId
+
+
+@frozen
+class Session:
+    session: SessionId
+    tenant: Tenant = DEFAULT_TENANT
+    phase: SessionPhase = SessionPhase.ABSENT
+    profile: str = "default"
+    overlap: Policy = Policy.QUEUE
+    metadata: Any = None
+    external: str | None = None
+    parent: SessionId | None = None
+    parent_turn: TurnId | None = None
+    ancestors: tuple[tuple[SessionId, TurnId], ...] = ()
+    turn: Turn | None = None
+    rows: queue.Rows = field(factory=dict)
+    ended_turns: tuple[EndedTurn, ...] = ()
+    withdrawn: tuple[TurnId, ...] = ()
+    """Turns whose start was taken back while it waited: they never open."""
+    tombstones: Mapping[str, WallInstant] = field(factory=dict)
+    effects: effects_ledger.Effects = field(factory=dict)
+    past_requests: requests.Requests = field(factory=dict)
+    degraded: str | None = None
+    degraded_turn: TurnId | None = None
+    ended_seq: Seq = 0
+
+    @property
+    def condition(self) -> str:
+        return "ok" if self.degraded is None else "degraded"
+
+
+@frozen
+class OpenAnswer:
+    session: SessionId
+    created: bool
+    phase: str
+
+
+@frozen
+class StartAnswer:
+    """`phase` is active (with `seq` of turn.opened) or queued (with `position`, 1 = next)."""
+
+    turn: TurnId
+    dispatch: DispatchId
+    phase: str
+    seq: Seq | None = None
+    position: int | None = None
+    merged: bool = False
+
+
+@frozen
+class SteerAnswer:
+    seq: Seq
+    turn: TurnId
+
+
+@frozen
+class CloseAnswer:
+    phase: str
+
+
+@frozen
+class Done:
+    """The answer of a command that has nothing else to say: the seq of its last event."""
+
+    seq: Seq
+
+
+Answer = Step | Rejected | Deferred
+
+
+def evolve_session(state: Session, event: Any, seq: Seq) -> Session:
+    """Fold one event. No judgement: it already happened."""
+    match event:
+        case turns.TurnOutput():
+            return state  # the hot path: kept output changes no state, so recovery reads control events only
+        case SessionCreated():
+            return Session(
+                event.session,
+                event.tenant,
+                SessionPhase.STARTING,
+                event.profile,
+                Policy(event.overlap),
+                event.metadata,
+                event.external,
+                event.parent,
+                event.parent_turn,
+                tuple((SessionId(session), TurnId(turn)) for session, turn in event.ancestors),
+            )
+        case SessionActivated():
+            return evolve(state, phase=SessionPhase.ACTIVE)
+        case SessionDraining():
+            return evolve(state, phase=SessionPhase.DRAINING)
+        case SessionEnded():
+            return evolve(state, phase=SessionPhase.ENDED, ended_seq=seq)
+        case SessionDegraded(cause=cause):
+            return evolve(state, degraded=cause, degraded_turn=None if state.turn is None else state.turn.turn)
+        case SessionRestored():
+            return evolve(state, degraded=None, degraded_turn=None)
+        case TurnKeyCancelled(key=key, turn_id=turn_id, until=until):
+            name = f"key:{key}" if key is not None else f"turn:{turn_id}"
+            others = {other: at for other, at in state.tombstones.items() if other != name}
+            return evolve(state, tombstones={**others, name: wall_from_text(until)})
+        case turns.TurnClosed():
+            return _turn_closed(state)
+        case turns.TurnCommitted() | turns.TurnAborted():
+            assert state.turn is not None, event
+            closing = turns.evolved(state.turn, event, seq)
+            ended = EndedTurn(
+                event.turn,
+                Outcome(event.outcome),
+                Reason(event.reason),
+                event.fence_seq,
+                seq,
+                closing.opened_seq,
+                closing.plan.plan_hash,
+                closing.dispatch,
+                state.rows[closing.dispatch].position if closing.dispatch in state.rows else 0,
+            )
+            return evolve(state, turn=closing, ended_turns=(*state.ended_turns, ended))
+        case turns.SessionDeauthorized() | GateDecided() | GateSummarised():
+            return state
+    if isinstance(event, effects_ledger.EffectEvent):
+        return evolve(state, effects=effects_ledger.evolved(state.effects, event))
+    if isinstance(event, queue.DispatchEvent):
+        before, rows = state.rows.get(event.dispatch), queue.evolved(state.rows, event, seq)
+        if before is None or event.dispatch in rows or before.attempts:
+            return evolve(state, rows=rows)
+        return evolve(state, rows=rows, withdrawn=(*state.withdrawn, before.turn))
+    if isinstance(event, turns.TurnEvent):
+        return evolve(state, turn=turns.evolved(state.turn, event, seq))
+    return state  # an event of a newer version: kept for its readers, nothing of ours hangs on it
+
+
+def bounded(state: Session, limits: Limits) -> Session:
+    """Forget what only helped to name the right reason: old ends, old requests, the oldest tombstones."""
+    if (
+        max(len(state.ended_turns), len(state.withdrawn)) <= limits.closed_turns_remembered_max
+        and len(state.tombstones) <= limits.tombstones_max
+        and len(state.past_requests) <= limits.closed_turns_remembered_max
+    ):
+        return state
+    return evolve(
+        state,
+        ended_turns=state.ended_turns[-limits.closed_turns_remembered_max :],
+        withdrawn=state.withdrawn[-limits.closed_turns_remembered_max :],
+        tombstones=dict(list(state.tombstones.items())[-limits.tombstones_max :]),
+        past_requests=dict(list(state.past_requests.items())[-limits.closed_turns_remembered_max :]),
+    )
+
+
+def due(state: Session) -> int:
+    """When a session that nobody holds in memory must be woken (core/step.py, `Batch.due`)."""
+    if state.turn is not None or state.phase is SessionPhase.DRAINING:
+        return DUE_NOW
+    if (at := queue.next_due(state.rows)) is not None:
+        return max(DUE_NOW, at)
+    return DUE_NEVER if state.parent is None or state.phase is SessionPhase.ENDED else DUE_NOW
+
+
+def recovered_effects(state: Session, limits: Limits) -> tuple[Any, ...]:
+    """The wishes that are still pending after a fold; those of turns end with the turns."""
+    if state.phase is SessionPhase.DRAINING:
+        return (turns.ArmTimer("drain", after_ms=limits.session_drain_ms_max),)
+    return ()
+
+
+def open_requests(state: Session) -> list[requests.Request]:
+    return [] if state.turn is None else [request for request in state.turn.requests.values() if request.open]
+
+
+def known_end(state: Session, turn: TurnId) -> EndedTurn | None:
+    return next((ended for ended in reversed(state.ended_turns) if ended.turn == turn), None)
+
+
+def _turn_closed(state: Session) -> Session:
+    assert state.turn is not None
+    past = {**state.past_requests, **state.turn.requests}
+    kept = {
+        key: effect
+        for key, effect in state.effects.items()
+        if effect.phase == "unknown" or (effect.phase == "completed" and effect.turn != state.turn.turn)
+    }  # what the turn itself completed lies under its key; what an operator settled lies only here
+    return evolve(state, turn=None, past_requests=past, effects=kept)
+
+
+def ended_already(state: Session) -> Rejected:
+    return Rejected(
+        Reason.SESSION_ENDED,
+        "the session has ended and never becomes active again: open another",
+        {"seq": state.ended_seq},
+    )
+
+
+def no_session(state: Session) -> Rejected | None:
+    if state.phase is SessionPhase.ABSENT:
+        return Rejected(Reason.UNKNOWN_SESSION, "no such session: open it first")
+    return ended_already(state) if state.phase is SessionPhase.ENDED else None
