@@ -323,7 +323,7 @@ async def test_a_conversation_over_tls_and_a_certificate_that_is_not_trusted(tmp
         async with connect(f"wss://localhost:{port}", tls=trusting) as client:
             session = await client.open_session("s1")
             assert (await (await session.start_turn({"words": 3})).outcome()).outcome == "completed"
-        with pytest.raises(Disconnected, match="cannot reach localhost.*certificate verify failed"):
+        with pytest.raises(Disconnected, match=r"cannot reach localhost.*certificate verify failed"):
             async with connect(f"wss://localhost:{port}"):
                 raise AssertionError("not reached")
         with trio.fail_after(5), pytest.raises(Disconnected):

@@ -19,7 +19,7 @@ from turnlane.codec import CLASSES, DATA_TAGS, TAGS, Codec, UnknownEvent, decode
 from turnlane.core.ids import SessionId, TurnId
 from turnlane.core.instants import Instant, WallInstant
 from turnlane.core.step import Kept, Lane, Order
-from turnlane.machines import dispatch, effects_ledger, requests, session, turn
+from turnlane.machines import dispatch, effects_ledger, requests, session, session_state, turn
 from turnlane.machines.session import Session, evolve_session
 
 CODEC = Codec()
@@ -154,7 +154,7 @@ SESSION_SCOPED = {
     effects_ledger.EffectResolved,
     effects_ledger.EffectSettledLate,
     turn.SessionDeauthorized,
-    *(kind for kind in TAGS if kind.__module__ in (session.__name__, dispatch.__name__)),
+    *(kind for kind in TAGS if kind.__module__ in (session_state.__name__, dispatch.__name__)),
 }
 
 
