@@ -33,6 +33,9 @@ class SessionPhase(Enum):
     ENDED = "ended"
 
 
+# commands
+
+
 @frozen
 class CreateSession:
     session: SessionId
@@ -109,6 +112,9 @@ class TimerFired:
     key: str
 
 
+# events
+
+
 @define(slots=True)
 class SessionCreated:
     session: SessionId
@@ -174,6 +180,9 @@ class TurnKeyCancelled:
     until: str
 
 
+# effects
+
+
 @frozen
 class DetachAll:
     reason: Reason
@@ -184,6 +193,9 @@ class CancelDescendants:
     """The turn ended other than completed: every session below it ends, all at once."""
 
     turn: TurnId
+
+
+# state
 
 
 @frozen
@@ -213,6 +225,9 @@ class Session:
     @property
     def condition(self) -> str:
         return "ok" if self.degraded is None else "degraded"
+
+
+# answers
 
 
 @frozen
