@@ -176,7 +176,7 @@ async def test_a_killed_daemon_loses_nothing_and_its_turn_is_abandoned_once(plac
 
 async def test_sigterm_lets_an_open_turn_finish_and_refuses_what_is_new(place, eventually):
     daemon = place.start()
-    await in_mid_turn(daemon, pace=0.01)
+    await in_mid_turn(daemon, pace=0.005)
     daemon.signal(signal.SIGTERM)
     ready = eventually(lambda: drains(daemon))
     assert "draining" in [one["code"] for one in ready["reasons"]]

@@ -10,6 +10,8 @@ import trio
 from attrs import define, field
 from wire_kit import DEEP, Gone, Ledger, Wire, WireError, World, jumping, world
 
+from turnlane.journal.memory import MemoryStore
+
 
 @define(slots=True, eq=False)
 class Talker:
@@ -229,3 +231,96 @@ def test_a_fast_reader_and_one_that_thinks_long_are_told_the_same_log() -> None:
     for think_s in (0.0, 0.0007, 0.02, 0.3):
         for order in ("lanes", "log"):
             run(order, think_s, cut_frame=40)
+
+
+class PowerCut(Exception):
+    pass
+
+
+def test_a_daemon_that_dies_anywhere_is_resumed_from_the_cursor_with_every_committed_event() -> None:
+    """The store is what the next daemon opens; the cursor of the former one is good there."""
+
+    def run_over_a_restart(at: int) -> int:
+        store = MemoryStore()
+        ledger, place, frames = Ledger(), {"type": "earliest"}, 0
+
+        async def before() -> None:
+            nonlocal place, frames
+            async with world(store=store) as w:
+                wire = await w.client()
+                await wire.call("session/open", session="s", key="open")
+                await wire.call("session/attach", session="s", replay_from=place, client="c")
+                for key, wish in (("k1", {"n": 5}), ("k2", {"n": 9, "ask": {}})):
+                    await wire.send("turn/start", session="s", key=key, input=wish)
+                with trio.move_on_after(60):
+                    while frames < at:
+                        came = wire.notices.pop(0) if wire.notices else await wire.receive()
+                        if "method" in came:
+                            frames += 1
+                            cursor = ledger.take(came)
+                            place = {"type": "cursor", "cursor": cursor} if cursor else place
+                raise PowerCut
+
+        async def after() -> None:
+            async with world(store=store.reopened()) as w:
+                wire = await w.client()
+                attached = await wire.call("session/attach", session="s", replay_from=place, client="c")
+                assert attached["recovered"] == (place["type"] == "cursor")
+                for key, wish in (("k1", {"n": 5}), ("k2", {"n": 9, "ask": {}}), ("k3", {"n": 1})):
+                    await wire.call("turn/start", session="s", key=key, input=wish)
+                await trio.sleep(5)
+                await wire.call("session/close", session="s", key="x")
+                await wire.until_event("session.ended")
+                for notice in wire.notices:
+                    ledger.take(notice)
+                ledger.check(w.log(), by_lanes=True)
+                opened = [told["data"]["key"] for told in ledger.order if told["type"] == "turn.opened"]
+                assert set(opened) >= {"k1", "k2"}
+                ends = [told for told in ledger.order if told["type"] in ("turn.committed", "turn.aborted")]
+                assert len(ends) == len(opened), "each turn that was opened has one terminal"
+                w.assert_sound()
+
+        with pytest.raises(PowerCut):
+            jumping(before)
+        jumping(after)
+        return frames
+
+    tried = 0
+    for at in range(1, 60, 1 if DEEP else 2):
+        tried += 1
+        if run_over_a_restart(at) < at:
+            break
+    assert tried > 12
+    print(f"{tried} daemons that died in mid-conversation")
+
+
+def test_a_cursor_below_what_was_cut_away_is_declared_stale_at_every_place_and_never_answered_in_part() -> None:
+    async def main() -> None:
+        async with world() as w:
+            wire = await w.client()
+            await wire.call("session/open", session="s")
+            await wire.call("session/attach", session="s", replay_from={"type": "earliest"})
+            for n in range(3):
+                turn = await wire.call("turn/start", session="s", key=f"k{n}", input={"n": 8})
+                await wire.until_event("turn.closed", turn=turn["turn"])
+            await trio.sleep(1)
+            cursors = {told["seq"]: told["cursor"] for told in wire.events()}
+            floor = w.store.truncate("default/session/s", 20)
+            stale = 0
+            for seq, cursor in cursors.items():
+                again = await w.client()
+                place = {"type": "cursor", "cursor": cursor}
+                try:
+                    await again.call("session/attach", session="s", replay_from=place)
+                except WireError as error:
+                    assert error.code == "stale_cursor" and seq + 1 < floor
+                    stale += 1
+                    continue
+                assert seq + 1 >= floor
+                await again.until_method("session/caught_up")
+                assert [told["seq"] for told in again.events()] == list(range(seq + 1, max(cursors) + 1))
+                await again.cut()
+            assert 0 < stale == floor - 2
+            w.assert_sound()
+
+    jumping(main)

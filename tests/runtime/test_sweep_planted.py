@@ -9,7 +9,7 @@ import pytest
 
 from turnlane.core.step import Appended
 from turnlane.runtime.owner import StreamOwner
-from turnlane.runtime.runtime import Runtime
+from turnlane.runtime.residents import Residents
 from turnlane.runtime.session import SessionActor
 from turnlane.testing import sweep
 
@@ -33,10 +33,10 @@ def answer_before_commit(patch: pytest.MonkeyPatch) -> None:
 def forgotten_terminal(patch: pytest.MonkeyPatch) -> None:
     """Recovery leaves the turn of a former life open."""
 
-    async def resume(self: Runtime, actor: SessionActor) -> None:
+    async def resume(self: Residents, actor: SessionActor) -> None:
         return
 
-    patch.setattr(Runtime, "_resume", resume)
+    patch.setattr(Residents, "_resume", resume)
 
 
 def output_behind_the_terminal(patch: pytest.MonkeyPatch) -> None:

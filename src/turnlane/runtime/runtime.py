@@ -7,41 +7,35 @@ end are named and waited for, since structured concurrency holds.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from attrs import asdict, define, field
+from attrs import define, field
 
 from ..core import marks
 from ..core.canonical import canonical_json, sha256_hex
 from ..core.ids import DEFAULT_TENANT, SessionId, Tenant, TurnId, printable, session_stream, split_stream
-from ..core.instants import wall_text
 from ..core.limits import Limits
-from ..core.observations import ActorFell, AgentFailed, NodeDisowned
-from ..core.ports import CorruptStream, Ports, StoreError, StoreStatus
+from ..core.observations import AgentFailed, NodeDisowned
+from ..core.ports import Ports, StoreError, StoreStatus
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.status import Blocker, RuntimeStatus, readiness, warnings
-from ..core.step import DUE_NOW, Kept, Lane, Position, StoredKey
+from ..core.step import Kept, Position
 from ..machines import admission
-from ..machines import dispatch as queue
 from ..machines import session as rules
-from ..machines import turn as turns
-from ..machines.delivery import Reader
 from ..machines.overlap import Policy
 from ..machines.session import Session as SessionState
 from ..machines.session import SessionPhase
+from . import attaching, statuses
 from .attachment import Attachment
 from .counts import Counts
-from .egress import Egress
 from .handles import Event, Session, event_of
 from .history import read_history
-from .owner import StreamOwner
 from .pool import Permits, Window
-from .session import SessionActor, fresh_view, passable
-from .tail import Tail
+from .residents import Residents
+from .session import SessionActor, passable
 from .timers import Timers
 from .turn import Agent, TurnActor
 from .writer import JournalWriter
@@ -62,7 +56,6 @@ class Runtime:
     epoch: int = 0
     phase: str = "opening"
     counts: Counts = field(factory=Counts)
-    actors: dict[str, SessionActor] = field(factory=dict)
     nursery: trio.Nursery | None = None
     nodes: trio.Nursery | None = None
     disowned: dict[str, TurnActor] = field(factory=dict)
@@ -70,23 +63,21 @@ class Runtime:
     waiting_starts: int = 0
     attachments: int = 0
     store_status: StoreStatus = field(init=False)
+    residents: Residents = field(init=False)
     writer: JournalWriter = field(init=False)
     timers: Timers = field(init=False)
     window: Window = field(init=False)
     permits: Permits = field(init=False)
-    _waking: dict[str, trio.Event] = field(factory=dict)
-    _over: dict[str, trio.Event] = field(factory=dict)
     _hot: dict[str, dict[str, Any]] = field(factory=dict)
     _tenant_turns: dict[str, admission.Rate] = field(factory=dict)
     _tenant_sessions: dict[str, admission.Rate] = field(factory=dict)
     _session_turns: dict[str, admission.Rate] = field(factory=dict)
-    _generations: dict[tuple[str, str], int] = field(factory=dict)
     _turn_ended: trio.Event = field(factory=trio.Event)
-    _falls: dict[str, list[int]] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         limits = self.ports.limits
         self.store_status = self.ports.store.status()
+        self.residents = Residents(self)
         self.window = Window(limits)
         self.permits = Permits(limits.turns_active_max)
         self.timers = Timers(self.ports.clock, limits)
@@ -125,10 +116,10 @@ class Runtime:
                 async with trio.open_nursery() as self.nodes:
                     async with trio.open_nursery() as self.nursery:
                         self.nursery.start_soon(self.timers.run, name="timers")
-                        self.nursery.start_soon(self._sweep_idle, name="idle sessions")
+                        self.nursery.start_soon(self.residents.sweep_idle, name="idle sessions")
                         self.nursery.start_soon(self._watch_store, name="store status")
                         self.phase = "recovering"
-                        await self._recover()
+                        await self.residents.recover()
                         self.phase = "serving"
                         yield self
                         await self._drain()
@@ -160,150 +151,7 @@ class Runtime:
 
     # recovery and waking
 
-    async def _recover(self) -> None:
-        """End what a former life left open and arm what is due, before anything is served."""
-        after = ""
-        while True:
-            page = await self.ports.read_hop(self.ports.store.due, RECOVER_SLICE, after)
-            if not page:
-                return
-            async with trio.open_nursery() as nursery:
-                for stream, at in page:
-                    nursery.start_soon(self._recover_one, stream, at)
-            after = page[-1][0]
-
-    async def _recover_one(self, stream: str, due: int) -> None:
-        if due > DUE_NOW and due > self.ports.clock.wall():
-            self.timers.arm(stream, "due", lambda _: self._wake_soon(stream), at_wall=due)  # type: ignore[arg-type]
-            return
-        try:
-            (await self._awake(stream)).ring()
-        except Refused as error:
-            self.observe(ActorFell(stream, error.reason, error))
-
-    def _wake_soon(self, stream: str) -> None:
-        if self.nursery is not None:
-            self.nursery.start_soon(self._recover_one, stream, DUE_NOW)
-
-    async def _awake(self, stream: str) -> SessionActor:
-        """The actor of a stream, recovered if it is not in memory. Commands that arrive meanwhile wait for it."""
-        while True:
-            actor = self.actors.get(stream)
-            if actor is not None:
-                return actor
-            waking = self._waking.get(stream)
-            if waking is None:
-                return await self._wake(stream)
-            await waking.wait()
-
-    async def _wake(self, stream: str) -> SessionActor:
-        if not self.serving:
-            raise RuntimeError("closed: this runtime serves no more")
-        waking = self._waking[stream] = trio.Event()
-        try:
-            with trio.move_on_after(self.limits.session_wake_ms_max / 1000) as bound:
-                try:
-                    state, head = await self.ports.read_hop(self.fold, stream)
-                except StoreError as error:
-                    raise Refused(error.reason, error.message) from error
-            if bound.cancelled_caught:
-                message = "the session is being recovered: offer the same key again"
-                raise Refused(Reason.SESSION_WAKING, message, self.limits.defer_base_ms / 1000)
-            self._make_room()
-            actor = self._build(stream, state, head)
-            self.actors[stream] = actor
-        finally:
-            del self._waking[stream]
-            waking.set()
-        await self._resume(actor)
-        return actor
-
-    def fold(self, stream: str) -> tuple[SessionState, int]:
-        """Snapshot, then control events: kept output changes no state. Runs where reads may block."""
-        store, encoder = self.ports.store, self.ports.encoder
-        tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
-        state, after = SessionState(SessionId(name), tenant), 0
-        if (snapshot := store.load_snapshot(stream)) is not None:
-            after, state = snapshot[0], encoder.decode_state(snapshot[1])
-        head = store.head(stream).seq
-        if after > head:
-            after, state = 0, SessionState(SessionId(name), tenant)
-        while after < head:
-            page = store.read(stream, after, self.limits.page_items_max, Lane.CONTROL)
-            if not page.events:
-                break
-            for kept in page.events:
-                try:
-                    state = rules.evolve_session(state, encoder.decode(kept), kept.seq)
-                except (KeyError, AssertionError, ValueError) as error:
-                    raise CorruptStream(stream, kept.seq, f"{kept.type} does not follow: {error!r}") from error
-            after = page.events[-1].seq
-        return rules.bounded(state, self.limits), head
-
-    def _build(self, stream: str, state: SessionState, head: int) -> SessionActor:
-        actor = SessionActor(self, state.session, state.tenant, stream)
-        actor.last_used = self.ports.clock.now()
-        view = fresh_view(state, self.epoch)
-        parent = None if state.parent is None else self.actors.get(session_stream(state.tenant, state.parent))
-        if parent is not None and state.parent_turn is not None:
-            view.ancestors = ((parent.owner.view, state.parent_turn), *parent.owner.view.ancestors)
-        ports = self.ports
-        actor.owner = StreamOwner(
-            stream,
-            state,
-            head,
-            self.epoch,
-            self.writer,
-            ports.encoder,
-            ports.clock,
-            self.limits,
-            actor.perform,
-            actor.stamp,
-            actor.output_lost,
-            view,
-            Tail(self.limits, head),
-            self._read_key,
-            keys_complete=head == 0,
-        )
-        actor.queued_before()
-        actor.egress = Egress(actor.owner, actor.outlets, self.counts)
-        return actor
-
-    async def _read_key(self, stream: str, key: str) -> StoredKey | None:
-        return await self.ports.read_hop(self.ports.store.find_key, stream, key)
-
-    async def _resume(self, actor: SessionActor) -> None:
-        """After a fold: a turn that is open was lost with its owner; effects still pending are issued anew."""
-        state = actor.state
-        for effect in rules.recovered_effects(state, self.limits):
-            actor.perform(effect)
-        if state.turn is not None:
-            await actor.submit(turns.LoseAuthority())
-        if state.parent is not None and state.phase is not SessionPhase.ENDED:
-            parent = await self._awake(session_stream(state.tenant, state.parent))
-            open_turn = parent.state.turn
-            if open_turn is None or open_turn.turn != state.parent_turn:
-                await actor.submit(rules.CloseSession("now", Reason.PARENT_ENDED, f"parent:{state.parent_turn}"))
-        if state.rows:
-            actor.ring()
-
-    @marks.on_cancel("resumable")
-    async def resident(self, actor: SessionActor) -> SessionActor:
-        """The actor that serves this session now: the same one, or its successor after a passivation or a fall."""
-        if self.actors.get(actor.stream) is actor and actor.owner.lost is None:
-            return actor
-        return await self._awake(actor.stream)
-
     # memory
-
-    async def _sweep_idle(self) -> None:
-        """Sessions that nobody needs leave memory; a command for one of them brings it back."""
-        interval_s = max(1.0, self.limits.session_idle_ms / 4_000)
-        while True:
-            await trio.sleep(interval_s)
-            limit = self.ports.clock.now() - self.limits.session_idle_ms * 1_000_000
-            for actor in [actor for actor in self.actors.values() if actor.last_used < limit and passable(actor)]:
-                await self._passivate(actor)
 
     async def _watch_store(self) -> None:
         """Keep the store's status for whoever asks (no I/O then); free the slots of readers that were killed; notice
@@ -319,35 +167,6 @@ class Runtime:
                 return
             looks += 1
             await trio.sleep(STORE_LOOK_MS / 1000)
-
-    async def _passivate(self, actor: SessionActor) -> None:
-        state, head = actor.state, actor.owner.head
-        try:
-            await self.writer.call(
-                self.ports.store.save_snapshot, actor.stream, head, self.ports.encoder.encode_state(state)
-            )
-        except StoreError:
-            return  # a snapshot is a cache; without one the session stays where it is
-        if passable(actor) and actor.owner.head == head and self.actors.get(actor.stream) is actor:
-            self._forget(actor)
-
-    def _make_room(self) -> None:
-        if len(self.actors) < self.limits.resident_sessions_max:
-            return
-        idle = [actor for actor in self.actors.values() if passable(actor)]
-        if not idle:
-            most = self.limits.resident_sessions_max
-            message = f"{most} sessions are in memory and at work (resident_sessions_max): try again later"
-            raise Refused(Reason.OVERLOADED, message, self.limits.defer_base_ms / 1000)
-        self._forget(min(idle, key=lambda actor: actor.last_used))
-
-    def _forget(self, actor: SessionActor) -> None:
-        del self.actors[actor.stream]
-        self.waiting_starts -= queue.queued(actor.state.rows)
-        self.timers.drop_all(actor.stream)
-        if self.writer.broken is None and (due := queue.next_due(actor.state.rows)) is not None:
-            self.timers.arm(actor.stream, "due", lambda _: self._wake_soon(actor.stream), at_wall=due)
-        self._session_turns.pop(actor.stream, None)
 
     # sessions
 
@@ -403,7 +222,7 @@ class Runtime:
             raise Refused.of(refusal)
         name = await self._name_of(session_id, external, Tenant(tenant))
         stream = session_stream(Tenant(tenant), name)
-        actor = await self._awake(stream)
+        actor = await self.residents.awake(stream)
         if actor.state.phase is SessionPhase.ABSENT:
             self._admit_session(Tenant(tenant))
         command = rules.CreateSession(name, Tenant(tenant), chosen, Policy(overlap), metadata, external)
@@ -424,7 +243,7 @@ class Runtime:
             printable(session_id) and (await self.ports.read_hop(self.ports.store.head, stream)).seq
         ):
             raise Refused(Reason.UNKNOWN_SESSION, "no such session: open it first")
-        actor = await self._awake(stream)
+        actor = await self.residents.awake(stream)
         if actor.state.phase is SessionPhase.ABSENT:
             raise Refused(Reason.UNKNOWN_SESSION, "no such session: open it first")
         return Session(self, actor)
@@ -466,56 +285,6 @@ class Runtime:
 
     # sub-sessions
 
-    async def open_subsession(
-        self, parent: SessionActor, turn: TurnId, session_id: str | None, profile: str | None
-    ) -> Session:
-        """Child stream first, then the parent's fact; a child the parent does not know ends with its first wake."""
-        name = SessionId(session_id or self.ports.ids.new("session"))
-        stream = session_stream(parent.tenant, name)
-        child = await self._awake(stream)
-        if child.state.phase is not SessionPhase.ABSENT:
-            raise Refused(Reason.ID_IN_USE, "a session of that id exists: choose a fresh one")
-        command = rules.CreateSession(
-            name,
-            parent.tenant,
-            profile or parent.state.profile,
-            parent=parent.session,
-            parent_turn=turn,
-            ancestors=((parent.session, turn), *parent.state.ancestors),
-        )
-        await child.submit(command)
-        child.owner.view.ancestors = ((parent.owner.view, turn), *parent.owner.view.ancestors)
-        parent.children.add(stream)
-        try:
-            await parent.submit(rules.StartSubSession(turn, name))
-        except Refused:
-            parent.children.discard(stream)
-            child.post(rules.CloseSession("now", Reason.PARENT_ENDED, f"parent:{turn}"))
-            raise
-        return Session(self, child)
-
-    def end_descendants(self, actor: SessionActor) -> None:
-        """All descendants at once, not level by level; each writes its own terminal."""
-        waiting = list(actor.children)
-        while waiting:
-            child = self.actors.get(waiting.pop())
-            if child is None or child.state.phase is SessionPhase.ENDED:
-                continue
-            waiting += child.children
-            child.post(rules.CloseSession("now", Reason.PARENT_ENDED, f"parent:{child.state.parent_turn}"))
-
-    @marks.on_cancel("resumable")
-    async def join_descendants(self, actor: SessionActor) -> None:
-        """A turn cannot commit while a sub-session lives: drain them and wait."""
-        for stream in sorted(actor.children):
-            child = self.actors.get(stream)
-            if child is None or child.state.phase is SessionPhase.ENDED:
-                continue
-            over = self._over.setdefault(stream, trio.Event())
-            if child.state.phase is SessionPhase.ACTIVE:
-                child.post(rules.CloseSession("drain"))
-            await over.wait()
-
     # what actors report
 
     def note_answer(self, actor: SessionActor, before: SessionPhase, answer: Any) -> None:
@@ -529,7 +298,7 @@ class Runtime:
                 parent = self.actors.get(session_stream(actor.tenant, actor.state.parent))
                 if parent is not None:
                     parent.children.discard(actor.stream)
-            if (over := self._over.pop(actor.stream, None)) is not None:
+            if (over := self.residents.over.pop(actor.stream, None)) is not None:
                 over.set()
 
     def session_over(self, actor: SessionActor, reason: Reason) -> None:
@@ -559,29 +328,6 @@ class Runtime:
 
     def note_agent_error(self, plan: Any, error: BaseException) -> None:
         self.observe(AgentFailed(plan.session, plan.turn, error))
-
-    def actor_fell(self, actor: SessionActor, refusal: Refused, error: Exception | None) -> None:
-        """One way to fall: out of memory now, rebuilt at the next use; too often within a minute, and it goes up."""
-        self.counts.falls += 1
-        self.observe(ActorFell(actor.session, refusal.reason, error))
-        if self.actors.get(actor.stream) is actor:
-            self._forget(actor)
-        self.turn_over()
-        for attachment in list(actor.attachments.values()):
-            attachment.end(refusal.reason, at_once=True)
-        if (over := self._over.pop(actor.stream, None)) is not None:
-            over.set()
-        now = self.ports.clock.now()
-        recent = [
-            at for at in self._falls.get(actor.stream, []) if now - at < self.limits.restart_window_ms * 1_000_000
-        ]
-        self._falls[actor.stream] = [*recent, now]
-        if self.nursery is None or self.writer.broken is not None:
-            return
-        if len(recent) < self.limits.actor_restarts_max:
-            self._wake_soon(actor.stream)
-        elif error is not None:
-            raise error
 
     def agent_of(self, name: str) -> Agent:
         return self.agents[name]
@@ -638,265 +384,74 @@ class Runtime:
 
     # attachments
 
-    @marks.on_cancel("atomic")
-    async def attach(
-        self,
-        actor: SessionActor,
-        replay_from: str | Mapping[str, Any],
-        *,
-        client: str | None = None,
-        role: str = "controller",
-        order: str = "lanes",
-        lanes: Sequence[str] = LANES,
-        attachment_id: str | None = None,
-    ) -> Attachment:
-        """A live link from a place in the log. An older attachment of the same client ends as `replaced`.
-
-        Raises Refused: invalid_params, invalid_cursor, cursor_mismatch, cursor_epoch_changed, stale_cursor,
-        no_saved_cursor.
-        """
-        actor = await self.resident(actor)
-        if (
-            role not in ("controller", "observer")
-            or order not in ("lanes", "log")
-            or not lanes
-            or set(lanes) - set(LANES)
-        ):
-            message = "role is controller or observer, order lanes or log, lanes a non-empty part of " + ", ".join(
-                LANES
-            )
-            raise Refused(Reason.INVALID_PARAMS, message, data={"path": "params"})
-        floor = await self.ports.read_hop(self.ports.store.floor, actor.stream)
-        place = await self._place(actor, replay_from, client, floor)
-        actor = await self.resident(actor)
-        head = actor.owner.tail.head
-        if place.control_seq > head or place.data_seq > head:
-            raise Refused(Reason.INVALID_CURSOR, "the cursor lies ahead of the log: it is not of this session")
-        if min(place.control_seq, place.data_seq) + 1 < floor:
-            raise self.stale_cursor(actor, floor, head)
-        generation = 1
-        if client is not None:
-            generation = self._generations.get((actor.stream, client), 0) + 1
-            self._generations[actor.stream, client] = generation
-            for older in [other for other in actor.attachments.values() if other.client == client]:
-                older.end(Reason.REPLACED, at_once=True)
-        reader = Reader(
-            place.control_seq,
-            place.data_seq,
-            head,
-            order == "lanes",
-            "control" in lanes,
-            "data" in lanes,
-            self.limits.overtaken_items_max,
-        )
-        attachment = Attachment(
-            attachment_id or self.ports.ids.new("attachment"), actor, reader, role, client, generation, "data" in lanes
-        )
-        actor.attachments[attachment.id] = attachment
-        self.attachments += 1
-        actor.owner.tail.attach(attachment.bell)
-        return attachment
-
-    async def _place(
-        self, actor: SessionActor, replay_from: str | Mapping[str, Any], client: str | None, floor: int
-    ) -> Position:
-        kind, text = (replay_from, None) if isinstance(replay_from, str) else _replay_from(replay_from)
-        start = max(0, floor - 1)
-        match kind:
-            case "earliest":
-                return Position(start, start)
-            case "now":
-                return Position(actor.owner.tail.head, actor.owner.tail.head)
-            case "saved":
-                if client is None:
-                    message = "replay_from saved needs client: the name under which the cursor was acknowledged"
-                    raise Refused(Reason.INVALID_PARAMS, message, data={"path": "params.client"})
-                saved = await self.ports.read_hop(self.ports.store.load_cursor, actor.stream, client)
-                if saved is None:
-                    places = self.places(actor, floor, actor.owner.tail.head)
-                    raise Refused(Reason.NO_SAVED_CURSOR, "no cursor was acknowledged under this client", data=places)
-                return saved
-        found = self.ports.cursors.read(actor.stream, text or kind)
-        if isinstance(found, Rejected):
-            if found.reason is Reason.CURSOR_EPOCH_CHANGED:
-                places = self.places(actor, floor, actor.owner.tail.head)
-                raise Refused(found.reason, found.message, data={**places, **found.data})
-            raise Refused.of(found)
-        return found
-
     def attachment_gone(self, actor: SessionActor) -> None:
         self.attachments -= 1
         actor.last_used = self.ports.clock.now()
-
-    @marks.on_cancel("resumable")
-    async def save_cursor(self, attachment: Attachment, cursor: str) -> None:
-        """Acknowledge: remember the place under the attachment's client, durably."""
-        place = self.ports.cursors.read(attachment.actor.stream, cursor)
-        if isinstance(place, Rejected):
-            raise Refused.of(place)
-        attachment.ack(place)
-        if attachment.client is not None:
-            await self.writer.call(self.ports.store.save_cursor, attachment.actor.stream, attachment.client, place)
-
-    def places(self, actor: SessionActor, floor: int, head: int) -> dict[str, Any]:
-        """Floor and head as cursors, with the log epoch: what a reader needs to begin anew."""
-        text, start = self.ports.cursors.text, max(0, floor - 1)
-        return {
-            "floor_cursor": text(actor.stream, Position(start, start)),
-            "head_cursor": text(actor.stream, Position(head, head)),
-            "log_epoch": self.ports.store.log_epoch,
-        }
-
-    def stale_cursor(self, actor: SessionActor, floor: int, head: int) -> Refused:
-        message = f"the log begins at seq {floor} now: start anew from floor_cursor or head_cursor"
-        return Refused(Reason.STALE_CURSOR, message, data={**self.places(actor, floor, head), "hint": "snapshot"})
 
     def event(self, stream: str, kept: Kept, place: Position | None = None) -> Event:
         return event_of(self, stream, kept, place)
 
     # status
 
-    def session_status(self, actor: SessionActor) -> Mapping[str, Any]:
-        """One session's status: JSON values only, no content."""
-        state, head = actor.state, actor.owner.tail.head
-        return {
-            "session": state.session,
-            "phase": state.phase.value,
-            "condition": state.condition,
-            "profile": state.profile,
-            "overlap": state.overlap.value,
-            "epoch": actor.owner.epoch,
-            "turn": None if state.turn is None else self.turn_status(actor, state.turn.turn),
-            "queued": queue.queued(state.rows),
-            "attachments": [
-                {"attachment": one.id, "role": one.role, "client": one.client, "generation": one.generation}
-                for one in actor.attachments.values()
-            ],
-            "pending_requests": [request.request for request in rules.open_requests(state)],
-            "head_seq": head,
-            "head_cursor": self.ports.cursors.text(actor.stream, Position(head, head)),
-        }
-
-    def turn_status(self, actor: SessionActor, turn: TurnId) -> Mapping[str, Any]:
-        """Phase and place of a turn that memory knows; `{"phase": "unknown"}` for any other."""
-        state = actor.state
-        if state.turn is not None and state.turn.turn == turn:
-            open_turn = state.turn
-            doing = "cancelling" if open_turn.cancelling else f"blocked_on_{open_turn.blocked_on}"
-            return {
-                "turn": turn,
-                "phase": open_turn.phase.value,
-                "state": doing if open_turn.cancelling or open_turn.blocked_on else "running",
-                "dispatch": open_turn.dispatch,
-                "plan_hash": open_turn.plan.plan_hash,
-                "opened_seq": open_turn.opened_seq,
-                "fence_seq": None,
-            }
-        if (row := queue.row_of_turn(state.rows, turn)) is not None:
-            return {"turn": turn, "phase": "queued", "dispatch": row.dispatch, "attempts": row.attempts}
-        if (end := rules.known_end(state, turn)) is not None:
-            return ended_status(end)
-        return {"turn": turn, "phase": "unknown"}
-
-    @marks.on_cancel("resumable")
-    async def read_turn(self, actor: SessionActor, turn: TurnId) -> Mapping[str, Any]:
-        """As `turn_status`, also beyond memory. Raises Refused `unknown_turn`."""
-        status = self.turn_status(actor, turn)
-        if status["phase"] != "unknown":
-            return status
-        end = await actor.find_end(turn)
-        if end is None:
-            raise Refused(Reason.UNKNOWN_TURN, "no turn of that id in this session")
-        return ended_status(end)
-
-    def status(self) -> RuntimeStatus:
-        """Everything at one instant; synchronous, without I/O, bounded."""
-        writer, store, clock = self.writer.status(), self.store_status, self.ports.clock
-        listed = sorted(heapq.nsmallest(self.limits.status_items_max, self.actors))
-        return RuntimeStatus(
-            1,
-            clock.now() // 1_000_000,
-            wall_text(clock.wall()),
-            self.id,
-            self.phase,
-            self.epoch,
-            self.epoch > 0,
-            len(self.actors),
-            self.running_actors,
-            self.attachments,
-            self.permits.taken,
-            self.permits.most,
-            len(self.disowned),
-            self.waiting_starts,
-            self.window.inflight,
-            self.limits.data_inflight_max,
-            self.window.waiting,
-            self.timers.armed(),
-            self.limits.timers_max,
-            writer.waiting,
-            writer.groups_total,
-            writer.batches_total,
-            writer.batches_peak,
-            writer.events_total,
-            writer.oldest_ms,
-            writer.broken or store.broken,
-            store.file_bytes,
-            store.map_bytes_max,
-            store.used_percent,
-            dict(self.counts.ends),
-            dict(self.counts.admissions),
-            dict(self.counts.refusals),
-            dict(self.counts.fence_refused),
-            self.counts.outputs,
-            self.counts.observer_errors,
-            self.counts.falls,
-            tuple(_brief(self.actors[stream]) for stream in listed),
-            len(self.actors) > len(listed),
-            tuple(
-                asdict(lane) | {"owner": stream}
-                for stream in listed
-                if (lanes := self.actors[stream].lanes) is not None
-                for lane in lanes.status()
-            ),
-        )
-
     def readiness(self) -> tuple[tuple[Blocker, ...], tuple[Blocker, ...]]:
         status = self.status()
         return readiness(status, self.limits), warnings(status)
 
+    # rooms of their own
 
-def ended_status(end: turns.EndedTurn) -> Mapping[str, Any]:
-    return {
-        "turn": end.turn,
-        "phase": "closed",
-        "outcome": end.outcome.value,
-        "reason": end.reason.value,
-        "fence_seq": end.fence_seq,
-        "terminal_seq": end.terminal_seq,
-        "opened_seq": end.opened_seq,
-        "plan_hash": end.plan_hash,
-        "dispatch": end.dispatch,
-    }
+    @property
+    def actors(self) -> dict[str, SessionActor]:
+        return self.residents.actors
 
+    @marks.on_cancel("resumable")
+    async def resident(self, actor: SessionActor) -> SessionActor:
+        """The actor that serves this session now: the same one, or its successor after a passivation or a fall."""
+        return await self.residents.resident(actor)
 
-def _brief(actor: SessionActor) -> Mapping[str, Any]:
-    state = actor.state
-    return {
-        "stream": actor.stream,
-        "phase": state.phase.value,
-        "turn": None if state.turn is None else state.turn.turn,
-        "queued": queue.queued(state.rows),
-        "head_seq": actor.owner.tail.head,
-        "tail_items": actor.owner.tail.items,
-        "attachments": len(actor.attachments),
-    }
+    @marks.on_cancel("atomic")
+    async def attach(self, actor: SessionActor, replay_from: str | Mapping[str, Any], **how: Any) -> Attachment:
+        """A live link from a place in the log; takes what `attaching.attach` takes."""
+        return await attaching.attach(self, actor, replay_from, **how)
 
+    @marks.on_cancel("resumable")
+    async def save_cursor(self, attachment: Attachment, cursor: str) -> None:
+        """Acknowledge: remember the place under the attachment's client, durably."""
+        await attaching.save_cursor(self, attachment, cursor)
 
-def _replay_from(value: Mapping[str, Any]) -> tuple[str, str | None]:
-    kind = value.get("type")
-    if kind == "cursor" and isinstance(value.get("cursor"), str):
-        return "cursor", value["cursor"]
-    if kind in ("earliest", "now", "saved"):
-        return str(kind), None
-    message = "replay_from.type is one of cursor (with cursor), saved, earliest, now"
-    raise Refused(Reason.INVALID_PARAMS, message, data={"path": "params.replay_from.type"})
+    def handle(self, actor: SessionActor) -> Session:
+        """What a host program holds of a session."""
+        return Session(self, actor)
+
+    def fold(self, stream: str) -> tuple[SessionState, int]:
+        """State and head of a session as the log has them. Synchronous: runs where reads may block."""
+        return self.residents.fold(stream)
+
+    def forget(self, actor: SessionActor) -> None:
+        """The session leaves memory: what was only cached for it goes too."""
+        self.waiting_starts -= actor.waiting_starts
+        self._session_turns.pop(actor.stream, None)
+        self._hot.pop(actor.stream, None)
+
+    def places(self, actor: SessionActor, floor: int, head: int) -> dict[str, Any]:
+        """Floor and head as cursors, with the log epoch: what a reader needs to begin anew."""
+        return attaching.places(self, actor, floor, head)
+
+    def stale_cursor(self, actor: SessionActor, floor: int, head: int) -> Refused:
+        return attaching.stale_cursor(self, actor, floor, head)
+
+    def session_status(self, actor: SessionActor) -> Mapping[str, Any]:
+        """One session's status: JSON values only, no content."""
+        return statuses.session_status(self, actor)
+
+    def turn_status(self, actor: SessionActor, turn: TurnId) -> Mapping[str, Any]:
+        """Phase and place of a turn that memory knows; `{"phase": "unknown"}` for any other."""
+        return statuses.turn_status(self, actor, turn)
+
+    @marks.on_cancel("resumable")
+    async def read_turn(self, actor: SessionActor, turn: TurnId) -> Mapping[str, Any]:
+        """As `turn_status`, also beyond memory. Raises Refused `unknown_turn`."""
+        return await statuses.read_turn(self, actor, turn)
+
+    def status(self) -> RuntimeStatus:
+        """Everything at one instant; synchronous, without I/O, bounded."""
+        return statuses.runtime_status(self)

@@ -28,6 +28,7 @@ from ..machines.plan import freeze
 from ..machines.session import Session, SessionPhase
 from .egress import Egress
 from .lanes import Lanes
+from .lineage import end_descendants
 from .owner import Keyed, OwnerLost, StreamOwner
 from .turn import TurnActor
 
@@ -91,6 +92,8 @@ class SessionActor:
     egress: Egress = field(init=False)
     lanes: Lanes[Envelope] | None = None
     attachments: dict[str, Attachment] = field(factory=dict)
+    generations: dict[str, int] = field(factory=dict)
+    """Attaches so far by client name."""
     children: set[str] = field(factory=set)
     """Streams of the live sub-sessions of the open turn."""
     turn: TurnActor | None = None
@@ -482,7 +485,7 @@ class SessionActor:
             case rules.DetachAll(reason=reason):
                 self.runtime.session_over(self, reason)
             case rules.CancelDescendants():
-                self.runtime.end_descendants(self)
+                end_descendants(self.runtime, self)
 
     def _stop_turn(self, turn: TurnId, reason: Reason, completed: bool) -> None:
         if self.turn is not None and self.turn.plan.turn == turn:
@@ -557,6 +560,10 @@ class SessionActor:
             return
         self.post(turns.CancelTurn(turn.turn, reason=Reason.DETACHED, origin="transport"))
 
+    @property
+    def waiting_starts(self) -> int:
+        return self._queued
+
     def queued_before(self) -> None:
         """Starts that waited in the log when the session was folded count as waiting on this host."""
         self._queued = queue.queued(self.state.rows)
@@ -579,7 +586,7 @@ class SessionActor:
         self.owner.view.granted = False
         for ended in self.ends.values():
             ended.set()
-        self.runtime.actor_fell(self, refusal, error)
+        self.runtime.residents.fell(self, refusal, error)
 
 
 def _full_lane() -> Rejected:

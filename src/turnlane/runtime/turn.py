@@ -27,6 +27,7 @@ from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.plan import Plan
 from .egress import LiveDigest
+from .lineage import join_descendants, open_subsession
 
 if TYPE_CHECKING:
     from .handles import Session
@@ -110,7 +111,7 @@ class TurnActor:
     async def _propose_end(self) -> None:
         """The agent is done: sub-sessions end first, then the turn commits or fails."""
         if self._failure is None and not self.node_cancelled:
-            await self.actor.runtime.join_descendants(self.actor)
+            await join_descendants(self.actor.runtime, self.actor)
         if self._stopped.is_set():
             return
         if self.node_cancelled:
@@ -339,7 +340,9 @@ class Turn:
         Raises Refused `subsession_limit`. Rule: spec "Turns", 8.
         """
         self._actor.actor.egress.check(self.id, self.plan.epoch)
-        return await self._actor.actor.runtime.open_subsession(self._actor.actor, self.id, session, profile)
+        actor = self._actor.actor
+        child = await open_subsession(actor.runtime, actor, self.id, session, profile)
+        return actor.runtime.handle(child)
 
     @property
     def steered(self) -> AsyncIterator[Any]:

@@ -1,0 +1,242 @@
+"""Which sessions are in memory: recovered, woken when asked for, passivated when idle, thrown away when they fall.
+
+An actor is found by its stream. One that is not here is folded from its snapshot and its control events; nothing
+durable depends on its being here. One way to fall: out of memory at once, rebuilt at the next use, a bounded number of
+times a minute; after that the failure goes up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import define, field
+
+from ..core.ids import SessionId, session_stream, split_stream
+from ..core.observations import ActorFell
+from ..core.ports import CorruptStream, StoreError
+from ..core.reasons import Reason, Refused
+from ..core.step import DUE_NOW, Lane, StoredKey
+from ..machines import dispatch as queue
+from ..machines import session as rules
+from ..machines import turn as turns
+from ..machines.session import Session as SessionState
+from ..machines.session import SessionPhase
+from .egress import Egress
+from .owner import StreamOwner
+from .session import SessionActor, fresh_view, passable
+from .tail import Tail
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
+
+RECOVER_SLICE = 64
+FALLS_REMEMBERED = 1_024
+
+
+@define(slots=True, eq=False)
+class Residents:
+    """The actors of one runtime, by full stream name."""
+
+    runtime: Runtime
+    actors: dict[str, SessionActor] = field(factory=dict)
+    over: dict[str, trio.Event] = field(factory=dict)
+    """Set when the session has ended; made only while somebody waits for it."""
+    _waking: dict[str, trio.Event] = field(factory=dict)
+    _falls: dict[str, list[int]] = field(factory=dict)
+
+    async def recover(self) -> None:
+        """End what a former life left open and arm what is due, before anything is served."""
+        after = ""
+        while True:
+            page = await self.runtime.ports.read_hop(self.runtime.ports.store.due, RECOVER_SLICE, after)
+            if not page:
+                return
+            async with trio.open_nursery() as nursery:
+                for stream, at in page:
+                    nursery.start_soon(self.recover_one, stream, at)
+            after = page[-1][0]
+
+    async def recover_one(self, stream: str, due: int) -> None:
+        if due > DUE_NOW and due > self.runtime.ports.clock.wall():
+            self.runtime.timers.arm(stream, "due", lambda _: self.wake_soon(stream), at_wall=due)  # type: ignore[arg-type]
+            return
+        try:
+            (await self.awake(stream)).ring()
+        except Refused as error:
+            self.runtime.observe(ActorFell(stream, error.reason, error))
+
+    def wake_soon(self, stream: str) -> None:
+        if self.runtime.nursery is not None:
+            self.runtime.nursery.start_soon(self.recover_one, stream, DUE_NOW)
+
+    async def awake(self, stream: str) -> SessionActor:
+        """The actor of a stream, recovered if it is not in memory. Commands that arrive meanwhile wait for it."""
+        while True:
+            actor = self.actors.get(stream)
+            if actor is not None:
+                return actor
+            waking = self._waking.get(stream)
+            if waking is None:
+                return await self._wake(stream)
+            await waking.wait()
+
+    async def _wake(self, stream: str) -> SessionActor:
+        if not self.runtime.serving:
+            raise RuntimeError("closed: this runtime serves no more")
+        waking = self._waking[stream] = trio.Event()
+        try:
+            with trio.move_on_after(self.runtime.limits.session_wake_ms_max / 1000) as bound:
+                try:
+                    state, head = await self.runtime.ports.read_hop(self.fold, stream)
+                except StoreError as error:
+                    raise Refused(error.reason, error.message) from error
+            if bound.cancelled_caught:
+                message = "the session is being recovered: offer the same key again"
+                raise Refused(Reason.SESSION_WAKING, message, self.runtime.limits.defer_base_ms / 1000)
+            self._make_room()
+            actor = self._build(stream, state, head)
+            self.actors[stream] = actor
+        finally:
+            del self._waking[stream]
+            waking.set()
+        await self._resume(actor)
+        return actor
+
+    def fold(self, stream: str) -> tuple[SessionState, int]:
+        """Snapshot, then control events: kept output changes no state. Runs where reads may block."""
+        store, encoder = self.runtime.ports.store, self.runtime.ports.encoder
+        tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
+        state, after = SessionState(SessionId(name), tenant), 0
+        if (snapshot := store.load_snapshot(stream)) is not None:
+            after, state = snapshot[0], encoder.decode_state(snapshot[1])
+        head = store.head(stream).seq
+        if after > head:
+            after, state = 0, SessionState(SessionId(name), tenant)
+        while after < head:
+            page = store.read(stream, after, self.runtime.limits.page_items_max, Lane.CONTROL)
+            if not page.events:
+                break
+            for kept in page.events:
+                try:
+                    state = rules.evolve_session(state, encoder.decode(kept), kept.seq)
+                except (KeyError, AssertionError, ValueError) as error:
+                    raise CorruptStream(stream, kept.seq, f"{kept.type} does not follow: {error!r}") from error
+            after = page.events[-1].seq
+        return rules.bounded(state, self.runtime.limits), head
+
+    def _build(self, stream: str, state: SessionState, head: int) -> SessionActor:
+        actor = SessionActor(self.runtime, state.session, state.tenant, stream)
+        actor.last_used = self.runtime.ports.clock.now()
+        view = fresh_view(state, self.runtime.epoch)
+        parent = None if state.parent is None else self.actors.get(session_stream(state.tenant, state.parent))
+        if parent is not None and state.parent_turn is not None:
+            view.ancestors = ((parent.owner.view, state.parent_turn), *parent.owner.view.ancestors)
+        ports = self.runtime.ports
+        actor.owner = StreamOwner(
+            stream,
+            state,
+            head,
+            self.runtime.epoch,
+            self.runtime.writer,
+            ports.encoder,
+            ports.clock,
+            self.runtime.limits,
+            actor.perform,
+            actor.stamp,
+            actor.output_lost,
+            view,
+            Tail(self.runtime.limits, head),
+            self._read_key,
+            keys_complete=head == 0,
+        )
+        actor.queued_before()
+        actor.egress = Egress(actor.owner, actor.outlets, self.runtime.counts)
+        return actor
+
+    async def _read_key(self, stream: str, key: str) -> StoredKey | None:
+        return await self.runtime.ports.read_hop(self.runtime.ports.store.find_key, stream, key)
+
+    async def _resume(self, actor: SessionActor) -> None:
+        """After a fold: a turn that is open was lost with its owner; effects still pending are issued anew."""
+        state = actor.state
+        for effect in rules.recovered_effects(state, self.runtime.limits):
+            actor.perform(effect)
+        if state.turn is not None:
+            await actor.submit(turns.LoseAuthority())
+        if state.parent is not None and state.phase is not SessionPhase.ENDED:
+            parent = await self.awake(session_stream(state.tenant, state.parent))
+            open_turn = parent.state.turn
+            if open_turn is None or open_turn.turn != state.parent_turn:
+                await actor.submit(rules.CloseSession("now", Reason.PARENT_ENDED, f"parent:{state.parent_turn}"))
+        if state.rows:
+            actor.ring()
+
+    async def resident(self, actor: SessionActor) -> SessionActor:
+        """The actor that serves this session now: the same one, or its successor after a passivation or a fall."""
+        if self.actors.get(actor.stream) is actor and actor.owner.lost is None:
+            return actor
+        return await self.awake(actor.stream)
+
+    async def sweep_idle(self) -> None:
+        """Sessions that nobody needs leave memory; a command for one of them brings it back."""
+        interval_s = max(1.0, self.runtime.limits.session_idle_ms / 4_000)
+        while True:
+            await trio.sleep(interval_s)
+            limit = self.runtime.ports.clock.now() - self.runtime.limits.session_idle_ms * 1_000_000
+            for actor in [actor for actor in self.actors.values() if actor.last_used < limit and passable(actor)]:
+                await self._passivate(actor)
+
+    async def _passivate(self, actor: SessionActor) -> None:
+        state, head = actor.state, actor.owner.head
+        try:
+            await self.runtime.writer.call(
+                self.runtime.ports.store.save_snapshot,
+                actor.stream,
+                head,
+                self.runtime.ports.encoder.encode_state(state),
+            )
+        except StoreError:
+            return  # a snapshot is a cache; without one the session stays where it is
+        if passable(actor) and actor.owner.head == head and self.actors.get(actor.stream) is actor:
+            self.forget(actor)
+
+    def _make_room(self) -> None:
+        if len(self.actors) < self.runtime.limits.resident_sessions_max:
+            return
+        idle = [actor for actor in self.actors.values() if passable(actor)]
+        if not idle:
+            most = self.runtime.limits.resident_sessions_max
+            message = f"{most} sessions are in memory and at work (resident_sessions_max): try again later"
+            raise Refused(Reason.OVERLOADED, message, self.runtime.limits.defer_base_ms / 1000)
+        self.forget(min(idle, key=lambda actor: actor.last_used))
+
+    def forget(self, actor: SessionActor) -> None:
+        del self.actors[actor.stream]
+        self.runtime.forget(actor)
+        self.runtime.timers.drop_all(actor.stream)
+        if self.runtime.writer.broken is None and (due := queue.next_due(actor.state.rows)) is not None:
+            self.runtime.timers.arm(actor.stream, "due", lambda _: self.wake_soon(actor.stream), at_wall=due)
+
+    def fell(self, actor: SessionActor, refusal: Refused, error: Exception | None) -> None:
+        """One way to fall: out of memory now, rebuilt at the next use; too often within a minute, and it goes up."""
+        self.runtime.counts.falls += 1
+        self.runtime.observe(ActorFell(actor.session, refusal.reason, error))
+        if self.actors.get(actor.stream) is actor:
+            self.forget(actor)
+        self.runtime.turn_over()
+        for attachment in list(actor.attachments.values()):
+            attachment.end(refusal.reason, at_once=True)
+        if (over := self.over.pop(actor.stream, None)) is not None:
+            over.set()
+        now, window_ns = self.runtime.ports.clock.now(), self.runtime.limits.restart_window_ms * 1_000_000
+        recent = [at for at in self._falls.pop(actor.stream, []) if now - at < window_ns]
+        self._falls[actor.stream] = [*recent, now]
+        if len(self._falls) > FALLS_REMEMBERED:
+            del self._falls[next(iter(self._falls))]
+        if self.runtime.nursery is None or self.runtime.writer.broken is not None:
+            return
+        if len(recent) < self.runtime.limits.actor_restarts_max:
+            self.wake_soon(actor.stream)
+        elif error is not None:
+            raise error
