@@ -1,6 +1,6 @@
 """Only what all tests share: where nothing may be skipped, and what the run has.
 
-`TURNLANE_REQUIRE=all` (set by `.ci/run`) turns every skip into a failure: on that machine a browser and a C compiler
+`TESTS_REQUIRE=all` (set by `.ci/run`) turns every skip into a failure: on that machine a browser and a C compiler
 are there, so a skipped test would be a test that nobody runs.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Generator
 
 import pytest
 
-REQUIRE_ALL = os.environ.get("TURNLANE_REQUIRE") == "all"
+REQUIRE_ALL = os.environ.get("TESTS_REQUIRE") == "all"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -22,5 +22,5 @@ def pytest_runtest_makereport(
     if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-        report.longrepr = f"skipped, and TURNLANE_REQUIRE=all: {reason}"
+        report.longrepr = f"skipped, and TESTS_REQUIRE=all: {reason}"
     return report

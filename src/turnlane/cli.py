@@ -43,6 +43,8 @@ UNREACHABLE: Final = 3
 BROKEN: Final = 70
 CUT: Final = 130
 
+EMBEDDED_PROFILE: Final = "default"
+"""The profile of sessions that a program with one agent opened: its state directory can be served."""
 OPERATOR_URL: Final = "http://127.0.0.1:4100"
 _HTTP_S: Final = 10.0
 _PAGE: Final = 500
@@ -200,7 +202,8 @@ def serve(
         "log.level": log_level,
     }
     settings = _settings(config, flags)
-    agents = {settings.profile.name: _agent(settings.app)}
+    agent = _agent(settings.app)
+    agents = {settings.profile.name: agent, EMBEDDED_PROFILE: agent}
     if check:
         _print_json({"ok": True, "settings": settings.resolved.splitlines()}) if json else print(settings.resolved)
         return OK

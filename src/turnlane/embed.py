@@ -178,7 +178,9 @@ def _open_journal(state: Path, limits: Limits) -> LmdbStore:
     """A directory that holds something else is left alone; one of ours has a journal, or is being created."""
     journal = journal_of(state)
     with named_failures(state):
-        if state.exists() and not (state.is_dir() and (journal.exists() or is_empty(state) or beside(journal).exists())):
+        if state.exists() and not (
+            state.is_dir() and (journal.exists() or is_empty(state) or beside(journal).exists())
+        ):
             message = "there is something here, and it is not a state directory"
             raise StoreError(Reason.STATE_NOT_OURS, message, path=str(state), remedy="name another directory")
         state.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import stat
 import subprocess
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import trio
 
 import turnlane.client
 from turnlane.client import Event
+from turnlane.daemon.config import Settings, read_settings
+from turnlane.daemon.daemon import GC_THRESHOLDS, run_daemon
 
 WORDS = " ".join(f"w{number}" for number in range(200))
 
@@ -83,6 +87,16 @@ async def test_a_client_converses_with_a_served_agent(place):
     found = await one_turn(place.start(), "hello there")
     assert [item.data["data"] for item in found if item.type == "turn.output"] == ["hello ", "there "]
     assert [item.type for item in found][-2:] == ["turn.committed", "turn.closed"]
+
+
+async def test_a_state_directory_of_an_embedding_program_can_be_served(place):
+    async def agent(turn: Any) -> None:
+        await turn.output("embedded")
+
+    async with turnlane.open_runtime(place.state, agent=agent) as runtime:
+        await (await (await runtime.open_session("s-1")).start_turn("hello")).outcome()
+    found = await one_turn(place.start(), "served now")
+    assert [item.data["data"] for item in found if item.type == "turn.output"] == ["served ", "now "]
 
 
 def test_stdout_has_one_line_and_the_log_goes_to_stderr(place):
@@ -298,3 +312,23 @@ def test_check_prints_the_settings_with_their_origin_and_opens_nothing(place):
     lines = {line.split("=")[0].strip(): line for line in found.stdout.splitlines()}
     assert lines["listen"].endswith("127.0.0.1:4999  # flag --listen")
     assert lines["log.level"].endswith("debug  # variable TURNLANE_LOG_LEVEL")
+
+
+async def test_the_collector_has_its_policy_while_a_daemon_lives_and_not_after(tmp_path):
+    flags = {"state": tmp_path / "state", "listen": "127.0.0.1:0", "operator.listen": "127.0.0.1:0"}
+    settings = read_settings(None, {}, flags)
+    assert isinstance(settings, Settings)
+
+    async def agent(turn: Any) -> None:
+        pass
+
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    (tmp_path / "run").mkdir(mode=0o700)
+    async with trio.open_nursery() as nursery:
+        environ = {"XDG_RUNTIME_DIR": str(tmp_path / "run")}
+        serve = partial(run_daemon, settings, {"simple": agent}, signals=False, environ=environ)
+        await nursery.start(serve)
+        assert gc.get_threshold() == GC_THRESHOLDS and gc.get_freeze_count() > frozen
+        nursery.cancel_scope.cancel()
+    assert gc.get_threshold() == before and gc.get_freeze_count() == 0
+    assert not list((tmp_path / "run" / "turnlane").iterdir())

@@ -6,11 +6,13 @@ import json
 import socket
 import time
 import tracemalloc
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import trio
-from wire_kit import DEEP, Gone, Ledger, Wire, World, jumping, world
+from wire_kit import DEEP, Gone, Ledger, Wire, World, frame, jumping, message, world
 
 from turnlane.journal.store import LmdbStore
 
@@ -203,3 +205,35 @@ def test_a_ping_of_a_client_is_answered_while_its_events_are_not_taken() -> None
             w.assert_sound()
 
     jumping(main)
+
+
+def test_a_client_that_asks_and_takes_no_answers_is_not_read_and_then_ended() -> None:
+    async def main() -> None:
+        async with world() as w:
+            asker, other = await w.client(lockstep=True), await w.client()
+            sent, peak = 0, 0
+
+            async def ask() -> None:
+                nonlocal sent
+                for n in range(20_000):
+                    await asker.send_raw(frame(message("runtime/status", f"r{n}")))
+                    sent += 1
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(swallow, ask)
+                for _ in range(60):
+                    await trio.sleep(1)
+                    peak = max(peak, held_of(w))
+                    await other.call("session/list")
+                nursery.cancel_scope.cancel()
+            assert sent < 500, "the daemon stops reading a peer that takes nothing"
+            assert peak < 130 * 4_096 and len(w.server.connections) == 1
+            w.assert_sound()
+            print(f"{sent} requests were taken from a client that reads no answer, at most {peak} bytes waited for it")
+
+    jumping(main)
+
+
+async def swallow(act: Callable[[], Awaitable[None]]) -> None:
+    with suppress(Gone):
+        await act()

@@ -88,7 +88,7 @@ async def test_a_second_cancel_of_the_same_turn_joins_the_first(autojump_clock: 
 
 
 async def test_a_host_at_its_capacity_defers_and_queued_starts_come_later(autojump_clock: Any) -> None:
-    """Direct starts are deferred with a wait that doubles per key; a queued one goes back and runs when there is room."""
+    """Direct starts are deferred with a wait that doubles per key; a queued one runs when there is room."""
     limits = turnlane.Limits(turns_active_max=1)
 
     async def agent(turn: turnlane.Turn) -> None:
@@ -355,6 +355,56 @@ async def test_a_slow_reader_costs_nothing_and_gets_everything(autojump_clock: A
 
     assert len(quick.got) == len(slow.got) > 5_000
     assert_sound(seen)
+
+
+async def test_a_trimmed_session_keeps_its_state_and_tells_stale_cursors(autojump_clock: Any) -> None:
+    """Below the floor nothing is given, not even a part; the session goes on, also after a restart."""
+    disk = Disk()
+    async with disk.runtime(says) as runtime:
+        session = await runtime.open_session("s")
+        keyed = [await session.start_turn({"text": str(number)}, key=f"k{number}") for number in range(6)]
+        for turn in keyed:
+            await turn.outcome()
+        floor = await session.trim(2)
+        with pytest.raises(Refused) as stale:
+            async with session.attach({"type": "cursor", "cursor": (await session.read(floor)).events[0].cursor}):
+                pass
+            await session.read()
+        line = Attached("s", after=floor - 1)
+        async with session.attach("earliest") as events:
+            async for item in events:
+                line.got.append(item)
+                if item.seq == session.actor.owner.tail.head:
+                    break
+    async with disk.runtime(says) as runtime:
+        session = await runtime.open_session("s")
+        again = await session.start_turn({"text": "0"}, key="k0")
+        outcome = await (await session.start_turn({"text": "on"})).outcome()
+
+    assert stale.value.reason is Reason.STALE_CURSOR and {"floor_cursor", "head_cursor"} <= stale.value.data.keys()
+    assert line.got[0].seq == floor and line.got[0].type == "dispatch.queued"
+    assert again.duplicate and outcome.outcome == "completed"
+
+
+async def test_a_snapshot_and_what_follows_it_are_cut_at_one_seq(autojump_clock: Any) -> None:
+    """Attached by snapshot, a reader gets the state at a seq and every event after it, nothing twice."""
+
+    async def agent(turn: turnlane.Turn) -> None:
+        for number in range(20):
+            await turn.output(str(number))
+            await trio.sleep(0.01)
+
+    async with Disk().runtime(agent) as runtime:
+        session = await runtime.open_session("s")
+        turn = await session.start_turn({"text": "x"})
+        await trio.sleep(0.055)
+        async with session.attach("snapshot") as events:
+            snapshot = events.attachment.snapshot
+            seqs = [(await anext(events)).seq for _ in range(5)]
+        assert snapshot is not None
+
+    assert snapshot["state"]["turn"]["turn"] == turn.id
+    assert seqs == list(range(snapshot["seq"] + 1, snapshot["seq"] + 6))
 
 
 async def test_an_external_name_always_means_the_same_session(autojump_clock: Any) -> None:

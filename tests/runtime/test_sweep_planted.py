@@ -21,8 +21,9 @@ BROKEN_JOURNAL = "port:store.append:journal_broken!"
 def answer_before_commit(patch: pytest.MonkeyPatch) -> None:
     """The answer leaves although the batch was only submitted."""
 
-    async def commit(self: StreamOwner, batch: Any) -> Any:
+    async def commit(self: StreamOwner, batch: Any, settle: Any) -> Any:
         self._open = None
+        settle()
         self._submit(batch, lambda batch, outcome: None)
         self.head = batch.expected + len(batch.events)
         return Appended(self.head, 0)

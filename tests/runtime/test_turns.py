@@ -600,5 +600,5 @@ async def test_wrong_agents_are_refused_at_the_door(tmp_path: Any) -> None:
 def test_outside_trio_is_a_runtime_error() -> None:
     """The message names the call and where it may be made."""
     manager = turnlane.open_runtime("nowhere", agent=says)
-    with pytest.raises(RuntimeError, match="inside trio.run"):
+    with pytest.raises(RuntimeError, match=r"inside trio\.run"):
         manager.__aenter__().send(None)  # type: ignore[attr-defined]

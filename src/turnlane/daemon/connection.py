@@ -129,8 +129,11 @@ class Connection:
             wire.attachment.end(reason, at_once=True)
         for wire in list(self.attachments.values()):
             await wire.finished.wait()
-        while self._answers:
-            self._written = trio.Event()
+        await self._answers_written(0)
+
+    async def _answers_written(self, left: int) -> None:
+        """Wait until at most `left` answers wait for the socket."""
+        while len(self._answers) > left:
             await self._written.wait()
 
     def drain(self, deadline_ms: int) -> None:
@@ -155,6 +158,8 @@ class Connection:
                     self.answer(decision.message)
                 elif isinstance(decision, Close):
                     self.end(decision)
+                # Who takes no answers is not read either: nothing piles up here for a peer that only asks.
+                await self._answers_written(self.limits.requests_in_flight_max)
         except ConnectionClosed:
             self.end()
 
@@ -298,6 +303,7 @@ class Connection:
                         for _ in range(count):
                             self._answers.popleft()
                         self._written.set()
+                        self._written = trio.Event()
                         continue
                     chunk = self._chunks.popleft()
                     await self.guard.write_frames(chunk.data)

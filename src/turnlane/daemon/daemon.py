@@ -351,6 +351,8 @@ class Daemon:
             interrupts += number == signal.SIGINT
             if interrupts > 1:
                 self._end_at_once("interrupted twice")
+            if number != signal.SIGHUP and self._force is None:
+                self._arm_force()  # here, since a loop that is blocked hears nothing
             token.run_sync_soon(self._signalled, signal.Signals(number).name)
 
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -365,8 +367,6 @@ class Daemon:
         if name == "SIGHUP":
             self.say("info", "daemon.settings_kept", "settings are read once: restart the daemon to change them")
             return
-        if not self.ending.asked.is_set():
-            self._arm_force()
         self.ending.ask(name)
 
     # the end

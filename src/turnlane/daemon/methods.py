@@ -19,6 +19,7 @@ from ..machines import session as rules
 from ..machines import turn as turns
 from ..runtime.handles import Answered, Session
 from .attachment import WireAttachment
+from .status_value import status_value
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -120,6 +121,7 @@ async def session_attach(connection: Connection, params: Params, posted: Callabl
         "generation": attachment.generation,
         "recovered": params["replay_from"]["type"] in ("cursor", "saved"),
         **runtime.places(actor, floor, attachment.reader.caught_at),
+        **({} if attachment.snapshot is None else {"snapshot": attachment.snapshot}),
         "turn": None if state.turn is None else runtime.turn_status(actor, state.turn.turn),
         "pending_requests": [
             _without_none(asdict(request, filter=lambda field, _: field.name not in _RESOLUTION))
@@ -217,7 +219,8 @@ async def effect_resolve(connection: Connection, params: Params, posted: Callabl
 
 
 async def runtime_status(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    return asdict(connection.runtime.status())
+    runtime = connection.runtime
+    return status_value(runtime.status(), runtime.limits, connection.principal.tenant)
 
 
 async def auth_refresh(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:

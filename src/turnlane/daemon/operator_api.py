@@ -43,7 +43,7 @@ from ..core.instants import Instant, WallInstant, wall_text
 from ..core.limits import Limits
 from ..core.ports import CorruptStream, StoreError
 from ..core.reasons import Reason, Refused
-from ..core.status import Blocker, RuntimeStatus, readiness, warnings
+from ..core.status import Blocker, readiness, warnings
 from ..observe import AccessDenied, HttpServed, ServingFailed
 from ..observe.metrics import CONTENT_TYPE, HTTP_METHODS, OTHER, Metrics
 from ..runtime.runtime import Runtime
@@ -51,6 +51,7 @@ from .access import API, ROUTES, Denied, Need, OperatorTokens, Principal, Reach,
 from .config import Address, OperatorSettings, own_origins
 from .connection import fresh_incident
 from .handshake import DoorRules, host_allowed, origin_allowed, token_in_query
+from .status_value import status_value as status_value
 
 SEND_MS_MAX: Final = 30_000
 """From the first byte of a request to its last."""
@@ -531,28 +532,6 @@ async def _listen(listen: Address) -> list[trio.SocketListener]:
             other.socket.close()
         return listeners[:1]
     return listeners
-
-
-def status_value(status: RuntimeStatus, limits: Limits, tenant: str) -> dict[str, Any]:
-    """The status as JSON values, within `status_bytes_max`: lists are cut from their end, the longest first.
-
-    Streams of other tenants are left out.
-    """
-    value = asdict(status, recurse=False)
-    value["sessions"] = [one for one in status.sessions if one["stream"].startswith(f"{tenant}/")]
-    value["lanes"] = [one for one in status.lanes if one["owner"].startswith(f"{tenant}/")]
-    blockers = readiness(status, limits)
-    value["readiness"] = {"ready": not blockers, "reasons": [one.code for one in blockers]}
-    omitted = {"sessions": 0, "lanes": 0}
-    while len(_encode(value)) > limits.status_bytes_max - 64:
-        longest = max(omitted, key=lambda name: len(value[name]))
-        keep = len(value[longest]) * 3 // 4
-        if not value[longest]:
-            break
-        omitted[longest] += len(value[longest]) - keep
-        value[longest] = value[longest][:keep]
-    value["omitted"] = omitted
-    return value
 
 
 def _known(call: Call) -> Principal:

@@ -82,7 +82,7 @@ def _is_replay_from(value: Any) -> bool:
         return False
     if value.get("type") == "cursor":
         return set(value) == {"type", "cursor"} and isinstance(value["cursor"], str)
-    return set(value) == {"type"} and value["type"] in ("saved", "earliest", "now")
+    return set(value) == {"type"} and value["type"] in ("saved", "earliest", "now", "snapshot")
 
 
 def _is_input(value: Any) -> bool:
@@ -125,7 +125,7 @@ METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
     "session/attach": {
         "session": _SESSION,
         "replay_from": Member(
-            "an object: type cursor (with cursor), saved, earliest or now", _is_replay_from, required=True
+            "an object: type cursor (with cursor), saved, earliest, now or snapshot", _is_replay_from, required=True
         ),
         "lanes": Member("a non-empty list of control, data, telemetry", _is_lanes),
         "role": _one_of("controller", "observer"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.step import Position
 from ..machines.delivery import Reader
+from . import statuses
 from .attachment import Attachment
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ async def attach(
         message = "role is controller or observer, order lanes or log, lanes a non-empty part of " + ", ".join(LANES)
         raise Refused(Reason.INVALID_PARAMS, message, data={"path": "params"})
     floor = await runtime.ports.read_hop(runtime.ports.store.floor, actor.stream)
-    place = await place_of(runtime, actor, replay_from, client, floor)
+    found = await place_of(runtime, actor, replay_from, client, floor)
     actor = await runtime.resident(actor)
     head = actor.owner.tail.head
+    place = found or Position(head, head)  # "now" and "snapshot" are the head of this very instant
     if place.control_seq > head or place.data_seq > head:
         raise Refused(Reason.INVALID_CURSOR, "the cursor lies ahead of the log: it is not of this session")
     if min(place.control_seq, place.data_seq) + 1 < floor:
@@ -62,6 +64,8 @@ async def attach(
     attachment = Attachment(
         attachment_id or runtime.ports.ids.new("attachment"), actor, reader, role, client, generation, "data" in lanes
     )
+    if _kind(replay_from) == "snapshot":
+        attachment.snapshot = statuses.snapshot(runtime, actor)
     actor.attachments[attachment.id] = attachment
     runtime.attachments += 1
     actor.owner.tail.attach(attachment.bell)
@@ -70,14 +74,14 @@ async def attach(
 
 async def place_of(
     runtime: Runtime, actor: SessionActor, replay_from: str | Mapping[str, Any], client: str | None, floor: int
-) -> Position:
+) -> Position | None:
     kind, text = (replay_from, None) if isinstance(replay_from, str) else _replay_from(replay_from)
     start = max(0, floor - 1)
     match kind:
         case "earliest":
             return Position(start, start)
-        case "now":
-            return Position(actor.owner.tail.head, actor.owner.tail.head)
+        case "now" | "snapshot":
+            return None
         case "saved":
             if client is None:
                 message = "replay_from saved needs client: the name under which the cursor was acknowledged"
@@ -121,11 +125,15 @@ def stale_cursor(runtime: Runtime, actor: SessionActor, floor: int, head: int) -
     return Refused(Reason.STALE_CURSOR, message, data={**places(runtime, actor, floor, head), "hint": "snapshot"})
 
 
+def _kind(replay_from: str | Mapping[str, Any]) -> str:
+    return replay_from if isinstance(replay_from, str) else str(replay_from.get("type"))
+
+
 def _replay_from(value: Mapping[str, Any]) -> tuple[str, str | None]:
     kind = value.get("type")
     if kind == "cursor" and isinstance(value.get("cursor"), str):
         return "cursor", value["cursor"]
-    if kind in ("earliest", "now", "saved"):
+    if kind in ("earliest", "now", "saved", "snapshot"):
         return str(kind), None
-    message = "replay_from.type is one of cursor (with cursor), saved, earliest, now"
+    message = "replay_from.type is one of cursor (with cursor), saved, earliest, now, snapshot"
     raise Refused(Reason.INVALID_PARAMS, message, data={"path": "params.replay_from.type"})

@@ -8,8 +8,8 @@ announced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
 
@@ -64,6 +64,8 @@ class Attachment:
     delivered: Seq = 0
     acked: Seq = 0
     sent: int = 0
+    snapshot: Mapping[str, Any] | None = None
+    """The folded state at the head of the moment of attach, where it was asked for: what comes after it follows."""
     ended: Reason | None = None
     _live: Lanes[LiveFrame] | None = None
     _skipped: LiveSkipped | None = None

@@ -24,6 +24,7 @@ from ..machines.delivery import CaughtUp, Send, Skip
 from ..machines.overlap import Policy
 from .attachment import Attachment, Ended, LiveSkipped
 from .egress import LiveFrame
+from .history import trim
 from .owner import Keyed, Repeated
 from .session import SessionActor, StartWish
 
@@ -348,6 +349,16 @@ class Session:
             after = page.events[-1].seq if page.events else after
             if not page.events or after >= page.head or len(events) >= limit:
                 return Page(events, page.floor, page.head, after if after < page.head else None)
+
+    @marks.on_cancel("resumable")
+    async def trim(self, keep_turns: int) -> Seq:
+        """Let go of the log before the last `keep_turns` ended turns (at least 1); returns the new floor.
+
+        A snapshot is kept first, so the session still folds; a cursor below the floor is told `stale_cursor` from then
+        on. Nothing of an open turn, a waiting start or a kept turn is touched. Rule: spec "The journal", Retention.
+        """
+        self._actor = await self._runtime.resident(self._actor)
+        return await trim(self._runtime, self._actor, keep_turns)
 
     def status(self) -> Mapping[str, Any]:
         """What the session holds right now: phase, epoch, turn, queue, attachments, floor and head."""

@@ -1,15 +1,19 @@
-"""The conversation so far, read from the log: what a turn may look back on. Synchronous: runs where reads may block."""
+"""The conversation so far: what a turn may look back on, and how much of it is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.ids import Seq
 from ..core.ports import EventEncoder, EventStore
 from ..core.step import Kept, Lane
 from ..machines import dispatch as queue
 from ..machines import turn as turns
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
+    from .session import SessionActor
 
 
 def read_history(
@@ -61,3 +65,15 @@ def _between(store: EventStore, stream: str, after: Seq, through: Seq, lane: Lan
         found += [kept for kept in page.events if kept.seq <= through]
         after = page.events[-1].seq
     return found
+
+
+async def trim(runtime: Runtime, actor: SessionActor, keep_turns: int) -> Seq:
+    """Raise the floor of a session to before its last `keep_turns` ended turns. The snapshot comes first."""
+    store, state = runtime.ports.store, actor.state
+    ends = state.ended_turns[-max(1, keep_turns) :]
+    if len(state.ended_turns) <= len(ends):
+        return await runtime.ports.read_hop(store.floor, actor.stream)
+    below = min([ends[0].queued_seq, *(row.position for row in state.rows.values())])
+    head = actor.owner.tail.head
+    await runtime.writer.call(store.save_snapshot, actor.stream, head, runtime.ports.encoder.encode_state(state))
+    return await runtime.writer.call(store.truncate, actor.stream, below)

@@ -126,14 +126,17 @@ class StreamOwner:
         if keyed is not None and not isinstance(step.answer, Rejected | Deferred):
             keys.append(StoredKey(keyed.key, keyed.content, self.encoder.encode_answer(step.answer)))
         batch = Batch(self.stream, head, self.epoch, self._kept(step.events), tuple(keys), self._due(state))
+
+        def settle() -> None:
+            self.state = state
+            self.due_kept = self.due_kept if batch.due == DUE_UNCHANGED else batch.due
+            self._raise_fence(step.events)
+            for key in keys:
+                self._remember(key)
+
         with trio.CancelScope(shield=True):
-            outcome = await self._commit(batch)
+            outcome = await self._commit(batch, settle)
             if isinstance(outcome, Appended):
-                self.state = state
-                self.due_kept = self.due_kept if batch.due == DUE_UNCHANGED else batch.due
-                self._raise_fence(step.events)
-                for key in keys:
-                    self._remember(key)
                 for effect in step.effects:
                     self.perform(effect)
                 return step.answer
@@ -205,16 +208,20 @@ class StreamOwner:
 
     def _done(self, batch: Batch, outcome: Outcome, done: Callable[[Batch, Outcome], None]) -> None:
         self._under_way -= 1
+        done(batch, outcome)
         if isinstance(outcome, Appended):
             self.tail.publish(batch.events)
-        done(batch, outcome)
         if self._repairing and self._under_way == 0:
             self.head, self._full = self.tail.head, None
 
-    async def _commit(self, batch: Batch) -> Outcome:
+    async def _commit(self, batch: Batch, settle: Callable[[], None]) -> Outcome:
+        """Submit and wait. State and fence move in the instant of the commit: a reader that sees the new head sees
+        the state of it."""
         answered, answer = trio.Event(), []
 
         def done(_: Batch, outcome: Outcome) -> None:
+            if isinstance(outcome, Appended):
+                settle()
             answer.append(outcome)
             answered.set()
 

@@ -111,6 +111,8 @@ class Residents:
         if (snapshot := store.load_snapshot(stream)) is not None:
             after, state = snapshot[0], encoder.decode_state(snapshot[1])
         head = store.head(stream).seq
+        if after + 1 < store.floor(stream):
+            raise CorruptStream(stream, after + 1, "the log begins later and no snapshot covers what is gone")
         if after > head:
             after, state = 0, SessionState(SessionId(name), tenant)
         while after < head:

@@ -129,6 +129,20 @@ def runtime_status(runtime: Runtime) -> RuntimeStatus:
     )
 
 
+def snapshot(runtime: Runtime, actor: SessionActor) -> Mapping[str, Any]:
+    """The folded state at the head, as a client sees it: everything after `seq` follows as events."""
+    state = actor.state
+    return {
+        "seq": actor.owner.tail.head,
+        "state": {
+            **session_status(runtime, actor),
+            "metadata": state.metadata,
+            "external": state.external,
+            "ended_turns": [ended_status(end) for end in state.ended_turns],
+        },
+    }
+
+
 def ended_status(end: turns.EndedTurn) -> Mapping[str, Any]:
     return {
         "turn": end.turn,
