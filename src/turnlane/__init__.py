@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from .machines.admission import Quotas as Quotas
     from .machines.plan import Profile as Profile
     from .machines.turn import CancelAnswer as CancelAnswer
+    from .runtime.agent import Answered as Answered
+    from .runtime.agent import Effect as Effect
+    from .runtime.agent import Turn as Turn
     from .runtime.egress import LiveFrame as LiveFrame
     from .runtime.handles import Event as Event
     from .runtime.handles import Session as Session
@@ -42,9 +45,6 @@ if TYPE_CHECKING:
     from .runtime.handles import TurnHandle as TurnHandle
     from .runtime.handles import TurnOutcome as TurnOutcome
     from .runtime.runtime import Runtime as Runtime
-    from .runtime.turn import Answered as Answered
-    from .runtime.turn import Effect as Effect
-    from .runtime.turn import Turn as Turn
 
     __version__: str
 
@@ -72,7 +72,7 @@ _ROOMS: Final = {
     "runtime.egress": ("LiveFrame",),
     "runtime.handles": ("Event", "Session", "Skipped", "TurnHandle", "TurnOutcome"),
     "runtime.runtime": ("Runtime",),
-    "runtime.turn": ("Answered", "Effect", "Turn"),
+    "runtime.agent": ("Answered", "Effect", "Turn"),
 }
 _HOME: Final = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .daemon.access import KeyRing
     from .daemon.config import Settings
     from .journal.store import LmdbStore
-    from .runtime.turn import Agent
+    from .runtime.agent import Agent
 
 OK: Final = 0
 NO: Final = 1

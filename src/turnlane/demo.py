@@ -30,7 +30,7 @@ from .daemon.config import Settings, read_settings
 from .daemon.daemon import Bound, run_daemon
 from .embed import journal_of
 from .journal import LmdbStore
-from .runtime.turn import Turn
+from .runtime.agent import Turn
 
 CANCELS: Final = 20
 SESSION: Final = "demo"

@@ -28,8 +28,8 @@ from .journal.opening import beside, is_empty, named_failures
 from .journal.store import LmdbStore
 from .machines.admission import Quotas
 from .machines.plan import Bundle, Profile
+from .runtime.agent import Agent
 from .runtime.runtime import Runtime
-from .runtime.turn import Agent
 
 T = TypeVar("T")
 

@@ -110,19 +110,23 @@ def test_stdout_has_one_line_and_the_log_goes_to_stderr(place):
     assert [line["event"] for line in lines] == ["daemon.started", "daemon.draining", "daemon.ended"]
 
 
-def test_people_get_the_addresses_as_text(place):
+def test_people_get_the_addresses_as_text_and_sighup_keeps_the_settings_and_says_so(place):
     words = ("serve", "agents:speaker", "--state", place.state, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
     with subprocess.Popen(
         place.command(*words), cwd=place.folder, env=place.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline().decode()
+        process.send_signal(signal.SIGHUP)
+        operator = line.split("operator ")[1].split(",")[0]
+        assert get(f"{operator}/healthz")[0] == 200
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=10)[0] == b""
-    assert line.startswith("turnlane: listening on ws://127.0.0.1:") and "operator http://127.0.0.1:" in line
+        out, err = process.communicate(timeout=10)
+    assert line.startswith("turnlane: listening on ws://127.0.0.1:") and out == b"" and process.returncode == 0
+    assert b"settings are read once" in err
 
 
-def test_the_local_tokens_are_private_and_go_with_the_daemon(place):
+def test_the_local_tokens_are_private_and_go_with_the_daemon_and_the_key_has_to_stay_private(place):
     daemon = place.start()
     files = list((place.folder / "run" / "turnlane").iterdir())
     assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600]
@@ -130,6 +134,9 @@ def test_the_local_tokens_are_private_and_go_with_the_daemon(place):
     daemon.signal(signal.SIGTERM)
     daemon.ended()
     assert not list((place.folder / "run" / "turnlane").iterdir())
+    os.chmod(place.state / "local.key", 0o644)
+    code, out, err = place.start(wait=False).ended()
+    assert code == 3 and "chmod 600" in json.loads(out)["message"] and "Traceback" not in err
 
 
 def test_a_daemon_with_auth_off_says_so_at_each_start(place):
@@ -237,15 +244,6 @@ async def test_an_agent_that_blocks_the_loop_cannot_hold_the_process(place):
         assert (await trio.to_thread.run_sync(daemon.ended, 3))[0] == 130
 
 
-def test_sighup_keeps_the_settings_and_says_so(place):
-    daemon = place.start()
-    daemon.signal(signal.SIGHUP)
-    assert get(f"{daemon.operator_url}/healthz")[0] == 200
-    daemon.signal(signal.SIGTERM)
-    code, _, err = daemon.ended()
-    assert code == 0 and "settings are read once" in err
-
-
 async def test_a_journal_that_is_damaged_while_open_ends_the_daemon_with_70(place):
     daemon = place.start()
     await one_turn(daemon, "hello there")
@@ -278,15 +276,6 @@ def test_an_address_that_is_taken_is_exit_3_and_named(place, listener):
         code, out, _ = place.start(listener, address, wait=False).ended()
     told = json.loads(out)
     assert code == 3 and told["error"] == "cannot_listen" and address in told["message"]
-
-
-def test_a_key_that_others_may_read_stops_the_start(place):
-    daemon = place.start()
-    daemon.signal(signal.SIGTERM)
-    daemon.ended()
-    os.chmod(place.state / "local.key", 0o644)
-    code, out, err = place.start(wait=False).ended()
-    assert code == 3 and "chmod 600" in json.loads(out)["message"] and "Traceback" not in err
 
 
 def test_check_lists_every_problem_with_its_source(place):

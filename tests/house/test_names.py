@@ -209,7 +209,6 @@ def handles() -> list[type]:
 
 
 UNLABELLED = {
-    "Runtime.open_subsession": "the shell's half of Turn.sub_session",
     "Turn.sub_session": "a cancel between the child's creation and the parent's fact leaves a child that its parent "
     "does not know; it is ended at the next start",
     "Client.live": "the task of `connect`, started and cancelled there",

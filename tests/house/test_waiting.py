@@ -102,6 +102,7 @@ QUEUES = {
     "client/session.py:Events._ready": "`buffer_items_max` and `buffer_bytes_max` of its bounds: then the client stops "
     "reading, or follows anew",
     "client/terminal.py:Lines._whole": "the lines of one read of 64 KiB",
+    "machines/delivery.py:Reader._control_of.found": "no queue between tasks: control events of two pages",
     "nodes/builtin.py:calculate.parser": "no queue between tasks: the tokens of one expression (EXPRESSION_CHARS_MAX)",
     "nodes/builtin.py:make_agent.builtin.speech": "no queue between tasks: the parts of one input, and its steering",
     "client/wire.py:Conversation._queue": "`calls_waiting_max` of its bounds, looked at in `ask`",

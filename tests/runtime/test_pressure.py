@@ -57,7 +57,7 @@ async def test_a_cancel_beyond_the_reserve_takes_the_place_of_the_oldest_start(a
         session = await runtime.open_session("s")
         await session.start_turn({"text": "x"})
         actor = session.actor
-        from turnlane.runtime.session import StartWish
+        from turnlane.runtime.mailbox import StartWish
 
         starts = [actor.post(StartWish(f"k{number}", {"text": "x"})) for number in range(64)]
         cancels = [actor.post(turns.CancelTurn(start_key=f"c{number}")) for number in range(20)]

@@ -37,8 +37,8 @@ from ..embed import open_runtime
 from ..machines.plan import Profile
 from ..observe import Observers
 from ..observe.metrics import Metrics
+from ..runtime.agent import Agent
 from ..runtime.runtime import Runtime
-from ..runtime.turn import Agent
 from .access import (
     LOCAL_SUBJECT,
     ROLES,

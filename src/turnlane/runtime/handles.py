@@ -25,8 +25,9 @@ from ..machines.overlap import Policy
 from .attachment import Attachment, Ended, LiveSkipped
 from .egress import LiveFrame
 from .history import trim
+from .mailbox import StartWish
 from .owner import Keyed, Repeated
-from .session import SessionActor, StartWish
+from .session import SessionActor
 
 if TYPE_CHECKING:
     from .runtime import Runtime

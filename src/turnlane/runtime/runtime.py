@@ -29,6 +29,7 @@ from ..machines.overlap import Policy
 from ..machines.session import Session as SessionState
 from ..machines.session import SessionPhase
 from . import attaching, statuses
+from .agent import Agent
 from .attachment import Attachment
 from .counts import Counts
 from .handles import Event, Session, event_of
@@ -37,7 +38,7 @@ from .pool import Permits, Window
 from .residents import Residents
 from .session import SessionActor, passable
 from .timers import Timers
-from .turn import Agent, TurnActor
+from .turn import TurnActor
 from .writer import JournalWriter
 
 RECOVER_SLICE = 64

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from ..core import marks
 from ..core.ids import DispatchId, SessionId, Tenant, TurnId
-from ..core.instants import WallInstant
 from ..core.observations import TurnEnded, TurnFenced
 from ..core.reasons import Deferred, Reason, Refused, Rejected
-from ..core.step import Lane, Step, StoredKey
+from ..core.step import Step, StoredKey
 from ..machines import dispatch as queue
 from ..machines import effects_ledger
 from ..machines import session as rules
@@ -27,8 +26,9 @@ from ..machines.fence import FenceView
 from ..machines.plan import freeze
 from ..machines.session import Session, SessionPhase
 from .egress import Egress
-from .lanes import Lanes
+from .gate import GateBook
 from .lineage import end_descendants
+from .mailbox import NEVER_REFUSED, Envelope, Mailbox, StartWish
 from .owner import Keyed, OwnerLost, StreamOwner
 from .turn import TurnActor
 
@@ -39,47 +39,10 @@ if TYPE_CHECKING:
 ENDING = (turns.CancelTurn, turns.CommitTurn, turns.FailTurn, turns.ExpireTurn, turns.LoseAuthority)
 """Commands that could end the open turn; all that wait at one instant are judged together."""
 
-_NEVER_REFUSED = (turns.CommitTurn, turns.FailTurn, turns.ExpireTurn, turns.LoseAuthority, rules.TimerFired)
-_RESERVED = (turns.CancelTurn, rules.CloseSession, rules.StartSubSession, rules.NoteDegraded, rules.SummariseGate)
-
-EXTRA_CONTROL_ITEMS = 16
-"""Room for what is never refused: the outcome of a step, timers by key, cancels beyond their reserve."""
-
-REFUSALS_REMEMBERED = 64
 
 TURN_KEY = "\x01turn/"
 EFFECT_KEY = "\x01effect/"
 """Keys of the store's own, which no client can spell: ends of turns and results of effects, beyond memory."""
-
-
-@frozen
-class StartWish:
-    """A start as it came from outside; the actor adds plan, admission and ids when it takes it."""
-
-    key: str
-    input: Any
-    turn: TurnId | None = None
-    overlap: Any = None
-    expected_turn: TurnId | None = None
-    deadline_ms: int | None = None
-    on_detach: str | None = None
-
-
-@define(slots=True, eq=False)
-class Envelope:
-    """A command in a mailbox, and whoever waits for its answer."""
-
-    command: Any
-    keyed: Keyed | None = None
-    accepted_at: WallInstant = WallInstant(0)
-    taken_at: int = 0
-    answered: trio.Event = field(factory=trio.Event)
-    answer: Any = None
-
-    def reply(self, answer: Any) -> None:
-        if not self.answered.is_set():
-            self.answer = answer
-            self.answered.set()
 
 
 @define(slots=True, eq=False)
@@ -90,7 +53,7 @@ class SessionActor:
     stream: str
     owner: StreamOwner = field(init=False)
     egress: Egress = field(init=False)
-    lanes: Lanes[Envelope] | None = None
+    mailbox: Mailbox = field(init=False)
     attachments: dict[str, Attachment] = field(factory=dict)
     generations: dict[str, int] = field(factory=dict)
     """Attaches so far by client name."""
@@ -102,16 +65,13 @@ class SessionActor:
     last_used: int = 0
     running: bool = False
     opened_at: int = 0
-    _waiting: list[Envelope] = field(factory=list)
-    """What was accepted and is not served yet, in order: the lane and the backlog seen as one. Bounded by the lane."""
-    _backlog: list[Envelope] = field(factory=list)
-    """What was taken out of the lane together, so that rivals for the end of a turn are judged together."""
-    _refusals: dict[str, int] = field(factory=dict)
-    _gate_second: int = -1
-    _gate_events: int = 0
-    _gate_summary: dict[str, int] = field(factory=dict)
+    _gate: GateBook = field(init=False)
     _queued: int = 0
     _nursery: trio.Nursery | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self._gate = GateBook(self)
+        self.mailbox = Mailbox(self.stream, self.runtime.limits, self.runtime.observe)
 
     @property
     def state(self) -> Session:
@@ -139,47 +99,15 @@ class SessionActor:
 
     def post(self, command: Any, keyed: Keyed | None = None) -> Envelope:
         """As `submit`, without waiting. A full lane is answered at once: `overloaded`, nothing was written."""
-        runtime = self.runtime
-        self.last_used = runtime.ports.clock.now()
-        envelope = Envelope(command, keyed, runtime.ports.clock.wall(), self.last_used)
-        if (joined := self._joins(command)) is not None and keyed is None:
-            return joined
-        if not self._admitted(envelope):
-            envelope.reply(_full_lane())
-            return envelope
-        self._waiting.append(envelope)
+        clock = self.runtime.ports.clock
+        self.last_used = clock.now()
+        envelope = self.mailbox.post(Envelope(command, keyed, clock.wall(), self.last_used))
         self._wake()
         return envelope
 
-    def _admitted(self, envelope: Envelope) -> bool:
-        """A plain command leaves the reserve free; a cancel takes it, and beyond it the place of the oldest start."""
-        offer, command = self._mailbox().offer, envelope.command
-        if isinstance(command, _NEVER_REFUSED):
-            return offer(Lane.CONTROL, envelope, leave_free=-1)
-        if not isinstance(command, _RESERVED):
-            return offer(Lane.CONTROL, envelope, leave_free=self.runtime.limits.control_reserved_items)
-        if offer(Lane.CONTROL, envelope):
-            return True
-        oldest = next((waiting for waiting in self._waiting if isinstance(waiting.command, StartWish)), None)
-        if oldest is not None:
-            self._waiting.remove(oldest)
-            oldest.reply(_full_lane())
-        return offer(Lane.CONTROL, envelope, leave_free=-1)
-
-    def _joins(self, command: Any) -> Envelope | None:
-        """A second cancel of the same turn joins the one that waits; a timer key waits once."""
-        if not isinstance(command, turns.CancelTurn | rules.TimerFired):
-            return None
-        return next((waiting for waiting in self._waiting if waiting.command == command), None)
-
-    def _mailbox(self) -> Lanes[Envelope]:
-        if self.lanes is None:
-            self.lanes = Lanes(self.stream, self.runtime.limits, self.runtime.observe, extra_items=EXTRA_CONTROL_ITEMS)
-        return self.lanes
-
     def ring(self) -> None:
         """Something changed that the actor must look at (a turn's tasks ended, a row is due)."""
-        self._mailbox().bell.ring()
+        self.mailbox.bell.ring()
         self._wake()
 
     def _wake(self) -> None:
@@ -206,9 +134,8 @@ class SessionActor:
             self._nursery = None
             self.running = False
             self.runtime.running_actors -= 1
-            if self.lanes is not None and self.lanes.empty() and not self._backlog:
-                self.lanes = None
-            elif self.runtime.serving:
+            self.mailbox.rest()
+            if not self.mailbox.empty and self.runtime.serving:
                 self._wake()
 
     async def _live(self, nursery: trio.Nursery) -> None:
@@ -218,17 +145,13 @@ class SessionActor:
                 continue
             if self._idle(nursery):
                 return
-            await self._mailbox().bell.wait()
+            await self.mailbox.bell.wait()
 
     def _idle(self, nursery: trio.Nursery) -> bool:
-        return not nursery.child_tasks and not self._backlog and self._mailbox().empty()
+        return not nursery.child_tasks and self.mailbox.empty
 
     async def _empty_mailbox(self) -> None:
-        while self._backlog or self._drain_lane():
-            envelope = self._backlog.pop(0)
-            if envelope.answered.is_set():
-                continue  # its place went to a cancel
-            self._waiting.remove(envelope)
+        while (envelope := self.mailbox.take()) is not None:
             try:
                 await self._serve(envelope)
             except OwnerLost as lost:
@@ -239,12 +162,6 @@ class SessionActor:
                     Refused(Reason.INTERNAL, "the session stopped before the answer: ask again with the same key")
                 )
                 raise
-
-    def _drain_lane(self) -> bool:
-        """Take what waits in the lane at this instant into the backlog."""
-        while (envelope := self._mailbox().take()) is not None:
-            self._backlog.append(envelope)
-        return bool(self._backlog)
 
     async def _serve(self, envelope: Envelope) -> None:
         command = envelope.command
@@ -260,14 +177,10 @@ class SessionActor:
         if not self._may_end(command) or first.keyed is not None:
             self._answer(first, await self._handle(command, first.keyed))
             return
-        self._drain_lane()
-        rivals = [other for other in self._backlog if other.keyed is None and self._may_end(other.command)]
+        rivals = self.mailbox.take_rivals(lambda other: other.keyed is None and self._may_end(other.command))
         if not rivals:
             self._answer(first, await self._handle(command, None))
             return
-        for rival in rivals:
-            self._backlog.remove(rival)
-            self._waiting.remove(rival)
         triggers = (command, *(rival.command for rival in rivals))
         assert self.state.turn is not None
         won, _ = turns.choose(self.state.turn, triggers)
@@ -296,7 +209,7 @@ class SessionActor:
 
     def _try_again(self, command: Any) -> None:
         """What the runtime itself must bring about is offered again once there is room."""
-        if isinstance(command, _NEVER_REFUSED):
+        if isinstance(command, NEVER_REFUSED):
 
             def again(_: str) -> None:
                 self.post(command)
@@ -312,7 +225,7 @@ class SessionActor:
         if isinstance(answer, Rejected | Deferred):
             self.runtime.counts.refused(type(command).__name__, answer.reason)
         if isinstance(command, rules.StartTurn):
-            self._note_gate(command, answer)
+            self._gate.note(command, answer)
         queued = queue.queued(self.state.rows)
         self.runtime.waiting_starts += queued - self._queued
         self._queued = queued
@@ -320,31 +233,6 @@ class SessionActor:
         for turn in [turn for turn in self.ends if not self.knows(turn)]:
             self.ends.pop(turn).set()
         return answer
-
-    def _gate_room(self) -> bool:
-        """Whether one more decision of the gate may be kept within this second."""
-        second = self.runtime.ports.clock.now() // 1_000_000_000
-        if second != self._gate_second:
-            self._gate_second, self._gate_events = second, 0
-        return self._gate_events < self.runtime.limits.gate_events_per_s_max
-
-    def _note_gate(self, command: rules.StartTurn, answer: Any) -> None:
-        """Count consecutive refusals of a key (its wait doubles), and what was refused beyond the kept decisions."""
-        self._gate_events += 1
-        if not isinstance(answer, Rejected | Deferred):
-            self._refusals.pop(command.key, None)
-            return
-        self._refusals[command.key] = self._refusals.get(command.key, 0) + 1
-        if len(self._refusals) > REFUSALS_REMEMBERED:
-            del self._refusals[next(iter(self._refusals))]
-        if not command.noted:
-            name = f"{'defer' if isinstance(answer, Deferred) else 'reject'}/{answer.reason.value}"
-            self._gate_summary[name] = self._gate_summary.get(name, 0) + 1
-            self.runtime.timers.arm(self.stream, "gate", self._summarise_gate, after_ms_=1_000)
-
-    def _summarise_gate(self, _: str) -> None:
-        counts, self._gate_summary = self._gate_summary, {}
-        self.post(rules.SummariseGate(counts))
 
     def _extra_keys(self, step: Step) -> Iterable[StoredKey]:
         """What must be found again when memory has forgotten it: ends of turns, results of effects."""
@@ -387,7 +275,7 @@ class SessionActor:
             turn,
             DispatchId(ids.new("dispatch")),
             self._plan(turn, wish.deadline_ms, wish.on_detach),
-            self.runtime.admit(self, self._refusals.get(wish.key, 0)),
+            self.runtime.admit(self, self._gate.refusals(wish.key)),
             wish.turn is not None,
             known,
             wish.overlap,
@@ -396,7 +284,7 @@ class SessionActor:
             wish.on_detach,
             self.runtime.claim_owner,
             envelope.accepted_at,
-            noted=self._gate_room(),
+            noted=self._gate.room(),
             host_waiting=self.runtime.waiting_starts,
         )
 
@@ -578,20 +466,12 @@ class SessionActor:
         return self.ends.setdefault(turn, trio.Event())
 
     def _fall(self, refusal: Refused, error: Exception | None = None) -> None:
-        self._drain_lane()
-        self._backlog.clear()
-        for envelope in self._waiting:
+        for envelope in self.mailbox.clear():
             envelope.reply(refusal)
-        self._waiting.clear()
         self.owner.view.granted = False
         for ended in self.ends.values():
             ended.set()
         self.runtime.residents.fell(self, refusal, error)
-
-
-def _full_lane() -> Rejected:
-    message = "the control lane of the session is full: try again shortly"
-    return Rejected(Reason.OVERLOADED, message, retry_after_ms=100)
 
 
 def _origin_kind(origin: str) -> str:
