@@ -497,7 +497,12 @@ def notices_block() -> str:
     return "```json\n" + _lines(examples()["notices"]) + "\n```"
 
 
+def snapshot_block() -> str:
+    return "```json\n" + _pretty(examples()["snapshot"]) + "\n```"
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "snapshot": snapshot_block,
     "methods": methods_table,
     "events": events_table,
     "reasons": reasons_table,
@@ -562,6 +567,9 @@ async def _results(w: World) -> None:
     await ask("session/detach", attachment=attached["attachment"])
     await wire.call("session/open", session="s2")
     await ask("session/list", limit=1)
+    taken = await wire.call("session/attach", session="s1", replay_from={"type": "snapshot"})
+    _found["snapshot"] = taken["snapshot"]
+    await wire.call("session/detach", attachment=taken["attachment"])
     status = await ask("runtime/status")
     names = ("schema_version", "wall", "runtime", "phase", "epoch", "sessions_resident", "attachments", "turns_active")
     results["runtime/status"] = {name: status[name] for name in names}

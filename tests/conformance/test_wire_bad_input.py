@@ -484,7 +484,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("session/open", {"session": "new", "overlap": "sometimes"}, "invalid_params"),
     ("session/open", {"session": "new", "metadata": "x" * 20_000}, "invalid_params"),
     ("session/open", {"session": "new", "dispatch_mode": "worker"}, "invalid_params"),
-    ("session/attach", {**S, "replay_from": {"type": "snapshot"}}, "invalid_params"),
+    ("session/attach", {**S, "replay_from": {"type": "snapshot", "seq": 3}}, "invalid_params"),
     ("session/attach", {**S, "replay_from": {"type": "later"}}, "invalid_params"),
     ("session/attach", {**S, "replay_from": {"type": "cursor"}}, "invalid_params"),
     ("session/attach", {**S, "replay_from": {"type": "now", "cursor": "x"}}, "invalid_params"),

@@ -259,6 +259,55 @@ def test_live_output_comes_without_seq_and_is_skipped_by_its_own_numbers() -> No
     jumping(main)
 
 
+def test_a_snapshot_and_the_events_behind_it_fit_together_at_any_moment() -> None:
+    async def main() -> None:
+        async with world() as w:
+            driver = await w.client()
+            await driver.call("session/open", session="s", metadata={"a": 1})
+            taken: list[tuple[dict[str, Any], Wire]] = []
+
+            async def drive() -> None:
+                for n, wish in enumerate([{"n": 30, "pace": 0.003}, {"n": 2, "ask": {}}, {"n": 40, "forever": True}]):
+                    start = await driver.call("turn/start", session="s", key=f"k{n}", input=wish)
+                    await trio.sleep(0.1)
+                    if "ask" in wish:
+                        status = await driver.call("session/read", session="s")
+                        request = status["pending_requests"][0]
+                        await driver.call("request/answer", session="s", request=request, answer="accept")
+                    if "forever" in wish:
+                        await driver.call("turn/cancel", session="s", turn=start["turn"])
+                    await trio.sleep(0.05)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(drive)
+                for _ in range(60):
+                    wire = await w.client()
+                    attached = await wire.call(
+                        "session/attach", session="s", replay_from={"type": "snapshot"}, order="log"
+                    )
+                    taken.append((attached["snapshot"], wire))
+                    await trio.sleep(0.008)
+            await driver.call("session/close", session="s")
+            log, turns = w.log(), set()
+            for snapshot, wire in taken:
+                await wire.until_method("session/detached")
+                seq, state = snapshot["seq"], snapshot["state"]
+                assert [told["seq"] for told in wire.events()] == list(range(seq + 1, log[-1].seq + 1))
+                before = [kept for kept in log if kept.seq <= seq]
+                opened = [kept.turn for kept in before if kept.type == "turn.opened"]
+                closed = [kept.turn for kept in before if kept.type == "turn.closed"]
+                assert [end["turn"] for end in state["ended_turns"]] == closed
+                assert (state["turn"] or {}).get("turn") == next((turn for turn in opened if turn not in closed), None)
+                asked = sum(kept.type == "request.opened" for kept in before)
+                assert len(state["pending_requests"]) == asked - sum(kept.type == "request.resolved" for kept in before)
+                assert state["metadata"] == {"a": 1} and state["head_seq"] == seq
+                turns.add((state["turn"] or {}).get("turn"))
+            assert len(turns) == 4, "before, within each turn, and between"
+            w.assert_sound()
+
+    jumping(main)
+
+
 # Marks.
 
 

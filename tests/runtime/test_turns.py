@@ -86,6 +86,22 @@ async def test_groups_and_exits_stay_within_their_turn(error: BaseException, aut
     assert outcome.outcome == "failed"
 
 
+async def test_a_profile_says_what_a_second_message_does(autojump_clock: Any) -> None:
+    """Without a word of its own a session takes the overlap policy of its profile."""
+    profiles = {"default": turnlane.Profile("default", "default", overlap="reject")}
+    async with Disk().runtime(waits, profiles=profiles) as runtime:
+        session, other = await runtime.open_session("s"), await runtime.open_session("o", overlap="queue")
+        for opened in (session, other):
+            await opened.start_turn({"text": "x"})
+        with pytest.raises(Refused) as refused:
+            await session.start_turn({"text": "y"})
+        assert (await other.start_turn({"text": "y"})).answer.phase == "queued"
+        await session.close()
+        await other.close()
+
+    assert refused.value.reason is Reason.TURN_IN_FLIGHT
+
+
 async def test_queued_starts_run_in_order(autojump_clock: Any) -> None:
     """With policy queue, starts made while a turn runs wait and run first in, first out."""
 

@@ -184,6 +184,7 @@ def _profiles(settings: Settings, agents: Mapping[str, Agent]) -> Mapping[str, P
         turn_budget_ms=given.turn_budget_ms or None,
         on_detach=given.on_detach,
         history_cut=given.history_cut,
+        overlap=given.overlap,
     )
     return {name: evolve(defaults, name=name, agent=name) for name in agents}
 

@@ -57,7 +57,7 @@ async def session_open(connection: Connection, params: Params, posted: Callable[
         params.get("session"),
         external=params.get("external"),
         profile=params.get("profile"),
-        overlap=params.get("overlap", "queue"),
+        overlap=params.get("overlap"),
         metadata=params.get("metadata"),
         tenant=connection.principal.tenant,
         key=params.get("key"),

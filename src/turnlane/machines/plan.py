@@ -35,6 +35,8 @@ class Profile:
     on_detach: str = "continue"
     history_cut: str = "delivered"
     steerable: bool = True
+    overlap: str = "queue"
+    """What a second message does in sessions of this profile that do not say otherwise."""
 
 
 @frozen

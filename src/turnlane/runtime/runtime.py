@@ -178,7 +178,7 @@ class Runtime:
         *,
         external: str | None = None,
         profile: str | None = None,
-        overlap: str = "queue",
+        overlap: str | None = None,
         metadata: Any = None,
         tenant: str = DEFAULT_TENANT,
         key: str | None = None,
@@ -203,7 +203,7 @@ class Runtime:
         *,
         external: str | None = None,
         profile: str | None = None,
-        overlap: str = "queue",
+        overlap: str | None = None,
         metadata: Any = None,
         tenant: str = DEFAULT_TENANT,
         key: str | None = None,
@@ -219,14 +219,16 @@ class Runtime:
         if metadata is not None:
             self._check_size(metadata, self.limits.dispatch_metadata_bytes_max, "metadata")
         chosen = profile or next(iter(self.agents))
-        if isinstance(refusal := self.ports.plans.bundle(chosen), Rejected):
-            raise Refused.of(refusal)
+        bundle = self.ports.plans.bundle(chosen)
+        if isinstance(bundle, Rejected):
+            raise Refused.of(bundle)
+        policy = Policy(overlap or bundle.profile.overlap)
         name = await self._name_of(session_id, external, Tenant(tenant))
         stream = session_stream(Tenant(tenant), name)
         actor = await self.residents.awake(stream)
         if actor.state.phase is SessionPhase.ABSENT:
             self._admit_session(Tenant(tenant))
-        command = rules.CreateSession(name, Tenant(tenant), chosen, Policy(overlap), metadata, external)
+        command = rules.CreateSession(name, Tenant(tenant), chosen, policy, metadata, external)
         handle = Session(self, actor)
         content = ["open", session_id, external, profile, overlap, metadata]
         try:
