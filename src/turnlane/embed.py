@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -157,7 +155,7 @@ async def open_runtime(
         observer or Silent(),
         limits,
     )
-    runtime = Runtime(ports, named, f"{socket.gethostname()}:{os.getpid()}:{ports.ids.new('runtime')}", quotas or {})
+    runtime = Runtime(ports, named, ports.ids.new("runtime"), quotas or {})
     try:
         async with runtime.live():
             yield runtime

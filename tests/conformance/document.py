@@ -328,7 +328,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "is durable.",
         "unknown_session session_ended session_draining session_starting session_waking draining turn_in_flight"
         " no_active_turn turn_mismatch turn_ending steer_not_supported merge_full id_in_use cancelled_before_start"
-        " key_conflict input_too_large budget_invalid plan_materialization_failed admission_capacity_defer"
+        " key_conflict input_too_large admission_capacity_defer"
         " admission_capacity_reject cp_admission_reject_quota read_only storage_full overloaded",
     ),
     "turn/steer": (

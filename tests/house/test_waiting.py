@@ -107,6 +107,7 @@ QUEUES = {
     "nodes/builtin.py:make_agent.builtin.speech": "no queue between tasks: the parts of one input, and its steering",
     "client/wire.py:Conversation._queue": "`calls_waiting_max` of its bounds, looked at in `ask`",
     "daemon/connection.py:Connection._calls": "requests_in_flight_max: a Call is one of those in flight",
+    "daemon/connection.py:Connection._answers": "requests_in_flight_max before the reader waits, and those in flight",
     "daemon/connection.py:Connection._chunks": "attachments_max: one chunk of each attachment at a time",
     "daemon/guard.py:Guard._ready": "what one read of the socket held, cut at its pings",
     "daemon/protocol.py:Protocol._bad": "bad_messages_per_min_max: the next one ends the connection",

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnlane.core.instants import Instant, WallInstant
+from turnlane.core.observations import ActorFell, AgentFailed, NodeDisowned
 from turnlane.core.reasons import Reason
 from turnlane.machines.pressure import FlowHold, LaneShed, PressureHigh
 from turnlane.observe import AccessDenied, HttpServed, Observers, ServingFailed, TurnEnded
 from turnlane.observe.logs import FIELDS, LogLines, StderrWriter
-from turnlane.runtime.runtime import ActorFell, AgentFailed, NodeDisowned
 
 
 class HandClock:

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from .awaits import AwaitCoverage as AwaitCoverage
     from .awaits import await_coverage as await_coverage
+    from .contracts import check_event_store as check_event_store
+    from .contracts import check_lease_store as check_lease_store
+    from .crash import crash_store as crash_store
     from .fakes import CountingIds as CountingIds
     from .fakes import Dice as Dice
     from .fakes import FakeClock as FakeClock
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 
 _ROOMS: Final = {
     "awaits": ("AwaitCoverage", "await_coverage"),
+    "contracts": ("check_event_store", "check_lease_store"),
+    "crash": ("crash_store",),
     "fakes": ("CountingIds", "Dice", "FakeClock"),
     "faults": ("FAULTS", "PORT_FAILURES", "InjectedError"),
     "plugin": ("explored", "swept"),

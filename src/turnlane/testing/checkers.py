@@ -20,6 +20,7 @@ from ..core.ports import EventStore
 from ..core.step import Lane
 from ..machines.session import Session, evolve_session
 from .report import Violation
+from .world import quiescent as quiescent
 
 TERMINALS: Final = ("turn.committed", "turn.aborted")
 
