@@ -60,7 +60,9 @@ async def read(session: turnlane.Session, counted: dict[str, int], started: trio
 
 
 async def main(arguments: argparse.Namespace) -> dict[str, Any]:
-    limits = turnlane.Limits(resident_sessions_max=max(20_000, 2 * arguments.idle), turns_active_max=max(1_024, arguments.turns))
+    limits = turnlane.Limits(
+        resident_sessions_max=max(20_000, 2 * arguments.idle), turns_active_max=max(1_024, arguments.turns)
+    )
     figures: dict[str, Any] = {"idle_sessions": arguments.idle, "attachments": arguments.attachments}
     with tempfile.TemporaryDirectory() as folder:
         async with turnlane.open_runtime(Path(folder) / "state", agent=agent, limits=limits) as runtime:
