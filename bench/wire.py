@@ -41,7 +41,7 @@ async def main(given: argparse.Namespace) -> dict[str, Any]:
             command = [sys.executable, "-m", "bench.wire", "--client", str(bound[0][1])]
             command += [f"--{name}={getattr(given, name)}" for name in ("connections", "attachments", "turns")]
             client = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
-            while runtime.attachments < figures["attachments"]:  # noqa: ASYNC110 - another process attaches
+            while runtime.attachments.total() < figures["attachments"]:  # noqa: ASYNC110 - another process attaches
                 await trio.sleep(0.05)
             figures["attachment_kib"] = round((resident_mib() - before) * 1024 / figures["attachments"], 1)
             at = time.perf_counter()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import cattrs
 import msgspec
 from attrs import frozen
 
@@ -106,6 +107,8 @@ class UnknownEvent:
 
 
 _encode = msgspec.json.Encoder().encode
+_cold: Final = cattrs.Converter(forbid_extra_keys=False)
+"""For what is rare and may be old; hot values go through msgspec."""
 _header: Final = {cls: (tag, Lane.DATA if tag in DATA_TAGS else Lane.CONTROL) for cls, tag in TAGS.items()}
 _decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {
     tag: msgspec.json.Decoder(cls).decode for tag, cls in CLASSES.items()
@@ -140,8 +143,9 @@ class Codec:
         return _encode([type(answer).__name__, answer])
 
     def decode_answer(self, data: bytes) -> Any:
+        """An answer given before, perhaps by another version: what it does not know is passed over."""
         name, value = msgspec.json.decode(data)
-        return msgspec.convert(value, _ANSWERS[name])
+        return _cold.structure(value, _ANSWERS[name])
 
     def data_of_answer(self, data: bytes) -> Any:
         """An answer as plain JSON, for the data of an error."""

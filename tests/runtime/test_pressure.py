@@ -386,6 +386,48 @@ async def test_a_trimmed_session_keeps_its_state_and_tells_stale_cursors(autojum
     assert again.duplicate and outcome.outcome == "completed"
 
 
+async def test_a_trimmed_history_holds_what_is_left(autojump_clock: Any) -> None:
+    """Turns that were trimmed away are not in the history of later ones, however they ended."""
+    seen: list[Any] = []
+
+    async def agent(turn: turnlane.Turn) -> None:
+        if turn.input["text"] == "history":
+            seen.extend(await turn.history())
+        elif turn.input["text"] == "hang":
+            await trio.sleep_forever()
+        await turn.output(turn.input["text"])
+
+    async with Disk().runtime(agent) as runtime:
+        session = await runtime.open_session("s")
+        hanging = await session.start_turn({"text": "hang"})
+        await trio.sleep(0.1)
+        await hanging.cancel()
+        for number in range(4):
+            await (await session.start_turn({"text": str(number)})).outcome()
+        await session.trim(2)
+        outcome = await (await session.start_turn({"text": "history"})).outcome()
+
+    assert outcome.outcome == "completed"
+    assert [past["output"] for past in seen] == ["2", "3"]
+
+
+async def test_a_tenant_has_a_bound_on_attachments(autojump_clock: Any) -> None:
+    """attachments_per_tenant_max refuses one more; another tenant is not concerned."""
+    limits = turnlane.Limits(attachments_per_tenant_max=2)
+    async with Disk().runtime(says, limits=limits) as runtime:
+        ours, theirs = await runtime.open_session("s"), await runtime.open_session("s", tenant="acme")
+        async with ours.attach("now"), ours.attach("now"):
+            with pytest.raises(Refused) as full:
+                async with ours.attach("now"):
+                    pass
+            async with theirs.attach("now"):
+                pass
+        async with ours.attach("now"):
+            pass
+
+    assert full.value.reason is Reason.TOO_MANY_ATTACHMENTS
+
+
 async def test_a_snapshot_and_what_follows_it_are_cut_at_one_seq(autojump_clock: Any) -> None:
     """Attached by snapshot, a reader gets the state at a seq and every event after it, nothing twice."""
 

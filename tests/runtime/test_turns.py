@@ -272,6 +272,94 @@ async def test_a_question_expires_by_its_deadline(autojump_clock: Any) -> None:
     assert (outcome.outcome, outcome.reason) == ("timed_out", "request_expired")
 
 
+async def test_an_agent_that_stops_waiting_for_an_answer_withdraws_its_question(autojump_clock: Any) -> None:
+    """Its own timeout around ask resolves the request as withdrawn, unblocks the turn and sets its budget going."""
+
+    async def agent(turn: turnlane.Turn) -> None:
+        with trio.move_on_after(2):
+            await turn.ask("anybody?")
+        await trio.sleep_forever()
+
+    async with Disk().runtime(agent) as runtime:
+        session = await runtime.open_session("s")
+        turn = await session.start_turn({"text": "x"}, deadline=5)
+        await trio.sleep(1)
+        (request,) = session.status()["pending_requests"]
+        outcome = await turn.outcome()
+        with pytest.raises(Refused) as closed:
+            await session.answer(request, "accept")
+        events = (await session.read()).events
+    (resolved,) = [event for event in events if event.type == "request.resolved"]
+
+    assert resolved.data["resolution"] == "withdrawn"
+    assert "turn.unblocked" in [event.type for event in events]
+    assert outcome.reason == "turn_budget_exhausted" and trio.current_time() < 60
+    assert closed.value.reason is Reason.REQUEST_CLOSED
+
+
+async def test_a_cancelled_sub_session_call_leaves_no_child_behind(autojump_clock: Any) -> None:
+    """Cancelled at any of its steps, the call leaves no session that nobody holds."""
+    for steps in range(12):
+
+        async def agent(turn: turnlane.Turn, steps: int = steps) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(turn.sub_session, "below")
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+
+        disk = Disk()
+        async with disk.runtime(agent) as runtime:
+            session = await runtime.open_session("above")
+            outcome = await (await session.start_turn({"text": "x"})).outcome()
+            await trio.sleep(1)
+            left = [actor.session for actor in runtime.actors.values() if actor.state.phase.value == "active"]
+
+        assert outcome.outcome == "completed" and left == ["above"], steps
+        assert_sound(disk.seen())
+
+
+async def test_inputs_that_nobody_takes_are_bounded(autojump_clock: Any) -> None:
+    """Sixty-four may wait; then steering is refused as overloaded, and the terminal lists exactly those that waited."""
+
+    async def agent(turn: turnlane.Turn) -> None:
+        for _ in range(3):
+            await turn._actor.next_steering()
+        await trio.sleep_forever()
+
+    async with Disk().runtime(agent) as runtime:
+        session = await runtime.open_session("s")
+        turn = await session.start_turn({"text": "x"})
+        for number in range(67):
+            await session.steer({"text": str(number)}, turn.id, key=f"k{number}")
+            await trio.sleep(0.001)
+        with pytest.raises(Refused) as full:
+            await session.steer({"text": "one more"}, turn.id)
+        await turn.cancel()
+        (terminal,) = [event for event in (await session.read()).events if event.type == "turn.aborted"]
+
+    assert full.value.reason is Reason.OVERLOADED
+    assert terminal.data["unconsumed_inputs"] == [f"k{number}" for number in range(3, 67)]
+
+
+async def test_a_grace_keeps_a_turn_for_a_controller_that_comes_back(autojump_clock: Any) -> None:
+    """With detach_grace_ms the turn waits that long for a controller, and ends when none came."""
+    limits = turnlane.Limits(detach_grace_ms=2_000)
+    async with Disk().runtime(waits, limits=limits) as runtime:
+        session = await runtime.open_session("s")
+        turn = await session.start_turn({"text": "x"}, on_detach="cancel")
+        async with session.attach("now"):
+            pass
+        await trio.sleep(1)
+        async with session.attach("now"):
+            await trio.sleep(5)
+            assert turn.status()["phase"] == "active"
+        started = trio.current_time()
+        outcome = await turn.outcome()
+
+    assert outcome.reason == "detached" and 1.9 <= trio.current_time() - started <= 2.5
+
+
 async def test_waiting_for_a_person_does_not_use_up_the_budget(autojump_clock: Any) -> None:
     """The turn budget stands still while the turn is blocked on a user, and then goes on from where it was."""
 

@@ -22,7 +22,6 @@ class Limits:
     actor_restarts_max: int = 3
     restart_window_ms: int = 60_000
     # the gate
-    gate_ms_max: int = 1_000
     defer_base_ms: int = 250
     defer_ms_max: int = 10_000
     gate_events_per_s_max: int = 20
@@ -31,7 +30,6 @@ class Limits:
     turns_active_max: int = 1_024
     turns_waiting_max: int = 4_096
     # ends and cancels
-    terminal_reserve_bytes: int = 65_536
     output_bytes_max: int = 1_048_576
     output_event_bytes_max: int = 49_152
     closed_turns_remembered_max: int = 64
@@ -75,7 +73,6 @@ class Limits:
     data_inflight_max: int = 256
     data_runnable_max: int = 12
     output_quantum_items: int = 16
-    cancel_slice_items: int = 100
     timers_max: int = 65_536
     # quotas of named tenants (off for `default`)
     tenant_turns_open_max: int = 32
@@ -88,12 +85,10 @@ class Limits:
     map_grow_percent: int = 70
     map_reserve_percent: int = 90
     reader_check_ms: int = 60_000
-    reader_age_ms_max: int = 50
     verify_on_open_bytes_max: int = 1_073_741_824
     page_items_max: int = 1_000
     page_bytes_max: int = 4_194_304
     writer_stall_ms_max: int = 5_000
-    writer_batches_max: int = 65_536
     keys_cached_max: int = 256
     tail_items_max: int = 256
     tail_bytes_max: int = 4_194_304
@@ -153,9 +148,6 @@ class Limits:
     http_requests_max: int = 256
     http_idle_ms_max: int = 75_000
     http_drain_ms_max: int = 10_000
-    health_ms_max: int = 100
-    healthy_ms_max: int = 1_000
-    permit_wait_ready_ms_max: int = 10_000
     status_items_max: int = 1_000
     status_bytes_max: int = 262_144
 

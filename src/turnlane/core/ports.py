@@ -121,6 +121,8 @@ class LeaseStore(Protocol):
 
 
 class Clock(Protocol):
+    """What time it is, twice: for ordering within this process, and for people and what survives it."""
+
     def now(self) -> Instant:
         """Monotonic nanoseconds, for ordering and deadlines."""
         ...
@@ -131,6 +133,8 @@ class Clock(Protocol):
 
 
 class Ids(Protocol):
+    """Where fresh names come from."""
+
     def new(self, kind: str) -> str:
         """A fresh id `<kind>_<32 hex>`; never given twice."""
         ...
@@ -151,6 +155,8 @@ class Hop(Protocol):
 
 
 class Observer(Protocol):
+    """Takes what is observed (`core/observations.py`, signals of lanes). Looking changes nothing."""
+
     def observe(self, value: object) -> None:
         """Take a frozen value. Must not block or raise; a raise is counted and goes no further."""
         ...

@@ -87,12 +87,10 @@ class Reason(Enum):
     TURN_CLOSED = "turn_closed", _R, False, REFUSED_NUMBER, 409
     UNKNOWN_TURN = "unknown_turn", _R, False, NOT_FOUND_NUMBER, 404
     UNKNOWN_NODE = "unknown_node", _R, False, NOT_FOUND_NUMBER, 404
-    UNKNOWN_DISPATCH = "unknown_dispatch", _R, False, NOT_FOUND_NUMBER, 404
     CANCEL_FENCE_APPLIED = "cancel_fence_applied", _R, False, REFUSED_NUMBER, 409
     SUBSESSION_LIMIT = "subsession_limit", _R, False, REFUSED_NUMBER, 409
     TURN_IN_FLIGHT = "turn_in_flight", _R, True, CONFLICT_NUMBER, 409
     INPUT_TOO_LARGE = "input_too_large", _R, False, INVALID_PARAMS_NUMBER, 413
-    ITEM_TOO_LARGE = "item_too_large", _R, False, INVALID_PARAMS_NUMBER, 413
     DISPATCH_MODE_REQUIRED = "dispatch_mode_required", _R, False, REFUSED_NUMBER, 409
     SESSION_STARTING = "session_starting", _D, True, REFUSED_NUMBER, 503
     SESSION_WAKING = "session_waking", _D, True, REFUSED_NUMBER, 503
@@ -101,11 +99,8 @@ class Reason(Enum):
     ADMISSION_CAPACITY_REJECT = "admission_capacity_reject", _R, True, OVERLOADED_NUMBER, 503
     CP_ADMISSION_REJECT_QUOTA = "cp_admission_reject_quota", _R, True, OVERLOADED_NUMBER, 429
     ADMISSION_CAPACITY_ALLOW = "admission_capacity_allow", _N, False, REFUSED_NUMBER, 200
-    PLAN_MATERIALIZATION_FAILED = "plan_materialization_failed", _D, True, REFUSED_NUMBER, 503
     PROFILE_UNSUPPORTED = "profile_unsupported", _R, False, INVALID_PARAMS_NUMBER, 422
-    BUDGET_INVALID = "budget_invalid", _R, False, INVALID_PARAMS_NUMBER, 422
     AUTHORITY_EPOCH_MISMATCH = "authority_epoch_mismatch", _R, False, REFUSED_NUMBER, 409
-    AUTHORITY_REVOKED_BEFORE_OPEN = "authority_revoked_before_open", _R, False, REFUSED_NUMBER, 409
     STALE_EPOCH_REJECT = "stale_epoch_reject", _R, False, CONFLICT_NUMBER, 409
     DEAUTHORIZED_DRAIN = "deauthorized_drain", _R, False, REFUSED_NUMBER, 409
     # requests and effects
@@ -134,13 +129,10 @@ class Reason(Enum):
     AUTHORITY_LOSS = "authority_loss", _E, False, REFUSED_NUMBER, 200
     ATTEMPTS_EXHAUSTED = "attempts_exhausted", _F, False, REFUSED_NUMBER, 200
     # notices
-    CANCEL_FLUSH = "cancel_flush", _N, False, REFUSED_NUMBER, 200
     TURN_CANCELLED = "turn_cancelled", _N, False, REFUSED_NUMBER, 200
     SHED = "shed", _N, False, REFUSED_NUMBER, 200
     REPLACED = "replaced", _N, False, REFUSED_NUMBER, 200
     RIGHT_WITHDRAWN = "right_withdrawn", _N, False, REFUSED_NUMBER, 200
-    LANE_QUEUE_CAPACITY_EXCEEDED = "lane_queue_capacity_exceeded", _N, False, REFUSED_NUMBER, 200
-    TELEMETRY_BEST_EFFORT_DROP = "telemetry_best_effort_drop", _N, False, REFUSED_NUMBER, 200
     # the journal
     STORAGE_FULL = "storage_full", _R, True, REFUSED_NUMBER, 503
     JOURNAL_BROKEN = "journal_broken", _F, True, INTERNAL_NUMBER, 500

@@ -153,7 +153,7 @@ def terminal_batch(
     displaced = [type(trigger).__name__ for index, trigger in enumerate(triggers) if index != won]
     taken = now.inputs_taken
     if taken is None:
-        taken = len(turn.steered) if ending.outcome is Outcome.COMPLETED else 0
+        taken = turn.steers if ending.outcome is Outcome.COMPLETED else max(0, turn.steers - len(turn.steered))
     events = turns.terminal(turn, ending, now, before, taken, displaced)
     fence_seq: Seq = events[-2].fence_seq
     row = state.rows.get(turn.dispatch)

@@ -45,6 +45,14 @@ class AnswerRequest:
     role: str = "controller"
 
 
+@frozen
+class WithdrawRequest:
+    """The agent no longer waits for the answer."""
+
+    request: RequestId
+    turn: TurnId
+
+
 # events
 
 

@@ -63,6 +63,7 @@ from .within import (
     settle_late,
     start_subsession,
     steer,
+    withdraw_request,
 )
 
 
@@ -100,6 +101,8 @@ def decide(state: Session, command: Any, now: Stamp, limits: Limits) -> Answer:
             return Step((turns.TurnOutput(turn, kind, data),))
         case requests.OpenRequest(turn=turn) if is_open(state, turn):
             return open_request(state, command, now, limits)
+        case requests.WithdrawRequest():
+            return withdraw_request(state, command)
         case effects_ledger.IntendEffect(turn=turn) if is_open(state, turn):
             return intend(state, command, now, limits)
         case effects_ledger.ResolveEffect():

@@ -20,6 +20,9 @@ from ..core.reasons import Reason
 from . import effects_ledger, requests
 from .plan import Plan
 
+STEERED_KEPT: Final = 64
+"""Inputs of a turn that may wait to be taken by its agent."""
+
 
 class TurnPhase(Enum):
     ABSENT = "absent"
@@ -353,6 +356,9 @@ class Turn:
     cancelling: SoftCancel | None = None
     requests: requests.Requests = field(factory=dict)
     steered: tuple[str, ...] = ()
+    """Keys of the last inputs, as many as may wait untaken."""
+    steers: int = 0
+    """Inputs so far."""
     children: int = 0
 
 
@@ -424,7 +430,7 @@ def evolved(turn: Turn | None, event: TurnEvent, seq: Seq) -> Turn:
         case TurnOutput():
             return turn
         case TurnSteered(key=key):
-            return evolve(turn, steered=(*turn.steered, key))
+            return evolve(turn, steered=(*turn.steered[1 - STEERED_KEPT :], key), steers=turn.steers + 1)
         case TurnBlocked(on=on):
             return evolve(turn, blocked_on=on)
         case TurnUnblocked():
@@ -516,7 +522,7 @@ def terminal(
         "fence_output_seq": now.output_seq,
         "delivered_through": min(now.delivered_through, fence_seq),
         "acked_through": min(now.acked_through, now.delivered_through, fence_seq),
-        "unconsumed_inputs": list(turn.steered[consumed:]),
+        "unconsumed_inputs": list(turn.steered[len(turn.steered) - (turn.steers - consumed) :]),
         "detail": ending.detail,
         "displaced": list(displaced) or None,
     }

@@ -36,6 +36,10 @@ def steer(state: Session, turn: TurnId | None, given: Any, key: str, now: Stamp)
         return Rejected(Reason.TURN_ENDING, "the running turn is being cancelled: it takes no more input")
     if not state.turn.plan.steerable:
         return Rejected(Reason.STEER_NOT_SUPPORTED, "the plan of this turn takes no steering input")
+    waiting = 0 if now.inputs_taken is None else state.turn.steers - now.inputs_taken
+    if waiting >= turns.STEERED_KEPT:
+        message = f"{turns.STEERED_KEPT} inputs wait to be taken by the turn: send more when it has taken some"
+        return Rejected(Reason.OVERLOADED, message, retry_after_ms=250)
     steered = turns.TurnSteered(state.turn.turn, given, key)
     effect = turns.SteerNode(state.turn.turn, key, given)
     return Step((steered,), (effect,), SteerAnswer(now.head + 1, state.turn.turn))
@@ -69,6 +73,14 @@ def answer_request(state: Session, command: requests.AnswerRequest, now: Stamp) 
         return resolved
     events, effects = _resolved(turn, resolved)
     return Step(events, effects, requests.AnswerAccepted(now.head + 1))
+
+
+def withdraw_request(state: Session, command: requests.WithdrawRequest) -> Answer:
+    turn = state.turn
+    request = None if turn is None else turn.requests.get(command.request)
+    if turn is None or request is None or not request.open:
+        return Step()
+    return Step(*_resolved(turn, requests.RequestResolved(command.request, turn.turn, "withdrawn", None, "agent")))
 
 
 def expire_request(state: Session, turn: Turn, request_id: str, now: Stamp, limits: Limits) -> Answer:

@@ -66,11 +66,8 @@ class Turn:
         Fenced after the turn's end, Refused `storage_full` while the journal has no room. Rule: spec "Turns", 7.
         """
         pieces = _pieces(data, self._actor.actor.runtime.limits)
-        seq = 0
-        for piece in pieces:
-            await self._room()
-            seq = self._keep(type, piece)
-        return seq
+        await self._room()
+        return [self._keep(type, piece) for piece in pieces][-1]  # in one breath: all of it, or nothing
 
     def _keep(self, type: str, piece: Any) -> Seq:
         actor = self._actor
@@ -140,8 +137,12 @@ class Turn:
             default,
             tuple(roles),
         )
-        await self._submit(command)
-        resolution, answer = await self._actor.answer_to(request)
+        try:
+            await self._submit(command)
+            resolution, answer = await self._actor.answer_to(request)
+        except trio.Cancelled:
+            self._actor.actor.post(requests.WithdrawRequest(request, self.id))
+            raise
         if resolution == "expired" and answer is None and kind == "approval":
             answer = "decline"
         return Answered(resolution, answer)

@@ -47,6 +47,10 @@ async def attach(
         raise Refused(Reason.INVALID_CURSOR, "the cursor lies ahead of the log: it is not of this session")
     if min(place.control_seq, place.data_seq) + 1 < floor:
         raise stale_cursor(runtime, actor, floor, head)
+    most = runtime.limits.attachments_per_tenant_max
+    if runtime.attachments[actor.tenant] >= most:
+        message = f"the tenant has {most} attachments (attachments_per_tenant_max): detach some first"
+        raise Refused(Reason.TOO_MANY_ATTACHMENTS, message, data={"limit": most})
     generation = 1
     if client is not None:
         generation = actor.generations[client] = actor.generations.get(client, 0) + 1
@@ -67,7 +71,7 @@ async def attach(
     if _kind(replay_from) == "snapshot":
         attachment.snapshot = statuses.snapshot(runtime, actor)
     actor.attachments[attachment.id] = attachment
-    runtime.attachments += 1
+    runtime.attachments[actor.tenant] += 1
     actor.owner.tail.attach(attachment.bell)
     return attachment
 

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 def read_history(
     store: EventStore, encoder: EventEncoder, stream: str, ends: Sequence[turns.EndedTurn], cut: str
 ) -> list[Mapping[str, Any]]:
-    """Input and joined text output of ended turns, oldest first; a turn that was cut short ends where it was heard."""
-    return [_one(store, encoder, stream, end, cut) for end in ends]
+    """Input and joined text output of ended turns, oldest first; a turn that was cut short ends where it was heard.
+
+    Turns that were trimmed away are not in it.
+    """
+    floor = store.floor(stream)
+    return [_one(store, encoder, stream, end, cut) for end in ends if end.queued_seq >= floor]
 
 
 def _one(store: EventStore, encoder: EventEncoder, stream: str, end: turns.EndedTurn, cut: str) -> Mapping[str, Any]:

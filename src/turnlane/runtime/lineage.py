@@ -33,12 +33,12 @@ async def open_subsession(
         parent_turn=turn,
         ancestors=((parent.session, turn), *parent.state.ancestors),
     )
-    await child.submit(command)
-    child.owner.view.ancestors = ((parent.owner.view, turn), *parent.owner.view.ancestors)
-    parent.children.add(stream)
     try:
+        await child.submit(command)
+        child.owner.view.ancestors = ((parent.owner.view, turn), *parent.owner.view.ancestors)
+        parent.children.add(stream)
         await parent.submit(rules.StartSubSession(turn, name))
-    except Refused:
+    except BaseException:  # refused or cancelled: whoever asked has no handle on the child, so it ends
         parent.children.discard(stream)
         child.post(rules.CloseSession("now", Reason.PARENT_ENDED, f"parent:{turn}"))
         raise

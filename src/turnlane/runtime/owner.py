@@ -155,10 +155,16 @@ class StreamOwner:
         ticket = self._open
         if self.writer.broken is not None:
             raise Refused(self.writer.broken.reason, self.writer.broken.message)
-        if ticket is None or ticket.taken or len(ticket.batch.events) >= self.limits.data_items_max:
+        if (
+            ticket is None
+            or ticket.taken
+            or ticket.data_items >= self.limits.data_items_max
+            or ticket.data_bytes >= self.limits.data_bytes_max
+        ):
             ticket = self._open = self._submit(Batch(self.stream, self.head, self.epoch, []), self._output_done)
         ticket.batch.events.append(kept)
         ticket.data_items += 1
+        ticket.data_bytes += len(kept.payload)
         self.head = kept.seq
         self.writer.window.accepted()
         return kept.seq

@@ -7,6 +7,7 @@ end are named and waited for, since structured concurrency holds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -62,7 +63,8 @@ class Runtime:
     disowned: dict[str, TurnActor] = field(factory=dict)
     running_actors: int = 0
     waiting_starts: int = 0
-    attachments: int = 0
+    attachments: Counter[str] = field(factory=Counter)
+    """Live attachments by tenant."""
     store_status: StoreStatus = field(init=False)
     residents: Residents = field(init=False)
     writer: JournalWriter = field(init=False)
@@ -340,6 +342,7 @@ class Runtime:
 
     @marks.on_cancel("resumable")
     async def history(self, actor: SessionActor, turn: TurnId, cut: str, turns_max: int) -> list[Mapping[str, Any]]:
+        """What `Turn.history` gives: earlier turns of the session, oldest first, at most 64."""
         ends = actor.state.ended_turns[-turns_max:] if turns_max > 0 else ()
         return await self.ports.read_hop(read_history, self.ports.store, self.ports.encoder, actor.stream, ends, cut)
 
@@ -388,7 +391,7 @@ class Runtime:
     # attachments
 
     def attachment_gone(self, actor: SessionActor) -> None:
-        self.attachments -= 1
+        self.attachments[actor.tenant] -= 1
         actor.last_used = self.ports.clock.now()
 
     def event(self, stream: str, kept: Kept, place: Position | None = None) -> Event:

@@ -426,7 +426,7 @@ class SessionActor:
             delivered_through=delivered if delivered >= floor else 0,
             acked_through=acked if acked >= floor else 0,
             output_seq=actor.digest.items,
-            inputs_taken=len(self.state.turn.steered) - len(actor.steering),
+            inputs_taken=self.state.turn.steers - len(actor.steering),
             live_digest=digest,
         )
 
@@ -444,7 +444,14 @@ class SessionActor:
         turn = self.state.turn
         if turn is None or turn.plan.on_detach != "cancel":
             return
-        if any(attachment.role == "controller" for attachment in self.attachments.values()):
+        if grace_ms := self.runtime.limits.detach_grace_ms:
+            self.runtime.timers.arm(self.stream, "detach", self._controllers_away, after_ms_=grace_ms)
+        else:
+            self._controllers_away("")
+
+    def _controllers_away(self, _: str) -> None:
+        turn = self.state.turn
+        if turn is None or any(attachment.role == "controller" for attachment in self.attachments.values()):
             return
         self.post(turns.CancelTurn(turn.turn, reason=Reason.DETACHED, origin="transport"))
 

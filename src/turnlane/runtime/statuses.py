@@ -91,7 +91,7 @@ def runtime_status(runtime: Runtime) -> RuntimeStatus:
         runtime.epoch > 0,
         len(runtime.actors),
         runtime.running_actors,
-        runtime.attachments,
+        runtime.attachments.total(),
         runtime.permits.taken,
         runtime.permits.most,
         len(runtime.disowned),

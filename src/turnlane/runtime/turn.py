@@ -118,7 +118,7 @@ class TurnActor:
     async def _ladder(self) -> None:
         """Ask, then insist, then force. The last rung cannot fail: the agent is disowned, it cannot reach the exit."""
         limits = self.actor.runtime.limits
-        with trio.CancelScope(shield=True):
+        with trio.move_on_after(limits.cancel_total_ms_max / 1000, shield=True):
             for patience_ms in (limits.cancel_ask_ms, limits.cancel_insist_ms):
                 if self._node_done.is_set():
                     return

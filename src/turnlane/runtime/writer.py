@@ -36,6 +36,7 @@ class Ticket:
     batch: Batch
     done: Callable[[Outcome], None]
     data_items: int = 0
+    data_bytes: int = 0
     taken: bool = False
     submitted_at: int = 0
 
