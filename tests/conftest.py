@@ -1,7 +1,8 @@
 """Only what all tests share: where nothing may be skipped, and what the run has.
 
 `TESTS_REQUIRE=all` (set by `.ci/run`) turns every skip into a failure: on that machine a browser and a C compiler
-are there, so a skipped test would be a test that nobody runs.
+are there, so a skipped test would be a test that nobody runs. Properties are judged by what they show, not by how long
+a busy machine takes over one example.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("turnlane", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("turnlane")
 
 REQUIRE_ALL = os.environ.get("TESTS_REQUIRE") == "all"
 
