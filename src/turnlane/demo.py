@@ -25,9 +25,10 @@ from attrs import asdict, define, evolve, field, frozen
 from .client import Bounds, Event, Events, Session, Skipped, TurnHandle, connect
 from .core.ids import DEFAULT_TENANT, SessionId, session_stream
 from .core.step import Kept
-from .daemon.access import find_local_tokens
-from .daemon.config import Settings, read_settings
+from .daemon.config import read_settings
 from .daemon.daemon import Bound, run_daemon
+from .daemon.keys import find_local_tokens
+from .daemon.settings import Settings
 from .embed import journal_of
 from .journal import LmdbStore
 from .runtime.agent import Turn

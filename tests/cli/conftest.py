@@ -19,7 +19,7 @@ from attrs import define, field
 
 from turnlane import cli
 from turnlane.core.secret import Secret
-from turnlane.daemon.access import find_local_tokens
+from turnlane.daemon.keys import find_local_tokens
 
 AGENTS = '''
 import time

@@ -21,8 +21,9 @@ import trio
 
 import turnlane.client
 from turnlane.client import Event
-from turnlane.daemon.config import Settings, read_settings
+from turnlane.daemon.config import read_settings
 from turnlane.daemon.daemon import GC_THRESHOLDS, run_daemon
+from turnlane.daemon.settings import Settings
 
 WORDS = " ".join(f"w{number}" for number in range(200))
 

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from turnlane.client import Disconnected, Refused
 from turnlane.client.desk import Places, Question
+from turnlane.client.lines import BadLine, Lines
 from turnlane.client.screen import Screen, neutral, on_one_line, plain_text
-from turnlane.client.terminal import BadLine, Lines, talk
+from turnlane.client.terminal import talk
 from turnlane.nodes.builtin import make_agent
 
 HOSTILE = "\x1b[2J\x07\r\x00\x9b31m\u202eevil\u2066\u2028\x7f\ud800"
@@ -411,7 +412,7 @@ async def test_a_daemon_that_is_not_there_is_told(tmp_path: Path) -> None:
 PROGRAM = """
 import sys, trio
 from pathlib import Path
-from turnlane.client.terminal import BadLine, Lines, talk
+from turnlane.client.terminal import talk
 raise SystemExit(trio.run(lambda: talk(sys.argv[1], "s1", state=Path(sys.argv[2]))))
 """
 

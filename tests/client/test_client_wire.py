@@ -13,22 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnlane.client.following import Coverage, Following, Missing, Phase
-from turnlane.client.values import DEFAULT_BOUNDS, Event, LiveFrame, OutcomeUnknown, Recovered, Skipped, StaleCursor
-from turnlane.client.wire import (
+from turnlane.client.happenings import (
     Answered,
     AttachLater,
-    Backoff,
     Call,
-    Conversation,
     Delivered,
     Ended,
     Happening,
     Malformed,
     NotAdmitted,
-    Verdict,
-    after_close,
-    after_refusal,
 )
+from turnlane.client.losses import Backoff, Verdict, after_close, after_refusal
+from turnlane.client.values import DEFAULT_BOUNDS, Event, LiveFrame, OutcomeUnknown, Recovered, Skipped, StaleCursor
+from turnlane.client.wire import Conversation
 from turnlane.core.reasons import Reason, Refused
 
 

@@ -27,29 +27,27 @@ from turnlane.daemon.access import (
     ROLES,
     ROUTES,
     Denied,
-    Key,
-    KeyRing,
-    LocalTokens,
-    OperatorToken,
-    OperatorTokens,
     Principal,
     PrincipalKind,
     Reach,
     bearer,
     everyone,
-    find_local_tokens,
-    hash_of,
-    key_material,
-    load_keys,
-    local_key,
-    mint_operator,
     need_of,
     one_token,
     read_scope,
     refreshed,
     scope_of,
+)
+from turnlane.daemon.keys import (
+    Key,
+    LocalTokens,
+    find_local_tokens,
+    key_material,
+    load_keys,
+    local_key,
     write_local_tokens,
 )
+from turnlane.daemon.tokens import KeyRing, OperatorToken, OperatorTokens, hash_of, mint_operator
 
 NOW = 1_800_000_000
 SECRET = b"0123456789abcdef0123456789abcdef"

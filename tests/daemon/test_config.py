@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from joserfc.jwk import OKPKey
 
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
-from turnlane.daemon.config import KEYS, Address, Problem, Settings, read_settings
+from turnlane.daemon.config import KEYS, Problem, read_settings
+from turnlane.daemon.settings import Address, Settings
 from turnlane.machines.admission import Quotas
 
 

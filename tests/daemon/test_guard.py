@@ -19,17 +19,10 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_st
 
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.reasons import Reason
-from turnlane.daemon.guard import (
-    FrameMeter,
-    Guard,
-    Rates,
-    Verdict,
-    close_frame,
-    people_rates,
-    service_rates,
-    text_frame,
-)
+from turnlane.daemon.frames import FrameMeter, Verdict, close_frame, text_frame
+from turnlane.daemon.guard import Guard
 from turnlane.daemon.handshake import Accepted, DoorRules, Refusal
+from turnlane.daemon.rates import Rates, people_rates, service_rates
 
 LIMITS = DEFAULT_LIMITS
 OPEN = Rates(*[(1_000_000_000, 1_000_000_000)] * 4)

@@ -28,19 +28,19 @@ from turnlane.core.ports import StoreError
 from turnlane.core.reasons import Reason
 from turnlane.core.secret import Secret
 from turnlane.core.status import Blocker
-from turnlane.daemon import operator_api
-from turnlane.daemon.access import ROUTES, OperatorTokens, mint_operator
-from turnlane.daemon.config import Address, OperatorSettings
-from turnlane.daemon.operator_api import OperatorApi, serve_operator, status_value
+from turnlane.daemon import http_wire, operator_api
+from turnlane.daemon.access import ROUTES
+from turnlane.daemon.operator_api import OperatorApi, serve_operator
+from turnlane.daemon.settings import Address, OperatorSettings
+from turnlane.daemon.status_value import status_value
+from turnlane.daemon.tokens import OperatorTokens, mint_operator
 from turnlane.journal.memory import MemoryStore
 from turnlane.observe import AccessDenied, HttpServed, Observers, ServingFailed
 from turnlane.observe.metrics import Metrics
 
 ALL = ("sessions.read", "status.read", "metrics.read")
 API = "/internal/v1"
-GUARDED = [
-    path.replace("{session}", "s-1") for (_, path), need in ROUTES.items() if need.rights and "openapi" not in path
-]
+GUARDED = [path.replace("{session}", "s-1") for (_, path), need in ROUTES.items() if need.rights]
 
 
 class Kept:
@@ -735,7 +735,7 @@ async def test_a_body_nobody_wants_is_read_and_the_connection_goes_on() -> None:
 
 
 async def test_a_request_that_is_not_sent_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operator_api, "SEND_MS_MAX", 30)
+    monkeypatch.setattr(http_wire, "SEND_MS_MAX", 30)
     async with house() as made:
         async with await made.connect() as stream:
             await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost:")
@@ -804,7 +804,7 @@ async def test_requests_over_the_bound_are_overloaded_and_health_is_not() -> Non
 
 async def test_a_fault_of_ours_is_told_as_an_incident_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     async with house() as made:
-        monkeypatch.setattr(type(made.api), "sessions", _raise)
+        monkeypatch.setattr(type(made.api.pages), "sessions", _raise)
         answer = await made.get(f"{API}/sessions")
         assert answer.told == (500, "internal", "internal")
         failed = made.seen.of(ServingFailed)[0]
@@ -839,7 +839,7 @@ async def test_drain_lets_a_request_finish_closes_idle_connections_and_returns()
     async with house() as made:
         await told_a_story(made)
         hold = trio.Event()
-        real = type(made.api).session
+        real = type(made.api.pages).session
 
         async def slow(*given: Any) -> Any:
             await hold.wait()
@@ -851,7 +851,7 @@ async def test_drain_lets_a_request_finish_closes_idle_connections_and_returns()
             found.append(await made.get(f"{API}/sessions/s-1"))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(made.api), "session", slow)
+            patch.setattr(type(made.api.pages), "session", slow)
             idle = await made.connect()
             await idle.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             await answers(idle)
@@ -872,7 +872,7 @@ async def test_drain_lets_a_request_finish_closes_idle_connections_and_returns()
 async def test_drain_gives_up_after_its_bound_on_a_request_that_hangs() -> None:
     async with house(limits=evolve(DEFAULT_LIMITS, http_drain_ms_max=50)) as made:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(made.api), "sessions", _hang)
+            patch.setattr(type(made.api.pages), "sessions", _hang)
             async with await made.connect() as stream:
                 token = made.secret.reveal()
                 await stream.send_all(

@@ -39,6 +39,7 @@ async def agent(turn: turnlane.Turn) -> None:
 
 async def talk(ctx: CrashContext) -> None:
     """Turns that complete, wait, ask, are cancelled, interrupted; sessions that drain; keys that repeat."""
+
     def told(session: turnlane.Session, seq: int | None) -> None:
         head = seq or session.actor.owner.tail.head
         fresh = [number for number in range(1, head + 1) if number not in acknowledged]

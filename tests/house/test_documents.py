@@ -203,7 +203,7 @@ def test_the_readme_claims_no_figures() -> None:
 
 
 TREES = ("src/", "tests/", "docs/", "examples/", "bench/", ".ci/")
-ROOMS = ("core/", "machines/", "journal/", "runtime/", "daemon/", "client/", "testing/", "nodes/", "observe/")
+ROOMS = ("core/", "machines/", "journal/", "runtime/", "daemon/", "client/", "testing/", "nodes/", "observe/", "cli/")
 HOUSE = "src/turnlane/"
 
 

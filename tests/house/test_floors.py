@@ -53,7 +53,7 @@ def test_only_the_command_line_fetches_the_workshop_and_only_when_called() -> No
                 found[place] = node.lineno
 
     at_import = {place: line for place, line in found.items() if ":" not in place}
-    elsewhere = {place: line for place, line in found.items() if not place.startswith("cli.py:")}
+    elsewhere = {place: line for place, line in found.items() if not place.startswith("cli/")}
 
     assert (at_import, elsewhere) == ({}, {})
 

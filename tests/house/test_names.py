@@ -160,9 +160,12 @@ def test_the_name_of_a_mark_is_a_literal_and_occurs_once() -> None:
 
 
 REVEALS = {
-    "daemon/access.py": "checks and makes tokens, writes the token file of the same user",
+    "daemon/tokens.py": "checks and makes tokens",
+    "daemon/keys.py": "makes keys of their text, writes the token file of the same user",
     "client/client.py": "sends the token of this client in `initialize`",
-    "cli.py": "prints a token that was asked for; takes the local token of this user",
+    "client/link.py": "sends the token of this client in the request for the upgrade",
+    "cli/tokens.py": "prints a token that was asked for",
+    "cli/reaching.py": "takes the local token of this user",
     "demo.py": "takes the local token of its own daemon",
 }
 

@@ -26,7 +26,7 @@ SHIELDS = {
     "client/client.py:Client._connection": "closes a socket by force: no wait for the peer",
     "client/client.py:connect": "the goodbye on its socket; close_ms_max of the client's bounds",
     "client/line.py:Address.dial": "closes a socket by force: no wait for the peer",
-    "client/terminal.py:Talk._cancel": "a person who leaves has still cancelled; CANCEL_WITHIN_S",
+    "client/talking.py:Talk._cancel": "a person who leaves has still cancelled; CANCEL_WITHIN_S",
 }
 """Corridor and ladder are all of the house; the client, a guest in other programs, shields the end of its socket."""
 
@@ -82,8 +82,8 @@ def test_no_cancel_is_swallowed() -> None:
     allowed = {
         "runtime/turn.py:TurnActor._run_node": "raises again whatever is not an agent's own failure (`_contained`)",
         "client/client.py:connect": "remembers what was raised, says goodbye, raises it",
-        "cli.py:main": "the outermost: turns what is left into an exit code",
-        "cli.py:_import": "runs before trio: whatever a user's module raises at import is a fault of that module",
+        "cli/__init__.py:main": "the outermost: turns what is left into an exit code",
+        "cli/apps.py:_import": "runs before trio: whatever a user's module raises at import is a fault of that module",
     }
 
     def swallows(node: ast.AST) -> bool:
@@ -101,7 +101,7 @@ def test_no_cancel_is_swallowed() -> None:
 QUEUES = {
     "client/session.py:Events._ready": "`buffer_items_max` and `buffer_bytes_max` of its bounds: then the client stops "
     "reading, or follows anew",
-    "client/terminal.py:Lines._whole": "the lines of one read of 64 KiB",
+    "client/lines.py:Lines._whole": "the lines of one read of 64 KiB",
     "machines/delivery.py:Reader._control_of.found": "no queue between tasks: control events of two pages",
     "nodes/builtin.py:calculate.parser": "no queue between tasks: the tokens of one expression (EXPRESSION_CHARS_MAX)",
     "nodes/builtin.py:make_agent.builtin.speech": "no queue between tasks: the parts of one input, and its steering",

@@ -71,7 +71,8 @@ PROGRAM = """
 
 
 @pytest.fixture
-def suite(pytester):
+def suite(pytester, monkeypatch):
+    monkeypatch.delenv("TURNLANE_LEVEL", raising=False)
     pytester.makeini("[pytest]\ntrio_mode = true\nfilterwarnings = error\n")
     pytester.makepyfile(PROGRAM)
     return pytester

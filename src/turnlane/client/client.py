@@ -1,9 +1,7 @@
 """The client on trio: one connection at a time, made again when it is lost, until somebody says stop.
 
-One task reads the socket and one writes it; neither belongs to a caller, so a cancelled caller never leaves half a
-frame behind. A program that takes its events slowly makes the reader stop (the server has a cursor, not a queue), save
-while the program waits for something else of this client: then that attachment is left behind and resumed later, since
-otherwise the two would wait for each other.
+What is said on a connection is the affair of `wire.py`, how it is read and written that of `link.py`, and how it ended
+that of `losses.py`. Here is who waits for what, and when to connect again.
 """
 
 from __future__ import annotations
@@ -17,46 +15,21 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import trio
-from attrs import define, field
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from ..core import marks
 from ..core.secret import Secret
 from .following import Following
+from .happenings import Answered, AttachLater, Call, Delivered, Draining, Ended, Happening, NotAdmitted, Ready
 from .line import Address, Line
-from .losses import Loss, goodbye, leaves, loss_of, not_admitted, unreachable
-from .session import Events, Session
+from .link import Link, shake_hands
+from .losses import Backoff, Loss, Verdict, goodbye, leaves, loss_of, not_admitted, unreachable
+from .session import Ending, Events, Session
 from .values import DEFAULT_BOUNDS, Bounds, Disconnected, Event, OutcomeUnknown, Server, TurnOutcome
-from .wire import (
-    PROTOCOL,
-    Answered,
-    AttachLater,
-    Backoff,
-    Call,
-    Conversation,
-    Delivered,
-    Draining,
-    Ended,
-    Happening,
-    NotAdmitted,
-    Ready,
-    Verdict,
-)
+from .wire import PROTOCOL, Conversation
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
-MESSAGES_READ_AHEAD: Final = 16
-RECEIVE_BYTES: Final = 65_536
 _TERMINALS: Final = frozenset({"turn.committed", "turn.aborted"})
-
-
-@define(slots=True, eq=False)
-class Ending:
-    """What a waiter for a turn's end is told."""
-
-    told: trio.Event = field(factory=trio.Event)
-    outcome: TurnOutcome | None = None
-    waiters: int = 0
 
 
 class Client:
@@ -93,9 +66,7 @@ class Client:
         self._gone = trio.Event()
         self._leaving = False
         self._stopped: Exception | None = None
-        self._outgoing = trio.Event()
-        self._room = trio.Event()
-        self._paused = False
+        self._link: Link | None = None
         self._proved = False
         self._lost_at = 0.0
 
@@ -209,12 +180,14 @@ class Client:
 
     def now_outgoing(self) -> None:
         """Something may be sent; and somebody may wait for more than events now."""
-        self._outgoing.set()
+        if self._link is not None:
+            self._link.outgoing.set()
         self.now_room()
 
     def now_room(self) -> None:
         """A buffer has room, or the reader has another reason to look again."""
-        self._room.set()
+        if self._link is not None:
+            self._link.room.set()
 
     def ending(self, session: str, turn: str) -> Ending:
         return self._endings.setdefault((session, turn), Ending())
@@ -258,7 +231,7 @@ class Client:
         if self.conversation.ready:
             self._lost_at, self.conversation.attempts = now, 0
             self._proved = self._proved or (now - began) * 1000 >= self.bounds.stable_ms
-        self._reading = None
+        self._reading = self._link = None
         self._handle(self.conversation.lost())
 
     def _stop(self, loss: Loss) -> None:
@@ -306,7 +279,7 @@ class Client:
 
     async def _converse(self, nursery: trio.Nursery, line: Line, task_status: trio.TaskStatus[None]) -> Loss:
         with trio.fail_after(self.bounds.connect_ms_max / 1000):
-            socket = await self._shake_hands(nursery, line)
+            socket = await shake_hands(nursery, line, self._address, self._token, self.bounds)
             if socket.subprotocol != PROTOCOL:
                 return Loss(Verdict(False), Disconnected(f"{self._where} does not speak {PROTOCOL}"))
             token = None if self._token is None else self._token.reveal().decode()
@@ -318,102 +291,13 @@ class Client:
         self.connections += 1
         if self.connections == 1:
             task_status.started()
-        nursery.start_soon(self._write, socket)
-        nursery.start_soon(self._keep_alive, nursery, socket, line)
+        self._link = link = Link(socket, line, self.conversation, self.bounds, self._events, self._handle)
+        nursery.start_soon(link.write)
+        nursery.start_soon(link.keep_alive, nursery)
         with trio.CancelScope() as self._reading:
-            await self._read(socket, line)
+            await link.read()
         await socket.aclose()
         return goodbye()
-
-    async def _read(self, socket: WebSocketConnection, line: Line) -> None:
-        while True:
-            self._handle(self.conversation.received(await socket.get_message()))
-            if self.conversation.has_outgoing:
-                self._outgoing.set()
-            await self._wait_for_room(line)
-
-    async def _shake_hands(self, nursery: trio.Nursery, line: Line) -> WebSocketConnection:
-        """The upgrade. A line that ends before its answer is noticed at once."""
-
-        async def watch() -> None:
-            await line.ended.wait()
-            await trio.sleep(0.05)
-            scope.cancel(reason="the line has ended")
-
-        headers = []
-        if self._token is not None:
-            headers.append((b"authorization", b"Bearer " + self._token.reveal()))
-        host, path = self._address.host_header, self._address.path
-        async with trio.open_nursery() as watching:
-            with trio.CancelScope() as scope:
-                watching.start_soon(watch)
-                stream: Any = line
-                socket = await wrap_client_stream(
-                    nursery,
-                    stream,
-                    host,
-                    path,
-                    subprotocols=[PROTOCOL],
-                    extra_headers=headers,
-                    message_queue_size=MESSAGES_READ_AHEAD,
-                    max_message_size=self.bounds.incoming_message_bytes_max,
-                    receive_buffer_size=RECEIVE_BYTES,
-                )
-                watching.cancel_scope.cancel()
-                return socket
-            watching.cancel_scope.cancel()
-        raise trio.BrokenResourceError("the line ended during the handshake")
-
-    async def _write(self, socket: WebSocketConnection) -> None:
-        """The one writer. It is cancelled only together with its connection, so no half frame is followed by more."""
-        try:
-            while True:
-                self._outgoing = trio.Event()
-                for frame in self.conversation.outgoing():
-                    with trio.fail_after(self.bounds.write_stall_ms_max / 1000):
-                        await socket.send_message(frame)
-                await self._outgoing.wait()
-        except ConnectionClosed:
-            pass
-
-    async def _keep_alive(self, nursery: trio.Nursery, socket: WebSocketConnection, line: Line) -> None:
-        """A ping after silence, then the end. While the reader pauses, pongs tell the server that we live."""
-        interval_s, silence_s = self.bounds.ping_interval_ms / 1000, self.bounds.silence_ms_max / 1000
-        while True:
-            quiet = 0.0 if self._paused else trio.current_time() - line.heard_at
-            if quiet >= silence_s:
-                raise trio.BrokenResourceError(f"nothing was heard for {quiet:.0f} s")
-            if self._paused:
-                nursery.start_soon(_answering, socket.pong)
-            elif quiet >= interval_s:
-                nursery.start_soon(_answering, socket.ping)
-            await trio.sleep(interval_s - quiet if quiet < interval_s else max(0.05, silence_s - quiet))
-
-    async def _wait_for_room(self, line: Line) -> None:
-        """Read no more while a buffer is full, unless the program waits for something else of this client.
-
-        An answer is waited for: the full attachments are left behind at once. Events of another attachment are: they
-        are when nothing was taken from them for a while.
-        """
-        while full := [events for events in self._events.values() if events.full]:
-            stuck = self.conversation.waiting or not await self._paused_until_room(line)
-            if stuck:
-                for events in full:
-                    self.conversation.overrun(events.following)
-                return
-
-    async def _paused_until_room(self, line: Line) -> bool:
-        """Whether something changed; False when nothing did although another reader waits."""
-        self._room = trio.Event()
-        self._paused = True
-        hungry = any(events.hungry for events in self._events.values())
-        try:
-            with trio.move_on_after(self.bounds.stuck_ms / 1000 if hungry else float("inf")) as patience:
-                await self._room.wait()
-        finally:
-            self._paused = False
-            line.heard_at = trio.current_time()
-        return not patience.cancelled_caught
 
     # what came
 
@@ -512,10 +396,3 @@ async def connect(
             raise
     if raised is not None:
         raise raised  # as it came: what a program raises is not wrapped in a group
-
-
-async def _answering(send: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await send()
-    except ConnectionClosed:
-        pass

@@ -1,4 +1,4 @@
-"""How a connection ended, and whether to make another: from exceptions and codes to one verdict. No I/O."""
+"""How a connection ended, whether to make another and when: from exceptions and codes to one verdict. No I/O."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import msgspec
 import trio
-from attrs import frozen
+from attrs import define, frozen
 from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError
 
 from ..core.reasons import Reason, Refused
-from .values import Disconnected, reason_of
-from .wire import Malformed, Verdict, after_close, after_refusal
+from .happenings import Malformed
+from .values import DEFAULT_BOUNDS, Bounds, Disconnected, reason_of
 
 _LINE_FAULTS: Final = (
     OSError,
@@ -23,6 +23,14 @@ _LINE_FAULTS: Final = (
     ConnectionClosed,
     Malformed,
 )
+
+
+@frozen
+class Verdict:
+    """Whether to connect again, not before `after_ms`; `error` is what the program gets where not."""
+
+    again: bool
+    after_ms: int = 0
 
 
 @frozen
@@ -103,3 +111,34 @@ def _flat_error(body: bytes | None) -> Mapping[str, Any]:
     except msgspec.DecodeError:
         return {}
     return told if isinstance(told, dict) else {}
+
+
+def after_close(code: int, text: str) -> Verdict:
+    """4000 to 4499 and the ends that networks give: again, save 4401. 4500 to 4999: not again."""
+    if code == 4401 or 4500 <= code <= 4999:
+        return Verdict(False)
+    last = text.rsplit(" ", 1)[-1]
+    return Verdict(True, int(last) if code == 4429 and last.isascii() and last.isdigit() else 0)
+
+
+def after_refusal(status: int, retry_after_ms: int | None = None) -> Verdict:
+    """An HTTP answer in place of the upgrade: 429 and 5xx are temporary."""
+    return Verdict(status in (408, 429) or status >= 500, retry_after_ms or 0)
+
+
+@define(slots=True)
+class Backoff:
+    """Waits between connections: base, doubled to a maximum, half of each decided by the dice."""
+
+    bounds: Bounds = DEFAULT_BOUNDS
+    tries: int = 0
+
+    def next_ms(self, throw: float) -> int:
+        """`throw` is a number from 0 to 1."""
+        assert 0 <= throw <= 1, throw
+        full = min(self.bounds.backoff_ms_max, self.bounds.backoff_base_ms * self.bounds.backoff_factor**self.tries)
+        self.tries = min(self.tries + 1, 32)
+        return int(full * (1 + throw) / 2)
+
+    def reset(self) -> None:
+        self.tries = 0

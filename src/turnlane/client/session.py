@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import trio
+from attrs import define, field
 
 from ..core import marks
 from ..core.ids import DispatchId, Seq, SessionId, TurnId
@@ -21,7 +22,16 @@ from .following import LANES, Following, Item, Phase
 from .values import Attached, OutcomeUnknown, Recovered, TurnOutcome
 
 if TYPE_CHECKING:
-    from .client import Client, Ending
+    from .client import Client
+
+
+@define(slots=True, eq=False)
+class Ending:
+    """What a waiter for a turn's end is told."""
+
+    told: trio.Event = field(factory=trio.Event)
+    outcome: TurnOutcome | None = None
+    waiters: int = 0
 
 
 class TurnHandle:

@@ -17,10 +17,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
-from attrs import define, field, frozen
+from attrs import define, field
 
 from ..core.reasons import Reason, Refused
-from .following import Following, Item, Missing, Phase
+from .following import Following, Missing, Phase
+from .happenings import (
+    Answered,
+    AttachLater,
+    Call,
+    Delivered,
+    Draining,
+    Ended,
+    Happening,
+    Malformed,
+    NotAdmitted,
+    Ready,
+)
 from .values import DEFAULT_BOUNDS, Bounds, OutcomeUnknown, Recovered, Server, reason_of, refused_by
 
 PROTOCOL: Final = "turnlane.v1"
@@ -32,90 +44,6 @@ _ATTACHED: Final = frozenset({Phase.OPEN, Phase.OVERRUN})
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder().decode
-
-
-class Malformed(Exception):
-    """The server sent what is not `turnlane.v1`. The connection is of no use."""
-
-
-@define(slots=True, eq=False)
-class Call:
-    """One request until it is answered. `again`: it is sent once more after a lost connection."""
-
-    id: int
-    method: str
-    params: Mapping[str, Any]
-    following: Following | None = None
-    again: bool = True
-    tries: int = 0
-    answer: Mapping[str, Any] | Exception | None = None
-    waiter: Any = None
-    """Whoever waits; never looked at here."""
-
-    @property
-    def key(self) -> str | None:
-        key: str | None = self.params.get("key")
-        return key
-
-    def content(self) -> Mapping[str, Any]:
-        """The parameters as of now: what concerns an attachment names the present one."""
-        if self.following is None:
-            return self.params
-        if self.method == "session/attach":
-            return self.following.attach_params()
-        return {**self.params, "attachment": self.following.attachment}
-
-
-@frozen
-class Ready:
-    """The connection is initialized."""
-
-    server: Server
-
-
-@frozen
-class NotAdmitted:
-    """`initialize` was refused."""
-
-    refusal: Refused
-
-
-@frozen
-class Answered:
-    call: Call
-
-
-@frozen
-class Delivered:
-    """The next item of an attachment; `size` in bytes of its message."""
-
-    following: Following
-    item: Item | Recovered
-    size: int
-
-
-@frozen
-class Ended:
-    """Nothing more comes; `error` says why, None at the end of the session."""
-
-    following: Following
-    error: Exception | None
-
-
-@frozen
-class AttachLater:
-    """The server cannot attach just now: call `reattach` after so many milliseconds."""
-
-    following: Following
-    after_ms: int
-
-
-@frozen
-class Draining:
-    deadline_ms: int
-
-
-Happening = Ready | NotAdmitted | Answered | Delivered | Ended | AttachLater | Draining
 
 
 @define(slots=True, eq=False)
@@ -405,45 +333,3 @@ class Conversation:
     def _asks(self, following: Following) -> bool:
         calls: Iterable[Call] = (*self._queue, *self._flight.values())
         return any(call.following is following and call.method == "session/attach" for call in calls)
-
-
-# when a connection has ended
-
-
-@frozen
-class Verdict:
-    """Whether to connect again, not before `after_ms`; `error` is what the program gets where not."""
-
-    again: bool
-    after_ms: int = 0
-
-
-def after_close(code: int, text: str) -> Verdict:
-    """4000 to 4499 and the ends that networks give: again, save 4401. 4500 to 4999: not again."""
-    if code == 4401 or 4500 <= code <= 4999:
-        return Verdict(False)
-    last = text.rsplit(" ", 1)[-1]
-    return Verdict(True, int(last) if code == 4429 and last.isascii() and last.isdigit() else 0)
-
-
-def after_refusal(status: int, retry_after_ms: int | None = None) -> Verdict:
-    """An HTTP answer in place of the upgrade: 429 and 5xx are temporary."""
-    return Verdict(status in (408, 429) or status >= 500, retry_after_ms or 0)
-
-
-@define(slots=True)
-class Backoff:
-    """Waits between connections: base, doubled to a maximum, half of each decided by the dice."""
-
-    bounds: Bounds = DEFAULT_BOUNDS
-    tries: int = 0
-
-    def next_ms(self, throw: float) -> int:
-        """`throw` is a number from 0 to 1."""
-        assert 0 <= throw <= 1, throw
-        full = min(self.bounds.backoff_ms_max, self.bounds.backoff_base_ms * self.bounds.backoff_factor**self.tries)
-        self.tries = min(self.tries + 1, 32)
-        return int(full * (1 + throw) / 2)
-
-    def reset(self) -> None:
-        self.tries = 0

@@ -8,19 +8,17 @@ What is unsafe is not a warning. A listener that others can reach needs TLS (or 
 keys; all combinations that break this are named together. On loopback `auth = "off"` is possible, has to be written
 out, and is announced at each start.
 
-Settings hold the names of files, not secrets. `resolved` is what `serve --check` prints.
+A value of a setting is read by `settings_values.py`; `settings.py` is what comes out of all.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import linecache
 import os
 import re
 import tomllib
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,15 +26,14 @@ from attrs import evolve, fields, frozen
 
 from ..core.limits import DEFAULT_LIMITS, Limits
 from ..machines.admission import Quotas
-from .access import AUDIENCE, ISSUER, Key, OperatorToken, load_keys, private_file_fault
-from .handshake import DoorRules, plain_origin
+from . import settings_values as values
+from .keys import Key, load_keys, private_file_fault
+from .settings import Address, OperatorSettings, ProfileSettings, Settings, TlsFiles
+from .settings_values import Reader
+from .tokens import AUDIENCE, ISSUER
 
 OVERLAPS: Final = ("queue", "reject", "interrupt", "steer", "merge", "latest")
 BUILT_IN_APP: Final = "builtin"
-_TENANT: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_NUMBER_MAX: Final = 1 << 46
-"""No bound of ours is larger: 64 TiB, or two thousand years in ms. What is larger was a slip."""
 
 
 @frozen
@@ -51,237 +48,6 @@ class Problem:
 
 
 @frozen
-class Address:
-    host: str
-    port: int
-
-    @property
-    def loopback(self) -> bool:
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-@frozen
-class TlsFiles:
-    cert: Path
-    key: Path
-
-
-@frozen
-class OperatorSettings:
-    listen: Address
-    auth: bool
-    allowed_hosts: tuple[str, ...]
-    allowed_origins: tuple[str, ...]
-    tokens: tuple[OperatorToken, ...]
-
-
-@frozen
-class ProfileSettings:
-    """The defaults of turns. `turn_budget_ms` 0 means no bound."""
-
-    name: str
-    overlap: str
-    turn_budget_ms: int
-    on_detach: str
-    history_cut: str
-
-
-@frozen
-class Settings:
-    listen: Address
-    operator: OperatorSettings
-    state: Path
-    app: str
-    auth: bool
-    tls: TlsFiles | None
-    tls_elsewhere: bool
-    issuer: str
-    audience: str
-    keys_file: Path | None
-    keys: tuple[Key, ...]
-    allowed_hosts: tuple[str, ...]
-    allowed_origins: tuple[str, ...]
-    profile: ProfileSettings
-    limits: Limits
-    gc: bool
-    log_format: str
-    log_level: str
-    tenants: Mapping[str, Quotas]
-    resolved: str
-    """Every setting with its value and origin, secrets masked."""
-
-    @property
-    def makes_local_key(self) -> bool:
-        """Whether the daemon makes its own key and a token file: loopback only, authentication on, no keys given."""
-        return self.auth and not self.keys and self.listen.loopback
-
-    def announcements(self) -> tuple[str, ...]:
-        """What a start has to say aloud."""
-        said = []
-        if not self.auth:
-            said.append(f"auth is off: whoever reaches {self.listen} may do everything")
-        if not self.operator.auth:
-            said.append(f"operator.auth is off: whoever reaches {self.operator.listen} sees and does everything")
-        return tuple(said)
-
-    def door(self) -> DoorRules:
-        """The websocket listener's rules. Without a list the daemon's own pages may come: its two listeners."""
-        own = own_origins(self.listen, self.tls is not None) + own_origins(self.operator.listen, self.tls is not None)
-        return DoorRules(
-            loopback=self.listen.loopback,
-            allowed_hosts=self.allowed_hosts,
-            allowed_origins=self.allowed_origins or own,
-            limits=self.limits,
-        )
-
-    def operator_door(self) -> DoorRules:
-        listen = self.operator.listen
-        return DoorRules(
-            loopback=listen.loopback,
-            allowed_hosts=self.operator.allowed_hosts,
-            allowed_origins=self.operator.allowed_origins or own_origins(listen, self.tls is not None),
-            limits=self.limits,
-        )
-
-
-def own_origins(listen: Address, tls: bool) -> tuple[str, ...]:
-    """The origins of a page that a listener serves itself. (Port 0 becomes known later: `evolve` the address.)"""
-    scheme = "https" if tls else "http"
-    hosts = ("localhost", "127.0.0.1", "[::1]") if listen.loopback else (str(listen).rpartition(":")[0],)
-    return tuple(f"{scheme}://{host}:{listen.port}" for host in hosts)
-
-
-# Kinds: a value of TOML, or the text of a variable or flag, to what the setting holds. They raise ValueError.
-
-Reader = Callable[[Any], Any]
-
-
-def _address(value: Any) -> Address:
-    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    bare = host.removeprefix("[").removesuffix("]")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not bare or bracketed != (":" in bare) or not re.fullmatch(r"[0-9]{1,5}", port):
-        raise ValueError("expected HOST:PORT, with brackets around an IPv6 address")
-    if not re.fullmatch(r"[A-Za-z0-9._:-]+", bare) or int(port) > 65_535:
-        raise ValueError("expected a host name or address, and a port of 0 to 65535")
-    return Address(bare.lower(), int(port))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise ValueError("expected a text that is not empty")
-    return value
-
-
-def _path(value: Any) -> Path:
-    return Path(value).expanduser() if isinstance(value, Path) else Path(_text(value)).expanduser()
-
-
-def _word(*words: str) -> Reader:
-    def read(value: Any) -> str:
-        if value not in words or not isinstance(value, str):
-            raise ValueError(f"expected one of {', '.join(words)}")
-        return value
-
-    return read
-
-
-def _switch(value: Any) -> bool:
-    if value in ("on", "off") and isinstance(value, str):
-        return bool(value == "on")
-    raise ValueError("expected on or off, as text")
-
-
-def _boolean(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if value in ("true", "false"):
-        return bool(value == "true")
-    raise ValueError("expected true or false")
-
-
-def _whole(minimum: int, unit: str = "") -> Reader:
-    wanted = f"a whole number{f' of {unit}' if unit else ''}, {minimum} or more"
-
-    def read(value: Any) -> int:
-        if isinstance(value, str) and re.fullmatch(r"[0-9](?:_?[0-9])*", value):
-            value = int(value)
-        if type(value) is not int:
-            raise ValueError(f"expected {wanted}; the unit is in the name of the key")
-        if not minimum <= value <= _NUMBER_MAX:
-            raise ValueError(f"expected {wanted}, and not over {_NUMBER_MAX}")
-        return value
-
-    return read
-
-
-def _listed(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [entry.strip() for entry in value.split(",") if entry.strip()]
-    if not isinstance(value, list | tuple) or not all(isinstance(entry, str) and entry.strip() for entry in value):
-        raise ValueError("expected a list of texts")
-    return tuple(entry.strip().lower() for entry in value)
-
-
-def _hosts(value: Any) -> tuple[str, ...]:
-    found = _listed(value)
-    for entry in found:
-        if "*" in entry:
-            raise ValueError("`*` is refused: name each host")
-        if not re.fullmatch(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", entry):
-            raise ValueError("expected host names without scheme, port or path")
-    return found
-
-
-def _origins(value: Any) -> tuple[str, ...]:
-    found = tuple(plain_origin(entry) for entry in _listed(value))
-    for entry in found:
-        if "*" in entry:
-            raise ValueError("`*` is refused: name each origin")
-        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/@\s]+", entry):
-            raise ValueError("expected origins such as https://app.example, without a path")
-    return found
-
-
-def _tokens(value: Any) -> tuple[OperatorToken, ...]:
-    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
-        raise ValueError("expected tables [[operator.tokens]] of name, sha256, scopes, tenant, expires_at")
-    found = tuple(_token(table) for table in value)
-    if len({one.name for one in found}) < len(found):
-        raise ValueError("two tokens have the same name")
-    return found
-
-
-def _token(table: Mapping[str, Any]) -> OperatorToken:
-    for name in table:
-        if name not in ("name", "sha256", "scopes", "tenant", "expires_at"):
-            raise ValueError(f"a token has no member {name!r}; it has name, sha256, scopes, tenant, expires_at")
-    sha256, expires = table.get("sha256"), table.get("expires_at")
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256.lower()):
-        raise ValueError("sha256 of a token has to be 64 hex digits (turnlane token mint --operator prints it)")
-    if isinstance(expires, datetime):
-        if expires.tzinfo is None:
-            raise ValueError("expires_at of a token needs its offset, such as Z")
-        expires = int(expires.timestamp())
-    if expires is not None and type(expires) is not int:
-        raise ValueError("expires_at of a token has to be a date with time, or whole seconds since 1970")
-    scopes, tenant = table.get("scopes"), table.get("tenant", "default")
-    if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
-        raise ValueError("scopes of a token has to be a list of texts")
-    if not isinstance(tenant, str) or not _TENANT.fullmatch(tenant):
-        raise ValueError("tenant of a token is not a tenant id")
-    return OperatorToken(_text(table.get("name")), sha256.lower(), tuple(scopes), tenant, expires)
-
-
-@frozen
 class _Key:
     read: Reader
     default: Any = None
@@ -293,36 +59,36 @@ _UNITS: Final = {"ms": "milliseconds", "s": "seconds", "bytes": "bytes", "percen
 
 def _limit_key(name: str, default: int | None) -> _Key:
     unit = next((_UNITS[word] for word in reversed(name.split("_")) if word in _UNITS), "")
-    return _Key(_whole(0 if default == 0 else 1, unit), default)
+    return _Key(values.whole(0 if default == 0 else 1, unit), default)
 
 
 KEYS: Final[Mapping[str, _Key]] = {
-    "listen": _Key(_address, Address("127.0.0.1", 4101)),
-    "state": _Key(_path, Path("turnlane-state")),
-    "app": _Key(_text, BUILT_IN_APP),
-    "auth": _Key(_switch, True),
-    "tls": _Key(_word("off", "elsewhere"), "off"),
-    "tls.cert": _Key(_path),
-    "tls.key": _Key(_path),
-    "keys": _Key(_path),
-    "issuer": _Key(_text, ISSUER),
-    "audience": _Key(_text, AUDIENCE),
-    "allowed_hosts": _Key(_hosts, ()),
-    "allowed_origins": _Key(_origins, ()),
-    "operator.listen": _Key(_address, Address("127.0.0.1", 4100)),
-    "operator.auth": _Key(_switch, True),
-    "operator.allowed_hosts": _Key(_hosts, ()),
-    "operator.allowed_origins": _Key(_origins, ()),
-    "operator.tokens": _Key(_tokens, (), secret=True),
-    "profile.name": _Key(_text, "simple"),
-    "profile.overlap": _Key(_word(*OVERLAPS), "queue"),
-    "profile.turn_budget_ms": _Key(_whole(0, "milliseconds"), 120_000),
-    "profile.on_detach": _Key(_word("continue", "cancel"), "continue"),
-    "profile.history_cut": _Key(_word("none", "delivered", "acked"), "delivered"),
-    "journal.map_bytes_max": _Key(_whole(1, "bytes"), DEFAULT_LIMITS.map_bytes_max),
-    "gc": _Key(_boolean, True),
-    "log.format": _Key(_word("auto", "human", "json"), "auto"),
-    "log.level": _Key(_word("debug", "info", "warning", "error"), "info"),
+    "listen": _Key(values.address, Address("127.0.0.1", 4101)),
+    "state": _Key(values.path, Path("turnlane-state")),
+    "app": _Key(values.text, BUILT_IN_APP),
+    "auth": _Key(values.switch, True),
+    "tls": _Key(values.word("off", "elsewhere"), "off"),
+    "tls.cert": _Key(values.path),
+    "tls.key": _Key(values.path),
+    "keys": _Key(values.path),
+    "issuer": _Key(values.text, ISSUER),
+    "audience": _Key(values.text, AUDIENCE),
+    "allowed_hosts": _Key(values.hosts, ()),
+    "allowed_origins": _Key(values.origins, ()),
+    "operator.listen": _Key(values.address, Address("127.0.0.1", 4100)),
+    "operator.auth": _Key(values.switch, True),
+    "operator.allowed_hosts": _Key(values.hosts, ()),
+    "operator.allowed_origins": _Key(values.origins, ()),
+    "operator.tokens": _Key(values.tokens, (), secret=True),
+    "profile.name": _Key(values.text, "simple"),
+    "profile.overlap": _Key(values.word(*OVERLAPS), "queue"),
+    "profile.turn_budget_ms": _Key(values.whole(0, "milliseconds"), 120_000),
+    "profile.on_detach": _Key(values.word("continue", "cancel"), "continue"),
+    "profile.history_cut": _Key(values.word("none", "delivered", "acked"), "delivered"),
+    "journal.map_bytes_max": _Key(values.whole(1, "bytes"), DEFAULT_LIMITS.map_bytes_max),
+    "gc": _Key(values.boolean, True),
+    "log.format": _Key(values.word("auto", "human", "json"), "auto"),
+    "log.level": _Key(values.word("debug", "info", "warning", "error"), "info"),
     **{f"limits.{one.name}": _limit_key(one.name, one.default) for one in fields(Limits)},
 }
 _NOT_BUILT: Final = {
@@ -333,7 +99,7 @@ _NOT_BUILT: Final = {
 }
 _QUOTAS: Final = tuple(one.name for one in fields(Quotas))
 _VARIABLES: Final = {f"TURNLANE_{key.replace('.', '_').upper()}": key for key in KEYS if key != "operator.tokens"}
-_OTHER_VARIABLES: Final = ("TURNLANE_CONFIG",)
+_OTHER_VARIABLES: Final = ("TURNLANE_CONFIG", "TURNLANE_LEVEL", "TURNLANE_AGENT_PACE_MS")
 
 
 class _Reading:
@@ -372,7 +138,7 @@ class _Reading:
                 return
         parts = key.split(".")
         if parts[0] == "tenants" and len(parts) in (2, 3):
-            if not _TENANT.fullmatch(parts[1]):
+            if not values.TENANT.fullmatch(parts[1]):
                 self.fault(source, f"tenants: {parts[1]!r} is not a tenant id ([a-z0-9][a-z0-9_-]*, at most 63)")
             elif len(parts) == 2:
                 self.tenants.setdefault(parts[1], {})
@@ -380,7 +146,7 @@ class _Reading:
                 self.fault(source, f"unknown key {key}{_nearest(parts[2], _QUOTAS)}")
             else:
                 try:
-                    self.tenants.setdefault(parts[1], {})[parts[2]] = _whole(0)(value)
+                    self.tenants.setdefault(parts[1], {})[parts[2]] = values.whole(0)(value)
                     self.origins[key] = source
                 except ValueError as fault:
                     self.fault(source, f"{key}: {fault}")
@@ -577,7 +343,7 @@ def _resolved(reading: _Reading, keys: tuple[Key, ...]) -> str:
         if key.startswith("limits.") and origin == "default":
             continue
         value = reading.values[key]
-        if spec.read is _switch:
+        if spec.read is values.switch:
             value = "on" if value else "off"
         lines.append((key, "***" if spec.secret and value else _shown(value), origin))
     for name, given in sorted(reading.tenants.items()):

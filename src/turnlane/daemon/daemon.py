@@ -39,21 +39,12 @@ from ..observe import Observers
 from ..observe.metrics import Metrics
 from ..runtime.agent import Agent
 from ..runtime.runtime import Runtime
-from .access import (
-    LOCAL_SUBJECT,
-    ROLES,
-    KeyRing,
-    LocalTokens,
-    OperatorToken,
-    OperatorTokens,
-    local_key,
-    mint_operator,
-    scope_of,
-    write_local_tokens,
-)
-from .config import Address, Settings
+from .access import ROLES, scope_of
+from .keys import LOCAL_SUBJECT, LocalTokens, local_key, write_local_tokens
 from .operator_api import OperatorApi, serve_operator
 from .server import Server
+from .settings import Address, Settings
+from .tokens import KeyRing, OperatorToken, OperatorTokens, mint_operator
 
 EXIT_OK: Final = 0
 EXIT_BROKEN: Final = 70

@@ -4,7 +4,7 @@
 is pure. The head is parsed by h11 and then checked for what h11 forgives (bare line feeds, folded lines), because a
 proxy in front of us may read such a head differently than we do. Order of checks, first failure answers: framing of the
 request, its size, what the upgrade needs, Host, path, Origin, tokens in the wrong place, subprotocol. Whether a token
-is *valid* is not asked here (`access.py`).
+is *valid* is not asked here (`tokens.py`).
 
 The Host and Origin rules are one function each, used by the HTTP listener as well. Nothing of what came stands in an
 answer but the name of a header.
@@ -59,7 +59,7 @@ class DoorRules:
 
 @frozen(repr=False)
 class Accepted:
-    """A request that may be upgraded. `authorization` is the header's value, for `access.py`; there may be none."""
+    """A request that may be upgraded. `authorization` is the header's value, for `tokens.py`; there may be none."""
 
     path: str
     host: str

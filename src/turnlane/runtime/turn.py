@@ -45,7 +45,7 @@ class TurnActor:
     asked: bool = False
     """A soft cancel is under way: finish the output in flight, start nothing new."""
     outputs_in_flight: int = 0
-    steering: deque[Any] = field(factory=deque)
+    steering: deque[Any] = field(factory=lambda: deque(maxlen=turns.STEERED_KEPT))
     answers: dict[RequestId, list[Any]] = field(factory=dict)
     state: dict[str, Any] = field(factory=dict)
     node_cancelled: bool = False

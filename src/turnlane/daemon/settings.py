@@ -1,0 +1,128 @@
+"""What a start was told: the settings as one frozen value, and what follows from them.
+
+`config.py` is where they come from. They hold the names of files, not secrets; `resolved` is what `serve --check`
+prints.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+
+from attrs import frozen
+
+from ..core.limits import Limits
+from ..machines.admission import Quotas
+from .handshake import DoorRules
+from .keys import Key
+from .tokens import OperatorToken
+
+
+@frozen
+class Address:
+    host: str
+    port: int
+
+    @property
+    def loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@frozen
+class TlsFiles:
+    cert: Path
+    key: Path
+
+
+@frozen
+class OperatorSettings:
+    listen: Address
+    auth: bool
+    allowed_hosts: tuple[str, ...]
+    allowed_origins: tuple[str, ...]
+    tokens: tuple[OperatorToken, ...]
+
+
+@frozen
+class ProfileSettings:
+    """The defaults of turns. `turn_budget_ms` 0 means no bound."""
+
+    name: str
+    overlap: str
+    turn_budget_ms: int
+    on_detach: str
+    history_cut: str
+
+
+@frozen
+class Settings:
+    listen: Address
+    operator: OperatorSettings
+    state: Path
+    app: str
+    auth: bool
+    tls: TlsFiles | None
+    tls_elsewhere: bool
+    issuer: str
+    audience: str
+    keys_file: Path | None
+    keys: tuple[Key, ...]
+    allowed_hosts: tuple[str, ...]
+    allowed_origins: tuple[str, ...]
+    profile: ProfileSettings
+    limits: Limits
+    gc: bool
+    log_format: str
+    log_level: str
+    tenants: Mapping[str, Quotas]
+    resolved: str
+    """Every setting with its value and origin, secrets masked."""
+
+    @property
+    def makes_local_key(self) -> bool:
+        """Whether the daemon makes its own key and a token file: loopback only, authentication on, no keys given."""
+        return self.auth and not self.keys and self.listen.loopback
+
+    def announcements(self) -> tuple[str, ...]:
+        """What a start has to say aloud."""
+        said = []
+        if not self.auth:
+            said.append(f"auth is off: whoever reaches {self.listen} may do everything")
+        if not self.operator.auth:
+            said.append(f"operator.auth is off: whoever reaches {self.operator.listen} sees and does everything")
+        return tuple(said)
+
+    def door(self) -> DoorRules:
+        """The websocket listener's rules. Without a list the daemon's own pages may come: its two listeners."""
+        own = own_origins(self.listen, self.tls is not None) + own_origins(self.operator.listen, self.tls is not None)
+        return DoorRules(
+            loopback=self.listen.loopback,
+            allowed_hosts=self.allowed_hosts,
+            allowed_origins=self.allowed_origins or own,
+            limits=self.limits,
+        )
+
+    def operator_door(self) -> DoorRules:
+        listen = self.operator.listen
+        return DoorRules(
+            loopback=listen.loopback,
+            allowed_hosts=self.operator.allowed_hosts,
+            allowed_origins=self.operator.allowed_origins or own_origins(listen, self.tls is not None),
+            limits=self.limits,
+        )
+
+
+def own_origins(listen: Address, tls: bool) -> tuple[str, ...]:
+    """The origins of a page that a listener serves itself. (Port 0 becomes known later: `evolve` the address.)"""
+    scheme = "https" if tls else "http"
+    hosts = ("localhost", "127.0.0.1", "[::1]") if listen.loopback else (str(listen).rpartition(":")[0],)
+    return tuple(f"{scheme}://{host}:{listen.port}" for host in hosts)
