@@ -13,6 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from .core.given import Event as Event
+    from .core.given import Skipped as Skipped
+    from .core.given import TurnOutcome as TurnOutcome
     from .core.limits import Limits as Limits
     from .core.marks import always as always
     from .core.marks import buggify as buggify
@@ -39,16 +42,14 @@ if TYPE_CHECKING:
     from .runtime.agent import Effect as Effect
     from .runtime.agent import Turn as Turn
     from .runtime.egress import LiveFrame as LiveFrame
-    from .runtime.handles import Event as Event
     from .runtime.handles import Session as Session
-    from .runtime.handles import Skipped as Skipped
     from .runtime.handles import TurnHandle as TurnHandle
-    from .runtime.handles import TurnOutcome as TurnOutcome
     from .runtime.runtime import Runtime as Runtime
 
     __version__: str
 
 _ROOMS: Final = {
+    "core.given": ("Event", "Skipped", "TurnOutcome"),
     "core.limits": ("Limits",),
     "core.marks": ("always", "buggify", "sometimes"),
     "core.ports": (
@@ -70,7 +71,7 @@ _ROOMS: Final = {
     "machines.plan": ("Profile",),
     "machines.turn": ("CancelAnswer",),
     "runtime.egress": ("LiveFrame",),
-    "runtime.handles": ("Event", "Session", "Skipped", "TurnHandle", "TurnOutcome"),
+    "runtime.handles": ("Session", "TurnHandle"),
     "runtime.runtime": ("Runtime",),
     "runtime.agent": ("Answered", "Effect", "Turn"),
 }

@@ -24,8 +24,9 @@ from turnlane.client.happenings import (
     NotAdmitted,
 )
 from turnlane.client.losses import Backoff, Verdict, after_close, after_refusal
-from turnlane.client.values import DEFAULT_BOUNDS, Event, LiveFrame, OutcomeUnknown, Recovered, Skipped, StaleCursor
+from turnlane.client.values import DEFAULT_BOUNDS, LiveFrame, OutcomeUnknown, Recovered, StaleCursor
 from turnlane.client.wire import Conversation
+from turnlane.core.given import Event, Skipped
 from turnlane.core.reasons import Reason, Refused
 
 

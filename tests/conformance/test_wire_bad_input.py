@@ -990,8 +990,15 @@ def test_no_bytes_make_an_uncaught_fault_or_a_hang(parts: list[bytes], initializ
                 await wire.send_raw(frame((1000).to_bytes(2), 8))
             except Gone:
                 pass
-            gone = await wire.closed()
-            assert gone.code != 1011
+            try:
+                gone = await wire.closed()
+                assert gone.code != 1011
+            except trio.TooSlowError:
+                # The close was swallowed as payload and the pongs of this peer happen to be whole frames: it lives.
+                (connection,) = w.server.connections
+                silent_s = trio.current_time() - connection.guard.last_frame_at
+                assert silent_s < w.server.limits.silence_ms_max / 1000
+                await wire.cut()
             await w.client()
             w.assert_sound()
 

@@ -9,6 +9,7 @@ async with turnlane.client.connect("ws://127.0.0.1:4101", token) as client:
 
 from __future__ import annotations
 
+from ..core.given import Event, Skipped, TurnOutcome
 from ..core.reasons import Reason, Refused
 from ..core.secret import Secret
 from ..machines.session import StartAnswer
@@ -19,16 +20,13 @@ from .values import (
     Attached,
     Bounds,
     Disconnected,
-    Event,
     LiveFrame,
     LiveSkipped,
     OutcomeUnknown,
     Recovered,
     Server,
-    Skipped,
     StaleCursor,
     Telemetry,
-    TurnOutcome,
 )
 
 __all__ = [

@@ -17,6 +17,7 @@ from typing import Any, Final
 import trio
 
 from ..core import marks
+from ..core.given import Event, TurnOutcome
 from ..core.secret import Secret
 from .following import Following
 from .happenings import Answered, AttachLater, Call, Delivered, Draining, Ended, Happening, NotAdmitted, Ready
@@ -24,7 +25,7 @@ from .line import Address, Line
 from .link import Link, shake_hands
 from .losses import Backoff, Loss, Verdict, goodbye, leaves, loss_of, not_admitted, unreachable
 from .session import Ending, Events, Session
-from .values import DEFAULT_BOUNDS, Bounds, Disconnected, Event, OutcomeUnknown, Server, TurnOutcome
+from .values import DEFAULT_BOUNDS, Bounds, Disconnected, OutcomeUnknown, Server
 from .wire import PROTOCOL, Conversation
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]

@@ -17,9 +17,10 @@ from typing import Any, Final
 
 from attrs import define, field
 
+from ..core.given import Event, Skipped
 from ..core.ids import Seq
 from ..core.reasons import Reason, Refused
-from .values import Attached, Event, LiveFrame, LiveSkipped, Skipped, StaleCursor, Telemetry
+from .values import Attached, LiveFrame, LiveSkipped, StaleCursor, Telemetry
 
 LANES: Final = ("control", "data", "telemetry")
 

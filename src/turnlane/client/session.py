@@ -14,12 +14,13 @@ import trio
 from attrs import define, field
 
 from ..core import marks
+from ..core.given import TurnOutcome
 from ..core.ids import DispatchId, Seq, SessionId, TurnId
 from ..core.reasons import Reason, Refused
 from ..machines.session import StartAnswer
 from ..machines.turn import CancelAnswer
 from .following import LANES, Following, Item, Phase
-from .values import Attached, OutcomeUnknown, Recovered, TurnOutcome
+from .values import Attached, OutcomeUnknown, Recovered
 
 if TYPE_CHECKING:
     from .client import Client

@@ -16,13 +16,14 @@ import trio
 from attrs import define, field
 
 from ..core import marks
+from ..core.given import Event, Skipped
 from ..core.reasons import Reason, Refused
 from .client import Client
 from .desk import Places, Question
 from .lines import BadLine
 from .screen import Screen, plain_text
 from .session import Events, Session
-from .values import Event, OutcomeUnknown, Recovered, Skipped, StaleCursor
+from .values import OutcomeUnknown, Recovered, StaleCursor
 
 LEAVE_WITHIN_S: Final = 2.0
 CANCEL_WITHIN_S: Final = 2.0

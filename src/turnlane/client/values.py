@@ -1,8 +1,4 @@
-"""What a program that uses the client holds in its hands, and the bounds of the client.
-
-`Event`, `Skipped` and `TurnOutcome` have the fields of their namesakes of the embedding API, so that code which reads
-events need not know which of the two gave them.
-"""
+"""What a program that uses the client holds in its hands besides the events, and the bounds of the client."""
 
 from __future__ import annotations
 
@@ -11,34 +7,7 @@ from typing import Any
 
 from attrs import fields, frozen
 
-from ..core.ids import Seq
 from ..core.reasons import Reason, Refused
-
-
-@frozen
-class Event:
-    """One kept event. `data` is its payload as JSON; `cursor` resumes right behind it; `at` is RFC 3339 in UTC."""
-
-    seq: Seq
-    type: str
-    data: Mapping[str, Any]
-    turn: str | None
-    lane: str
-    epoch: int
-    at: str
-    cursor: str
-
-
-@frozen
-class Skipped:
-    """Events that will not come: an inclusive range of seqs of one lane, and why."""
-
-    turn: str | None
-    from_seq: Seq
-    to_seq: Seq
-    count: int
-    reason: str
-    cursor: str
 
 
 @frozen
@@ -111,16 +80,6 @@ class Attached:
     head_cursor: str
     turn: Mapping[str, Any] | None
     pending_requests: Sequence[Mapping[str, Any]]
-
-
-@frozen
-class TurnOutcome:
-    """How a turn ended: completed, failed, cancelled, timed_out or abandoned; `reason` says why."""
-
-    outcome: str
-    reason: str
-    fence_seq: Seq
-    terminal_seq: Seq
 
 
 @frozen

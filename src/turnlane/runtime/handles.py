@@ -13,6 +13,7 @@ from attrs import frozen
 
 from ..core import marks
 from ..core.canonical import digest_of
+from ..core.given import Event, Skipped, TurnOutcome
 from ..core.ids import DispatchId, EffectId, Key, RequestId, Seq, SessionId, TurnId
 from ..core.instants import wall_text
 from ..core.reasons import Reason, Refused
@@ -31,42 +32,6 @@ from .session import SessionActor
 
 if TYPE_CHECKING:
     from .runtime import Runtime
-
-
-@frozen
-class Event:
-    """One kept event. `data` is its payload as JSON; `cursor` resumes right behind it; `at` is RFC 3339 in UTC."""
-
-    seq: Seq
-    type: str
-    data: Mapping[str, Any]
-    turn: str | None
-    lane: str
-    epoch: int
-    at: str
-    cursor: str
-
-
-@frozen
-class Skipped:
-    """Events that will not come: an inclusive range of seqs of the data lane, and why."""
-
-    turn: str | None
-    from_seq: Seq
-    to_seq: Seq
-    count: int
-    reason: str
-    cursor: str
-
-
-@frozen
-class TurnOutcome:
-    """How a turn ended: completed, failed, cancelled, timed_out or abandoned; `reason` says why."""
-
-    outcome: str
-    reason: str
-    fence_seq: Seq
-    terminal_seq: Seq
 
 
 @frozen

@@ -17,6 +17,7 @@ from attrs import define, field
 
 from ..core import marks
 from ..core.canonical import canonical_json, sha256_hex
+from ..core.given import Event
 from ..core.ids import DEFAULT_TENANT, SessionId, Tenant, TurnId, printable, session_stream, split_stream
 from ..core.limits import Limits
 from ..core.observations import AgentFailed, NodeDisowned
@@ -33,7 +34,7 @@ from . import attaching, statuses
 from .agent import Agent
 from .attachment import Attachment
 from .counts import Counts
-from .handles import Event, Session, event_of
+from .handles import Session, event_of
 from .history import read_history
 from .pool import Permits, Window
 from .residents import Residents
