@@ -796,7 +796,7 @@ async def test_requests_over_the_bound_are_overloaded_and_health_is_not() -> Non
             for path in ("/healthz", "/readyz", "//internal/v1//readyz/"):
                 started = trio.current_time()
                 assert (await made.get(path)).status == 200
-                assert (trio.current_time() - started) * 1_000 < 10 * limits.health_ms_max
+                assert (trio.current_time() - started) * 1_000 < 1_000
             hold.set()
             await until(lambda: not made.api.in_flight)
         assert (await made.get(f"{API}/sessions/s-1")).status == 200

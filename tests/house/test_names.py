@@ -212,8 +212,6 @@ def handles() -> list[type]:
 
 
 UNLABELLED = {
-    "Turn.sub_session": "a cancel between the child's creation and the parent's fact leaves a child that its parent "
-    "does not know; it is ended at the next start",
     "Client.live": "the task of `connect`, started and cancelled there",
     "Client.leave": "the way out of `connect`, which bounds it",
     "Client.wait": "the second half of Client.ask, which is labelled",

@@ -175,6 +175,7 @@ class Turn:
             raise
         await self._submit(effects_ledger.SettleEffect(effect_id, self.id, "completed", effect.result))
 
+    @marks.on_cancel("atomic")
     async def sub_session(self, session: str | None = None, *, profile: str | None = None) -> Session:
         """Open a session below this turn: it is cancelled with the turn and drained before the turn can complete.
 
