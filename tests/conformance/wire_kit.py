@@ -20,9 +20,9 @@ from attrs import define, evolve, field
 
 import turnlane
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
-from turnlane.daemon.access import KeyRing
 from turnlane.daemon.handshake import DoorRules
 from turnlane.daemon.server import Server
+from turnlane.daemon.tokens import KeyRing
 from turnlane.journal.memory import MemoryStore
 
 DEEP = os.environ.get("TURNLANE_LEVEL", "default") in ("ci", "heroic")
@@ -456,7 +456,7 @@ class Ledger:
 def ring(*, service: bool = False, limits: Limits = DEFAULT_LIMITS) -> KeyRing:
     from joserfc.jwk import OctKey
 
-    from turnlane.daemon.access import Key
+    from turnlane.daemon.keys import Key
 
     return KeyRing([Key("k1", "HS256", OctKey.import_key(b"s" * 32), mint=True, service=service)], limits=limits)
 

@@ -10,17 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from attrs import field, frozen
 
 from ..core.ids import DEFAULT_TENANT, Tenant
 from ..core.reasons import Reason, Rejected
 from ..core.secret import Secret
-
-if TYPE_CHECKING:
-    from .keys import Key as Key
-    from .tokens import KeyRing as KeyRing
 
 _ENTRY: Final = re.compile(r"([a-z]+)\.([a-z_]+|\*)(?::([!-~]{1,128}))?")
 
@@ -281,16 +277,3 @@ def refreshed(old: Principal, new: Principal) -> Principal | Denied:
     if (old.subject, old.tenant) != (new.subject, new.tenant):
         return Denied(Reason.SUBJECT_MISMATCH)
     return new
-
-
-def __getattr__(name: str) -> Any:
-    """`Key` and `KeyRing` have moved; they are still found here by those who ask for them by their old address."""
-    if name == "Key":
-        from .keys import Key
-
-        return Key
-    if name == "KeyRing":
-        from .tokens import KeyRing
-
-        return KeyRing
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,7 @@ from ..core.step import Kept, Position
 from ..machines.delivery import CaughtUp, Send, Skip
 from ..runtime.attachment import Attachment, Delivery, Ended, LiveSkipped
 from ..runtime.egress import LiveFrame
-from .guard import text_frame
+from .frames import text_frame
 from .protocol import notification
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from ..core.reasons import Reason, Refused, Rejected
 from ..runtime.lanes import Doorbell
 from .access import Denied, Principal, need_of, one_token, refreshed
 from .attachment import WireAttachment
-from .guard import Guard, people_rates, service_rates, text_frame
+from .frames import text_frame
+from .guard import Guard
 from .methods import HANDLERS, MUTATING
 from .protocol import (
     CLOSE_DRAINING,
@@ -42,6 +43,7 @@ from .protocol import (
     notification,
     result,
 )
+from .rates import people_rates, service_rates
 
 if TYPE_CHECKING:
     from ..core.secret import Secret

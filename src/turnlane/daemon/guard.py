@@ -29,11 +29,8 @@ from attrs import frozen
 from ..core.limits import DEFAULT_LIMITS, Limits
 from ..core.reasons import Reason
 from .frames import CLOSE, FrameMeter, Verdict, ends_in_close, pieces
-from .frames import text_frame as text_frame
 from .handshake import EARLY_BYTES_MAX, Accepted, DoorRules, Refusal, handshake_timeout, read_handshake, refusal_bytes
-from .rates import Rates
-from .rates import people_rates as people_rates
-from .rates import service_rates as service_rates
+from .rates import Rates, people_rates
 from .sockets import Held, plain_socket, reset
 
 SEND_BUFFER_BYTES: Final = 32_768

@@ -21,11 +21,12 @@ from ..core.observations import ConnectionFailed
 from ..core.reasons import Reason, Rejected
 from ..core.secret import Secret
 from ..runtime.runtime import Runtime
-from .access import Denied, KeyRing, Principal, bearer, everyone
+from .access import Denied, Principal, bearer, everyone
 from .connection import Connection, fresh_incident, wall_seconds
 from .guard import Guard
 from .handshake import Accepted, DoorRules, Refusal, draining, overloaded
 from .protocol import CLOSE_INTERNAL
+from .tokens import KeyRing
 
 MESSAGES_READ_AHEAD = 64
 RECEIVE_BYTES = 65_536
