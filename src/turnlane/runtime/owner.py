@@ -147,14 +147,12 @@ class StreamOwner:
 
         Raises Refused `storage_full` while the journal has no room for data.
         """
-        if self.lost is not None:
-            raise Refused(self.lost.reason, self.lost.message)
+        if (gone := self.lost or self.writer.refusal) is not None:
+            raise Refused(gone.reason, gone.message)
         if self._full is not None:
             raise Refused(Reason.STORAGE_FULL, self._full, retry_after=1.0)
         (kept,) = self._kept((event,))
         ticket = self._open
-        if self.writer.broken is not None:
-            raise Refused(self.writer.broken.reason, self.writer.broken.message)
         if (
             ticket is None
             or ticket.taken

@@ -82,7 +82,7 @@ class JournalWriter:
 
     def submit(self, batch: Batch, done: Callable[[Outcome], None], data_items: int = 0) -> Ticket:
         """Queue a batch. `done(outcome)` is called exactly once, synchronously, in the writer's task."""
-        if (refusal := self._refusal()) is not None:
+        if (refusal := self.refusal) is not None:
             raise refusal
         ticket = Ticket(batch, done, data_items, submitted_at=self.clock.now())
         self._queue.append(ticket)
@@ -91,7 +91,7 @@ class JournalWriter:
 
     async def call(self, function: Callable[..., T], *args: object) -> T:
         """Run another write of the store (a snapshot, a saved cursor) between two groups; never beside one."""
-        if (refusal := self._refusal()) is not None:
+        if (refusal := self.refusal) is not None:
             raise refusal
         call: _Call[T] = _Call(function, args)
         self._calls.append(call)
@@ -134,7 +134,9 @@ class JournalWriter:
             None if self.broken is None else self.broken.message,
         )
 
-    def _refusal(self) -> StoreError | None:
+    @property
+    def refusal(self) -> StoreError | None:
+        """Why nothing is taken any more; None while batches are."""
         if self.broken is not None:
             return self.broken
         if self._closing:
