@@ -1,6 +1,6 @@
 """Names of things. All are text on the wire and in the log; the types exist so that one is not passed for another.
 
-Rule of form (spec "The wire"): an id or key given from outside is 1 to 128 printable characters. An id made by us has
+Rule of form (docs/protocol.md): an id or key given from outside is 1 to 128 printable characters. An id made by us has
 the form `<kind>_<32 hex digits>`, so that "an id that only we could have given" can be told from a client's own.
 """
 

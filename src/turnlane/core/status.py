@@ -70,7 +70,7 @@ class RuntimeStatus:
 
 
 def readiness(status: RuntimeStatus, limits: Limits) -> tuple[Blocker, ...]:
-    """Empty means ready. Codes and their order: spec "The operator API", Readiness."""
+    """Empty means ready. Codes and their order: docs/operator.md."""
     found: list[Blocker] = []
     if status.phase in ("opening", "recovering"):
         found.append(Blocker("recovering", "streams with unfinished work are still being folded"))

@@ -29,7 +29,7 @@ class Lane(Enum):
 
 
 class Order(IntEnum):
-    """How an event stands to the data of its turn at an attachment (spec "Turns", 7.3)."""
+    """How an event stands to the data of its turn at an attachment (docs/turns.md, The fence)."""
 
     FREE = 0
     """A control event: it may overtake data."""

@@ -2,7 +2,7 @@
 
 Knows syntax, shape, connection state, method names and parameters, in that order (first failure wins), and nothing of
 sessions. What a method takes is a table; an unknown or mistyped member is named with its path, what was expected, and
-the nearest known name. A hundred bad messages within a minute end the connection. Source: spec "The wire", "Bad input".
+the nearest known name. A hundred bad messages within a minute end the connection. Source: docs/protocol.md.
 """
 
 from __future__ import annotations

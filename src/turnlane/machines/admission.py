@@ -2,7 +2,7 @@
 
 Keys are checked in a fixed order and the first excess answers. `observed > limit` refuses, equal passes; observed is
 counted with the newcomer; a limit of 0 switches a key off. Rates use a sliding window of sixty one-second buckets.
-Source: spec "Lanes and pressure", 11.
+Quotas and their bounds: docs/registry.md.
 """
 
 from __future__ import annotations

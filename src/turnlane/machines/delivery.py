@@ -3,7 +3,7 @@
 A calculator with a place. It holds no events: a reader has a cursor, not a queue, so a slow one costs no memory.
 Two orders: `log` (and everything below the head of the moment of attach) is strict seq order; `lanes` lets control
 overtake data. The terminal of a hard cancel overtakes the data of its turn, which is then skipped, announced once in
-its place; every other terminal waits for the data below it. Source: spec "Turns", 7.3, and "The wire", Events.
+its place; every other terminal waits for the data below it. Source: docs/turns.md (The fence).
 
 Invariants: every seq of the wanted lanes is sent or lies in one announced range; within a lane seqs increase; after a
 terminal nothing of its turn follows; `position` after an item is a cursor from which exactly the rest comes.

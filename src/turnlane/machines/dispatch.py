@@ -2,7 +2,7 @@
 
 Decider for rows of kind `turn` in mode `runtime`: the runtime claims, starts and ends them itself, always in the same
 batch as the turn's own events, so that row and turn cannot disagree after a crash. Order within a priority is the seq
-of `dispatch.queued`; a requeued row keeps its place. Source: spec "Dispatch".
+of `dispatch.queued`; a requeued row keeps its place. Source: docs/turns.md (Before the turn).
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def claim(row: Row, owner: str, turn: TurnId) -> tuple[DispatchClaimed, Dispatch
 
 
 def end_with(row: Row, outcome: str, reason: str, origin: str, wall: WallInstant, limits: Limits) -> DispatchEvent:
-    """How a row ends when its turn does (spec "Dispatch", mode runtime)."""
+    """How a row ends when its turn does (docs/turns.md, Before the turn)."""
     if outcome == "completed":
         return DispatchCompleted(row.dispatch)
     if outcome == "cancelled":

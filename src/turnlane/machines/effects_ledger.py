@@ -1,7 +1,8 @@
 """The ledger of tool calls: intent before the call, outcome after it; never run twice by accident.
 
 Decider, `INTENDED -> COMPLETED | FAILED | UNKNOWN`. What a crash or a cancel interrupts becomes UNKNOWN, never a
-re-run. The key is unique per session. Source: spec "Turns", 11.
+re-run. The key is unique per session.
+Source: docs/turns.md (Questions and tool calls).
 """
 
 from __future__ import annotations

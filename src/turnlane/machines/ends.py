@@ -1,6 +1,6 @@
 """How turns end and starts are taken back: the cancel table, the arbitration, and the one terminal batch.
 
-Source: spec "Turns", 5 and 6.
+Source: docs/turns.md (How a turn ends, What a cancel answers).
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def end_turn(state: Session, command: EndTurn, now: Stamp, limits: Limits) -> An
 def terminal_batch(
     state: Session, turn: Turn, triggers: Sequence[Any], now: Stamp, limits: Limits
 ) -> tuple[list[Any], list[Any], Seq]:
-    """Evidence, terminal, close, and the end of the row, in the order of spec "Turns", 5.3."""
+    """Evidence, terminal, close, and the end of the row, in the order of docs/turns.md (How a turn ends)."""
     won, ending = turns.choose(turn, triggers)
     winner = triggers[won]
     before: list[Any] = [

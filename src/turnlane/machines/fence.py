@@ -2,7 +2,7 @@
 
 A calculator over values the session actor holds. It is asked twice for each output: at the exit, in the same breath
 as the hand-over (`runtime/egress.py`), and in the decision to keep it (`machines/turn.py`).
-Order of checks and reasons: spec "Turns", 7.1.
+Order of checks and reasons: docs/turns.md (The fence).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Watermarks of a lane: one signal per crossing, never two in a row. A calculator.
 
 `flow.hold` and `flow.resume` strictly alternate per lane, beginning with hold; a level between the marks says nothing.
-Source: spec "Lanes and pressure", 5 (the part that lanes themselves need).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Pending requests: questions to a person or client that a turn waits for. Durable; the first answer wins.
 
 Decider, `OPEN -> RESOLVED`. A deadline is a wall instant kept in the log, so it survives every restart; lane order
-decides between two answers, and an answer at the deadline or later loses. Source: spec "Turns", 10.
+decides between two answers, and an answer at the deadline or later loses.
+Source: docs/turns.md (Questions and tool calls).
 """
 
 from __future__ import annotations

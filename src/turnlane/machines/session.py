@@ -2,7 +2,8 @@
 
 ABSENT -> STARTING -> ACTIVE -> DRAINING -> ENDED. What a turn, a row, a request or an effect may do is judged in their
 own rooms (`starts`, `ends`, `within`). Whatever no row of a table lists is refused with `illegal_in_phase` and changes
-nothing. The session's words are those of `session_state`. Source: spec "Turns", 1.
+nothing. The session's words are those of `session_state`.
+Source: docs/turns.md (The session).
 """
 
 from __future__ import annotations

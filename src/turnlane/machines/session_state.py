@@ -1,7 +1,8 @@
 """What a session is: the value that its stream folds to, with the words that make it (commands, events, effects).
 
 `evolve_session` never judges: it already happened. Kept output changes no state, so recovery folds control events
-only. What is asked of a session is judged in `session.py` and the rooms it routes to. Source: spec "Turns", 1.
+only. What is asked of a session is judged in `session.py` and the rooms it routes to.
+Source: docs/turns.md (The session).
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ class SessionRestored:
 
 @define(slots=True)
 class GateDecided:
-    """A decision record of the gate (spec "Lanes and pressure", 7)."""
+    """A decision record of the gate (one shape for all of them)."""
 
     kind: str
     reason: str

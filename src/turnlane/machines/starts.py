@@ -1,7 +1,7 @@
 """Before a turn: the door, the overlap table and the gate, and the queue that a start may have to wait in.
 
 A start is a wish. Admitted, it opens its turn in one batch with its dispatch; refused or deferred, it leaves nothing
-but a decision record. Source: spec "Turns", 2 and 4.
+but a decision record. Source: docs/turns.md (Before the turn, Overlap).
 """
 
 from __future__ import annotations

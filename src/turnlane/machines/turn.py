@@ -3,7 +3,7 @@
 OPEN is never a resting state and the terminal is always in one batch with its close, so no reader sees a turn between
 them. Everything that can end a turn meets in `ending`: it ranks the triggers that are there at one instant and builds
 the one terminal batch. `fence_seq` is the seq before the terminal; nothing of the turn above it but terminal and close
-is ever seen. Source: spec "Turns", 3 and 5.
+is ever seen. Source: docs/turns.md (The turn, How a turn ends).
 """
 
 from __future__ import annotations
@@ -458,7 +458,7 @@ class Ending:
 
 
 def rank(trigger: object) -> int:
-    """The precedence of spec "Turns", 5.2: the smallest rank wins, then lane order."""
+    """The precedence of docs/turns.md (How a turn ends): the smallest rank wins, then lane order."""
     match trigger:
         case LoseAuthority():
             return 1

@@ -1,6 +1,6 @@
 """Inside an open turn: steering, questions, tool effects, sub-sessions.
 
-Source: spec "Turns", 4, 8, 10 and 11.
+Source: docs/turns.md (Overlap, The session, Questions and tool calls).
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ class Turn:
         Waits for room in the window on accepted data, then returns the seq of the (last) event once it is accepted;
         it becomes visible when its commit is done. Text and bytes are cut into events of at most 48 KiB.
         Raises TypeError or ValueError for a value that is not JSON or too large (nothing was queued; the turn goes on),
-        Fenced after the turn's end, Refused `storage_full` while the journal has no room. Rule: spec "Turns", 7.
+        Fenced after the turn's end, Refused `storage_full` while the journal has no room.
+        Rule: docs/turns.md (The fence).
         """
         pieces = _pieces(data, self._actor.actor.runtime.limits)
         await self._room()
@@ -119,7 +120,8 @@ class Turn:
 
         `kind`: approval (accept or decline), choice (one of `choices`) or input. `deadline` in seconds from now
         (default ten minutes, at most seven days); ValueError if it is not positive. `on_expiry`: deny, default_answer
-        or end_turn. Raises Refused for too many open requests, Fenced after the turn's end. Rule: spec "Turns", 10.
+        or end_turn. Raises Refused for too many open requests, Fenced after the turn's end.
+        Rule: docs/turns.md (Questions and tool calls).
         """
         if deadline is not None and deadline <= 0:
             raise ValueError("the deadline must lie in the future: give seconds > 0")
@@ -156,7 +158,8 @@ class Turn:
         `key` is unique per session (default: a fresh one). If the call was made before, `effect.run` is False and
         `effect.result` is what it gave. Inside, set `effect.result` to a JSON value. An exception in the body is kept
         as failed; a cancel leaves it unknown. Raises Refused `effect_unknown`, `effect_in_flight`,
-        `effect_key_conflict`. Rule: spec "Turns", 11.
+        `effect_key_conflict`.
+        Rule: docs/turns.md (Questions and tool calls).
         """
         ids = self._actor.actor.runtime.ports.ids
         effect_id = EffectId(ids.new("effect"))
@@ -179,7 +182,7 @@ class Turn:
     async def sub_session(self, session: str | None = None, *, profile: str | None = None) -> Session:
         """Open a session below this turn: it is cancelled with the turn and drained before the turn can complete.
 
-        Raises Refused `subsession_limit`. Rule: spec "Turns", 8.
+        Raises Refused `subsession_limit`. Rule: docs/turns.md (The session).
         """
         self._actor.actor.egress.check(self.id, self.plan.epoch)
         actor = self._actor.actor

@@ -118,7 +118,8 @@ class Session:
         """Wish for a turn. `input`: a non-empty JSON object, list or text, at most 1 MiB; `deadline` in seconds.
 
         Answered once it is durable: running (`answer.phase` active) or waiting (queued). With `overlap="steer"` the
-        input goes to the running turn and the handle is that turn's. Raises Refused; see the gate, spec "Turns", 2.
+        input goes to the running turn and the handle is that turn's. Raises Refused.
+        Rule: docs/turns.md (Before the turn).
         """
         answer = await self.start(
             input,
@@ -178,7 +179,7 @@ class Session:
         """Cancel a turn (default: the open one), a waiting start by its key, or with `scope="session"` everything.
 
         Takes what `cancelled` takes. Returns once the fence is durable; waits for no agent. An ended turn is never an
-        error (`already_ended`). Rule: spec "Turns", 6.1.
+        error (`already_ended`). Rule: docs/turns.md (What a cancel answers).
         """
         answer: turns.CancelAnswer = (await self.cancelled(turn_id, **how)).value
         return answer
@@ -321,7 +322,7 @@ class Session:
         """Let go of the log before the last `keep_turns` ended turns (at least 1); returns the new floor.
 
         A snapshot is kept first, so the session still folds; a cursor below the floor is told `stale_cursor` from then
-        on. Nothing of an open turn, a waiting start or a kept turn is touched. Rule: spec "The journal", Retention.
+        on. Nothing of an open turn, a waiting start or a kept turn is touched. Rule: docs/journal.md.
         """
         self._actor = await self._runtime.resident(self._actor)
         return await trim(self._runtime, self._actor, keep_turns)
