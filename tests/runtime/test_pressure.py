@@ -103,10 +103,13 @@ async def test_a_host_at_its_capacity_defers_and_queued_starts_come_later(autoju
                 await two.start_turn({"work": 1}, key="same")
             waits_s.append(deferred.value.retry_after)
         queued = await one.start_turn({"work": 1})
+        runtime.permits.opening["somebody"] = 1  # another start has the place when the first turn ends
         await first.outcome()
-        taken = await two.start_turn({"work": 5}, key="same")
+        await trio.sleep(0.1)
+        assert one.status()["queued"] == 1
+        runtime.permits.opening["somebody"] = 0
         outcome = await queued.outcome()
-        await taken.outcome()
+        await (await two.start_turn({"work": 1}, key="same")).outcome()
         status = runtime.status()
 
     assert waits_s == [0.25, 0.5, 1.0]

@@ -20,12 +20,12 @@ from ..core.limits import Limits
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..machines.overlap import Policy
 from ..machines.plan import ON_DETACH
+from ..runtime.handles import CANCEL_REASONS
 from .access import METHODS as RIGHTS
 from .scanner import decode
 
 PROTOCOL: Final = "turnlane.v1"
 SAFE_INTEGER_MAX: Final = 2**53 - 1
-CANCEL_REASONS: Final = ("user_cancel", "barge_in", "operator_cancel")
 MESSAGE_CHARS_MAX: Final = 512
 
 # Close codes: 4000-4499 reconnect is useful, 4500-4999 do not reconnect.

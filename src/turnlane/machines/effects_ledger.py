@@ -157,7 +157,9 @@ def intending(effects: Effects, command: IntendEffect, limits: Limits) -> Effect
     )
 
 
-def settling(command: SettleEffect) -> EffectCompleted | EffectFailed:
+def settling(command: SettleEffect) -> EffectCompleted | EffectFailed | EffectUnknown:
+    if command.outcome == "unknown":
+        return EffectUnknown(command.effect, command.turn, command.reason or "cancelled")
     if command.outcome == "completed":
         return EffectCompleted(command.effect, command.turn, command.result)
     return EffectFailed(command.effect, command.turn, command.reason or "failed")

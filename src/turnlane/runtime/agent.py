@@ -16,7 +16,7 @@ from attrs import define, frozen
 
 from ..core import marks
 from ..core.canonical import digest_of
-from ..core.ids import EffectId, RequestId, Seq, SessionId, TurnId
+from ..core.ids import EffectId, RequestId, Seq, SessionId, TurnId, printable
 from ..core.reasons import Fenced, Reason, Refused
 from ..machines import effects_ledger, requests
 from ..machines.plan import Plan
@@ -67,29 +67,24 @@ class Turn:
         Rule: docs/turns.md (The fence).
         """
         pieces = _pieces(data, self._actor.actor.runtime.limits)
-        await self._room()
-        return [self._keep(type, piece) for piece in pieces][-1]  # in one breath: all of it, or nothing
-
-    def _keep(self, type: str, piece: Any) -> Seq:
         actor = self._actor
-        if actor.asked and not actor.outputs_in_flight:
+        if actor.asked:
             raise Fenced(Reason.CANCEL_FENCE_APPLIED, "the turn is being cancelled: nothing new starts")
-        return actor.actor.egress.keep(self.id, self.plan.epoch, type, piece)
+        actor.outputs_in_flight += 1
+        try:
+            await self._room()
+            keep, epoch = actor.actor.egress.keep, self.plan.epoch
+            return [keep(self.id, epoch, type, piece) for piece in pieces][-1]  # in one breath: all of it, or nothing
+        finally:
+            actor.output_ended()
 
     async def _room(self) -> None:
         """Wait for the window; a full checkpoint each quantum, else only a look at whether we are cancelled."""
-        actor = self._actor
-        window = actor.actor.runtime.window
+        runtime = self._actor.actor.runtime
         self._outputs += 1
-        if window.full:
-            actor.outputs_in_flight += 1
-            try:
-                await window.enter()
-            finally:
-                actor.outputs_in_flight -= 1
-                if actor.asked and not actor.outputs_in_flight:
-                    actor.scope.cancel(reason="soft cancel")
-        elif self._outputs % actor.actor.runtime.limits.output_quantum_items == 0:
+        if runtime.window.full:
+            await runtime.window.enter()
+        elif self._outputs % runtime.limits.output_quantum_items == 0:
             await trio.lowlevel.checkpoint()
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -161,6 +156,8 @@ class Turn:
         `effect_key_conflict`.
         Rule: docs/turns.md (Questions and tool calls).
         """
+        if key is not None and not printable(key):
+            raise ValueError("an effect key is 1 to 128 printable characters")
         ids = self._actor.actor.runtime.ports.ids
         effect_id = EffectId(ids.new("effect"))
         digest = digest_of([name, arguments]).hex()
@@ -172,6 +169,9 @@ class Turn:
             return
         try:
             yield effect
+        except trio.Cancelled:
+            self._actor.actor.post(effects_ledger.SettleEffect(effect_id, self.id, "unknown", reason="cancelled"))
+            raise
         except Exception as error:
             failed = effects_ledger.SettleEffect(effect_id, self.id, "failed", reason=type(error).__name__)
             await self._submit(failed)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .runtime import Runtime
     from .session import SessionActor
 
+GENERATIONS_PER_EPOCH: Final = 10_000_000
 LANES: Final = ("control", "data", "telemetry")
 
 
@@ -53,7 +54,8 @@ async def attach(
         raise Refused(Reason.TOO_MANY_ATTACHMENTS, message, data={"limit": most})
     generation = 1
     if client is not None:
-        generation = actor.generations[client] = actor.generations.get(client, 0) + 1
+        runtime.attaches += 1
+        generation = runtime.epoch * GENERATIONS_PER_EPOCH + runtime.attaches  # rises over restarts as well
         for older in [other for other in actor.attachments.values() if other.client == client]:
             older.end(Reason.REPLACED, at_once=True)
     reader = Reader(
@@ -110,8 +112,12 @@ async def save_cursor(runtime: Runtime, attachment: Attachment, cursor: str) -> 
     if isinstance(place, Rejected):
         raise Refused.of(place)
     attachment.ack(place)
-    if attachment.client is not None:
-        await runtime.writer.call(runtime.ports.store.save_cursor, attachment.actor.stream, attachment.client, place)
+    if attachment.client is None:
+        return
+    store, stream = runtime.ports.store, attachment.actor.stream
+    saved = await runtime.ports.read_hop(store.load_cursor, stream, attachment.client)
+    if saved is None or (place.control_seq >= saved.control_seq and place.data_seq >= saved.data_seq):
+        await runtime.writer.call(store.save_cursor, stream, attachment.client, place)
 
 
 def places(runtime: Runtime, actor: SessionActor, floor: int, head: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from attrs import frozen
 from ..core import marks
 from ..core.canonical import digest_of
 from ..core.given import Event, Skipped, TurnOutcome
-from ..core.ids import DispatchId, EffectId, Key, RequestId, Seq, SessionId, TurnId
+from ..core.ids import DispatchId, EffectId, Key, RequestId, Seq, SessionId, TurnId, printable
 from ..core.instants import wall_text
 from ..core.reasons import Reason, Refused
 from ..core.step import Kept, Position
@@ -23,6 +23,7 @@ from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.delivery import CaughtUp, Send, Skip
 from ..machines.overlap import Policy
+from ..machines.plan import ON_DETACH
 from .attachment import Attachment, Ended, LiveSkipped
 from .egress import LiveFrame
 from .history import trim
@@ -149,6 +150,9 @@ class Session:
     ) -> Answered:
         """As `start_turn`, with the bare answer of the gate."""
         self._runtime.check_input(input)
+        _names(key=key, turn_id=turn_id, expected_turn=expected_turn)
+        _one_of("overlap", overlap, [policy.value for policy in Policy])
+        _one_of("on_detach", on_detach, ON_DETACH)
         content = [input, turn_id, overlap, expected_turn, deadline_ms, on_detach]
         wish = StartWish(
             Key(key or self._runtime.ports.ids.new("key")),
@@ -202,6 +206,10 @@ class Session:
         origin: str = "host",
     ) -> Answered:
         """As `cancel`, and whether the key had been used before."""
+        _names(turn_id=turn_id, start_key=start_key, key=key)
+        _one_of("mode", mode, ("hard", "soft"))
+        _one_of("scope", scope, ("session", "turn", "node", "attempt"))
+        _one_of("reason", reason, CANCEL_REASONS)
         if scope in ("node", "attempt"):
             return Answered(self._cancel_part(scope, node, attempt), False)
         command = turns.CancelTurn(
@@ -229,6 +237,7 @@ class Session:
     async def steer(self, input: Any, turn_id: str, *, key: str | None = None) -> Seq:
         """Add input to the running turn, guarded by its id. Returns the seq of `turn.steered`."""
         self._runtime.check_input(input)
+        _names(turn_id=turn_id, key=key)
         command = turns.SteerTurn(TurnId(turn_id), input, key or self._runtime.ports.ids.new("key"))
         answer = await self.ask(command, key, ["steer", turn_id, input])
         seq: Seq = answer.value.seq
@@ -239,6 +248,7 @@ class Session:
         self, request: str, answer: Any, *, by: str = "host", role: str = "controller", key: str | None = None
     ) -> Seq:
         """Answer a pending request; the first answer wins. Returns the seq of its `request.resolved`."""
+        _names(request=request, key=key)
         command = requests.AnswerRequest(RequestId(request), answer, by, role)
         given = await self.ask(command, key, ["answer", request, answer])
         seq: Seq = given.value.seq
@@ -257,6 +267,8 @@ class Session:
         self, mode: str = "now", *, reason: str = "session_closed", key: str | None = None, origin: str = "host"
     ) -> str:
         """End the session: `now` cancels what runs, `drain` finishes what was accepted. Returns the phase."""
+        _names(key=key)
+        _one_of("mode", mode, ("now", "drain"))
         command = rules.CloseSession(mode, Reason(reason), origin)
         answer = await self.ask(command, key, ["close", mode, reason])
         phase: str = answer.value.phase
@@ -375,6 +387,23 @@ class Events:
                 return item
             if isinstance(item, Ended):
                 raise StopAsyncIteration
+
+
+CANCEL_REASONS = ("user_cancel", "barge_in", "operator_cancel")
+
+
+def _names(**given: str | None) -> None:
+    """Ids and keys are 1 to 128 printable characters. Raises Refused `invalid_params` before anything is posted."""
+    for name, text in given.items():
+        if text is not None and not printable(text):
+            message = f"{name} must be 1 to 128 printable characters"
+            raise Refused(Reason.INVALID_PARAMS, message, data={"path": f"params.{name}"})
+
+
+def _one_of(name: str, word: str | None, known: Sequence[str]) -> None:
+    """Raises ValueError: a type checker could have seen it."""
+    if word is not None and word not in known:
+        raise ValueError(f"{name} is one of {', '.join(known)}")
 
 
 def event_of(runtime: Runtime, stream: str, kept: Kept, place: Position | None = None) -> Event:

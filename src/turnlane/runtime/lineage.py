@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ..core.ids import SessionId, TurnId, session_stream
+from ..core.ids import SessionId, TurnId, printable, session_stream
 from ..core.reasons import Reason, Refused
 from ..machines import session as rules
 from ..machines.session import SessionPhase
@@ -20,6 +20,8 @@ async def open_subsession(
     runtime: Runtime, parent: SessionActor, turn: TurnId, session_id: str | None, profile: str | None
 ) -> SessionActor:
     """Child stream first, then the parent's fact; a child the parent does not know ends with its first wake."""
+    if session_id is not None and not printable(session_id):
+        raise Refused(Reason.INVALID_PARAMS, "a session id must be 1 to 128 printable characters")
     name = SessionId(session_id or runtime.ports.ids.new("session"))
     stream = session_stream(parent.tenant, name)
     child = await runtime.residents.awake(stream)

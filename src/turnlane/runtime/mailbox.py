@@ -133,18 +133,27 @@ class Mailbox:
         return self._lanes
 
     def _admits(self, envelope: Envelope) -> bool:
-        offer = self._lane().offer
-        if isinstance(envelope.command, NEVER_REFUSED):
-            return offer(Lane.CONTROL, envelope, leave_free=-1)
-        if not isinstance(envelope.command, _RESERVED):
-            return offer(Lane.CONTROL, envelope, leave_free=self.limits.control_reserved_items)
-        if offer(Lane.CONTROL, envelope):
+        """Judged by what really waits; a start whose place went to a cancel is answered and no longer counts."""
+        waiting, most = len(self._waiting), self.limits.control_items_max
+        if not isinstance(envelope.command, NEVER_REFUSED):
+            if not isinstance(envelope.command, _RESERVED):
+                if waiting >= most - self.limits.control_reserved_items:
+                    return False
+            elif waiting >= most and not self._evict_start() and waiting >= most + EXTRA_CONTROL_ITEMS // 2:
+                return False
+        if self._lane().offer(Lane.CONTROL, envelope, leave_free=-1):
             return True
-        oldest = next((waiting for waiting in self._waiting if isinstance(waiting.command, StartWish)), None)
-        if oldest is not None:
-            self._waiting.remove(oldest)
-            oldest.reply(_full_lane())
-        return offer(Lane.CONTROL, envelope, leave_free=-1)
+        self._drain()  # the channel is full of what was answered already: take it out and forget it
+        self._backlog = [waits for waits in self._backlog if not waits.answered.is_set()]
+        return self._lane().offer(Lane.CONTROL, envelope, leave_free=-1)
+
+    def _evict_start(self) -> bool:
+        oldest = next((waits for waits in self._waiting if isinstance(waits.command, StartWish)), None)
+        if oldest is None:
+            return False
+        self._waiting.remove(oldest)
+        oldest.reply(_full_lane())
+        return True
 
     def _joined(self, command: Any) -> Envelope | None:
         """A second cancel of the same turn joins the one that waits; a timer key waits once."""

@@ -117,15 +117,20 @@ class StreamOwner:
         self, step: Step, keyed: Keyed | None, extra_keys: Callable[[Step], Iterable[StoredKey]] | None
     ) -> Answer:
         state, head = self.state, self.head
+        try:
+            events = self._kept(step.events)
+            keys = [] if extra_keys is None else list(extra_keys(step))
+            if keyed is not None and not isinstance(step.answer, Rejected | Deferred):
+                keys.append(StoredKey(keyed.key, keyed.content, self.encoder.encode_answer(step.answer)))
+        except (TypeError, ValueError, OverflowError) as error:
+            message = f"a value of the command is not JSON ({type(error).__name__}): give plain JSON values"
+            return Rejected(Reason.INVALID_PARAMS, message)
         for index, event in enumerate(step.events):
             state = evolve_session(state, event, head + index + 1)
             if isinstance(event, TurnCommitted | TurnAborted):
                 self.view.held = event.turn
         state = bounded(state, self.limits)
-        keys = [] if extra_keys is None else list(extra_keys(step))
-        if keyed is not None and not isinstance(step.answer, Rejected | Deferred):
-            keys.append(StoredKey(keyed.key, keyed.content, self.encoder.encode_answer(step.answer)))
-        batch = Batch(self.stream, head, self.epoch, self._kept(step.events), tuple(keys), self._due(state))
+        batch = Batch(self.stream, head, self.epoch, events, tuple(keys), self._due(state))
 
         def settle() -> None:
             self.state = state
@@ -226,6 +231,8 @@ class StreamOwner:
         def done(_: Batch, outcome: Outcome) -> None:
             if isinstance(outcome, Appended):
                 settle()
+            elif isinstance(outcome, StorageFull | TooLarge | Duplicate | KeyConflict):
+                self._repair(_detail(outcome))  # at once: batches behind this one are answered in the same breath
             answer.append(outcome)
             answered.set()
 
@@ -239,21 +246,18 @@ class StreamOwner:
         if isinstance(outcome, Appended):
             return
         if isinstance(outcome, StorageFull | TooLarge) or (isinstance(outcome, WrongSeq) and self._repairing):
-            if not self._repairing:
-                self._repair(_detail(outcome))
-                self.on_output_lost(Reason.STORAGE_FULL.value)
+            self._repair(self._full or _detail(outcome))
+            self.on_output_lost(Reason.STORAGE_FULL.value)
             return
         self._lose(outcome)
 
     def _refused(self, outcome: Outcome, keyed: Keyed | None) -> Answer:
         if isinstance(outcome, Duplicate | KeyConflict) and keyed is not None and outcome.first.key == keyed.key:
-            self._repair("a key was repeated")
             self.view.held = None
             self._remember(outcome.first)
             return self._repeat(outcome.first, keyed)
         if isinstance(outcome, StorageFull | TooLarge) or (isinstance(outcome, WrongSeq) and self._repairing):
             detail = self._full or _detail(outcome)
-            self._repair(detail)
             return Rejected(Reason.STORAGE_FULL, f"the journal has no room: {detail}", retry_after_ms=1_000)
         self._lose(outcome)
         assert self.lost is not None

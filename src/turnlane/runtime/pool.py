@@ -7,7 +7,7 @@ Figures: docs/decisions/, P5 and R12.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 
 import trio
 from attrs import define, field
@@ -22,6 +22,14 @@ class Permits:
     most: int
     taken: int = 0
     by_tenant: dict[str, int] = field(factory=dict)
+    opening: Counter[str] = field(factory=Counter)
+    """By tenant: starts that were let in and are on their way to the disk; they count as taken."""
+
+    def counted(self) -> int:
+        return self.taken + self.opening.total()
+
+    def counted_of(self, tenant: str) -> int:
+        return self.by_tenant.get(tenant, 0) + self.opening[tenant]
 
     def take(self, tenant: str) -> None:
         self.taken += 1

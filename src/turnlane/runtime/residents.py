@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 RECOVER_SLICE = 64
 FALLS_REMEMBERED = 1_024
+RETRY_MS = 1_000
 
 
 @define(slots=True, eq=False)
@@ -65,6 +66,8 @@ class Residents:
             (await self.awake(stream)).ring()
         except Refused as error:
             self.runtime.observe(ActorFell(stream, error.reason, error))
+            if error.reason.temporary and self.runtime.nursery is not None:  # what is due stays due
+                self.runtime.timers.arm(stream, "due", lambda _: self.wake_soon(stream), after_ms_=RETRY_MS)
 
     def wake_soon(self, stream: str) -> None:
         if self.runtime.nursery is not None:
@@ -86,7 +89,9 @@ class Residents:
             raise RuntimeError("closed: this runtime serves no more")
         waking = self._waking[stream] = trio.Event()
         try:
-            with trio.move_on_after(self.runtime.limits.session_wake_ms_max / 1000) as bound:
+            recovering = self.runtime.phase == "recovering"  # nobody waits for an answer yet: take the time it takes
+            wait_s = float("inf") if recovering else self.runtime.limits.session_wake_ms_max / 1000
+            with trio.move_on_after(wait_s) as bound:
                 try:
                     state, head = await self.runtime.ports.read_hop(self.fold, stream)
                 except StoreError as error:

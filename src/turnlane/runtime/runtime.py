@@ -63,6 +63,7 @@ class Runtime:
     nodes: trio.Nursery | None = None
     disowned: dict[str, TurnActor] = field(factory=dict)
     running_actors: int = 0
+    attaches: int = 0
     waiting_starts: int = 0
     attachments: Counter[str] = field(factory=Counter)
     """Live attachments by tenant."""
@@ -357,8 +358,8 @@ class Runtime:
         """Check 2 of the gate: this host's capacity and the tenant's quotas."""
         blocked = None if self.writer.broken is None else "journal_broken"
         counts = admission.Counts(
-            self.permits.taken,
-            self.permits.by_tenant.get(actor.tenant, 0),
+            self.permits.counted(),
+            self.permits.counted_of(actor.tenant),
             self._tenant_turns.setdefault(actor.tenant, admission.Rate()),
             self._session_turns.get(actor.stream) or admission.Rate(),
             self._second(),

@@ -7,7 +7,8 @@ a place in the log. All judgement is in `machines/session.py`; here is when it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -55,8 +56,6 @@ class SessionActor:
     egress: Egress = field(init=False)
     mailbox: Mailbox = field(init=False)
     attachments: dict[str, Attachment] = field(factory=dict)
-    generations: dict[str, int] = field(factory=dict)
-    """Attaches so far by client name."""
     children: set[str] = field(factory=set)
     """Streams of the live sub-sessions of the open turn."""
     turn: TurnActor | None = None
@@ -221,7 +220,8 @@ class SessionActor:
             return command
         marks.point("session.handle")
         before = self.state.phase
-        answer = await self.owner.handle(command, keyed, self._extra_keys)
+        with self._opening(command):
+            answer = await self.owner.handle(command, keyed, self._extra_keys)
         if isinstance(answer, Rejected | Deferred):
             self.runtime.counts.refused(type(command).__name__, answer.reason)
         if isinstance(command, rules.StartTurn):
@@ -233,6 +233,16 @@ class SessionActor:
         for turn in [turn for turn in self.ends if not self.knows(turn)]:
             self.ends.pop(turn).set()
         return answer
+
+    @contextmanager
+    def _opening(self, command: Any) -> Iterator[None]:
+        """A start that the gate let in counts against the bounds until it has its permit, or its refusal."""
+        opening = isinstance(command, rules.StartTurn | rules.OpenQueued) and command.gate is None
+        self.runtime.permits.opening[self.tenant] += opening
+        try:
+            yield
+        finally:
+            self.runtime.permits.opening[self.tenant] -= opening
 
     def _extra_keys(self, step: Step) -> Iterable[StoredKey]:
         """What must be found again when memory has forgotten it: ends of turns, results of effects."""
@@ -337,7 +347,10 @@ class SessionActor:
         turn = row.turn if row.attempts == 0 else TurnId(self.runtime.ports.ids.new("turn"))
         plan = self._plan(turn, row.deadline_ms, row.on_detach)
         gate = self.runtime.admit(self, row.deferrals)
-        await self._handle(rules.OpenQueued(turn, plan, gate, self.runtime.claim_owner), None)
+        answer = await self._handle(rules.OpenQueued(turn, plan, gate, self.runtime.claim_owner), None)
+        if isinstance(answer, Rejected | Deferred):  # the journal has no room: look again later
+            self.runtime.timers.arm(self.stream, "due", lambda _: self.ring(), after_ms_=1_000)
+            return False
         return True
 
     # effects: the one table from wish to deed
@@ -435,7 +448,8 @@ class SessionActor:
 
     def output_lost(self, detail: str) -> None:
         """Accepted output could not be kept: the turn cannot complete."""
-        if self.turn is not None and self.owner.lost is None:
+        if self.turn is not None and self.owner.lost is None and not self.turn.output_lost:
+            self.turn.output_lost = True
             failed = turns.FailTurn(self.turn.plan.turn, Reason.NO_LEGAL_CONTINUATION, "journal", detail)
             self.post(failed)
 
@@ -463,6 +477,7 @@ class SessionActor:
         """Starts that waited in the log when the session was folded count as waiting on this host."""
         self._queued = queue.queued(self.state.rows)
         self.runtime.waiting_starts += self._queued
+        self.opened_at = self.runtime.ports.clock.now()
 
     def knows(self, turn: TurnId) -> bool:
         """Whether the turn is open or its start still waits."""
@@ -491,6 +506,7 @@ def passable(actor: SessionActor) -> bool:
     return (
         not actor.running
         and not actor.attachments
+        and not actor.ends
         and actor.turn is None
         and actor.state.turn is None
         and actor.owner.waiting_batches == 0

@@ -16,7 +16,7 @@ from attrs import define, field
 from ..core import marks
 from ..core.ids import RequestId
 from ..core.observations import TurnUnwound
-from ..core.reasons import Reason
+from ..core.reasons import Fenced, Reason
 from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.plan import Plan
@@ -49,6 +49,7 @@ class TurnActor:
     answers: dict[RequestId, list[Any]] = field(factory=dict)
     state: dict[str, Any] = field(factory=dict)
     node_cancelled: bool = False
+    output_lost: bool = False
     disowned: bool = False
     _ended_reason: Reason | None = None
     _wake: trio.Event = field(factory=trio.Event)
@@ -94,7 +95,8 @@ class TurnActor:
             self._wake.set()
 
     def _failed(self, error: BaseException) -> turns.FailTurn:
-        self.actor.runtime.note_agent_error(self.plan, error)
+        if not self._stopped.is_set() and not isinstance(error, Fenced):
+            self.actor.runtime.note_agent_error(self.plan, error)
         first = error
         while isinstance(first, BaseExceptionGroup) and first.exceptions:
             first = first.exceptions[0]
@@ -144,6 +146,12 @@ class TurnActor:
         if not self.outputs_in_flight:
             self.scope.cancel(reason="soft cancel")
 
+    def output_ended(self) -> None:
+        """One output call is over; a soft cancel that waited for the last of them goes on."""
+        self.outputs_in_flight -= 1
+        if self.asked and not self.outputs_in_flight:
+            self.scope.cancel(reason="soft cancel")
+
     def cancel_node(self) -> None:
         """Cancel the agent alone: its step ends as cancelled, and the turn fails for want of a continuation."""
         self.node_cancelled = True
@@ -161,7 +169,8 @@ class TurnActor:
 
     async def next_steering(self) -> Any:
         while not self.steering:
-            self._steered = trio.Event()
+            if self._steered.is_set():
+                self._steered = trio.Event()
             await self._steered.wait()
         return self.steering.popleft()
 
