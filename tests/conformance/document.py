@@ -417,7 +417,7 @@ def events_table() -> str:
     lines = ["| event | | when | example of `data` |", "|---|---|---|---|"]
     for tag in CLASSES:
         data = _pretty(found[tag]) if tag in found else ""
-        shown = f"`{data}`" if data else "not produced by this server yet"
+        shown = f"`{data}`" if data else "not produced in the conversation of this page"
         lane = "data" if tag in DATA_TAGS else "control"
         lines.append(f"| `{tag}` | {lane} | {EVENTS[tag]} | {shown} |")
     return "\n".join(lines)

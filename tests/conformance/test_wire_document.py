@@ -52,7 +52,7 @@ def test_every_method_event_notification_and_close_code_is_explained() -> None:
     shown = {line["method"] for line in document.json_blocks(TEXT) if "method" in line}
     told = ["event", "live", "skipped", "mark", "caught_up", "detached", "refused"]
     assert {f"session/{name}" for name in told} | {"server/draining"} <= shown
-    missing = re.findall(r"\| `([a-z_.]+)` \|.*not produced by this server yet", TEXT)
+    missing = re.findall(r"\| `([a-z_.]+)` \|.*not produced in the conversation of this page", TEXT)
     assert missing == ["gate.summarised", "session.deauthorized", "effect.settled_late", "dispatch.deferred"]
 
 

@@ -229,6 +229,8 @@ class StreamOwner:
         answered, answer = trio.Event(), []
 
         def done(_: Batch, outcome: Outcome) -> None:
+            if isinstance(outcome, WrongSeq) and self._full is not None:
+                outcome = StorageFull(self._full)  # it stood behind a batch that found no room
             if isinstance(outcome, Appended):
                 settle()
             elif isinstance(outcome, StorageFull | TooLarge | Duplicate | KeyConflict):
@@ -256,9 +258,8 @@ class StreamOwner:
             self.view.held = None
             self._remember(outcome.first)
             return self._repeat(outcome.first, keyed)
-        if isinstance(outcome, StorageFull | TooLarge) or (isinstance(outcome, WrongSeq) and self._repairing):
-            detail = self._full or _detail(outcome)
-            return Rejected(Reason.STORAGE_FULL, f"the journal has no room: {detail}", retry_after_ms=1_000)
+        if isinstance(outcome, StorageFull | TooLarge):
+            return Rejected(Reason.STORAGE_FULL, f"the journal has no room: {_detail(outcome)}", retry_after_ms=1_000)
         self._lose(outcome)
         assert self.lost is not None
         raise self.lost
