@@ -42,7 +42,7 @@ class Disk:
             agent=agent,
             clock=options.pop("clock", None) or FakeClock(),
             ids=self.ids,
-            commit_hop=in_place,
+            commit_hop=options.pop("commit_hop", in_place),
             read_hop=in_place,
             **options,
         ) as runtime:

@@ -150,6 +150,28 @@ async def close_drain(world: Any, stage: Stage, session: turnlane.Session) -> No
     await trio.sleep(0.1)
 
 
+async def attach_and_leave(world: Any, stage: Stage, session: turnlane.Session) -> None:
+    turn = await stage.start(session, "one two three")
+    cursor: Any = "earliest"
+    for _ in range(3):
+        async with session.attach(cursor, client="me") as events:
+            for _ in range(3):
+                item = await anext(events)
+            cursor = {"type": "cursor", "cursor": item.cursor}
+            await session.actor.runtime.save_cursor(events.attachment, item.cursor)
+    async with session.attach("saved", client="me", role="observer", order="log") as events:
+        await anext(events)
+    async with session.attach("snapshot"):
+        await turn.outcome()
+
+
+async def host_drain(world: Any, stage: Stage, session: turnlane.Session) -> None:
+    turn = await stage.start(session, "one two")
+    await stage.start(session, "waits for the next host")
+    await session.actor.runtime.drain()
+    await turn.outcome()
+
+
 PORT_FAILURES["journal_broken"] = lambda: JournalBroken(Reason.JOURNAL_BROKEN, "injected")
 
 SCENES = [
@@ -161,6 +183,8 @@ SCENES = [
     sub_sessions,
     close_now,
     close_drain,
+    attach_and_leave,
+    host_drain,
 ]
 
 
@@ -168,7 +192,7 @@ def scenario_of(scene: Any) -> Any:
     async def scenario(world: Any) -> None:
         try:
             await play(world)
-        except* Refused:
+        except* (Refused, StopAsyncIteration):
             pass  # a host whose journal is broken refuses everything; that is not what is judged
 
     async def play(world: Any) -> None:
