@@ -45,7 +45,11 @@ from .writer import JournalWriter, Outcome, Ticket
 
 Answer = Any
 
+ExtraKeys = Callable[[Any, Session], Iterable[StoredKey]]
+"""Keys that an event leaves behind for later look-ups, given the state that it makes."""
+
 REMEMBERED = 64
+"""Ended turns whose ids the exit keeps, only to name the right reason."""
 
 
 @frozen
@@ -96,9 +100,7 @@ class StreamOwner:
     _under_way: int = 0
     _full: str | None = None
 
-    async def handle(
-        self, command: Any, keyed: Keyed | None = None, extra_keys: Callable[[Step], Iterable[StoredKey]] | None = None
-    ) -> Answer:
+    async def handle(self, command: Any, keyed: Keyed | None = None, extra_keys: ExtraKeys | None = None) -> Answer:
         """Answer one command. Raises `OwnerLost` when the stream is no longer ours; the fence stays raised then."""
         if keyed is not None and (known := await self._known(keyed.key)) is not None:
             return self._repeat(known, keyed)
@@ -113,22 +115,24 @@ class StreamOwner:
             return step.answer
         return await self._corridor(step, keyed, extra_keys)
 
-    async def _corridor(
-        self, step: Step, keyed: Keyed | None, extra_keys: Callable[[Step], Iterable[StoredKey]] | None
-    ) -> Answer:
+    async def _corridor(self, step: Step, keyed: Keyed | None, extra_keys: ExtraKeys | None) -> Answer:
         state, head = self.state, self.head
         try:
             events = self._kept(step.events)
-            keys = [] if extra_keys is None else list(extra_keys(step))
+            own: list[StoredKey] = []
             if keyed is not None and not isinstance(step.answer, Rejected | Deferred):
-                keys.append(StoredKey(keyed.key, keyed.content, self.encoder.encode_answer(step.answer)))
+                own.append(StoredKey(keyed.key, keyed.content, self.encoder.encode_answer(step.answer)))
         except (TypeError, ValueError, OverflowError) as error:
             message = f"a value of the command is not JSON ({type(error).__name__}): give plain JSON values"
             return Rejected(Reason.INVALID_PARAMS, message)
+        keys: list[StoredKey] = []
         for index, event in enumerate(step.events):
             state = evolve_session(state, event, head + index + 1)
+            if extra_keys is not None:
+                keys += extra_keys(event, state)
             if isinstance(event, TurnCommitted | TurnAborted):
                 self.view.held = event.turn
+        keys += own
         state = bounded(state, self.limits)
         batch = Batch(self.stream, head, self.epoch, events, tuple(keys), self._due(state))
 

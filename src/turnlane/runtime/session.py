@@ -18,7 +18,7 @@ from ..core import marks
 from ..core.ids import DispatchId, SessionId, Tenant, TurnId
 from ..core.observations import TurnEnded, TurnFenced
 from ..core.reasons import Deferred, Reason, Refused, Rejected
-from ..core.step import Step, StoredKey
+from ..core.step import StoredKey
 from ..machines import dispatch as queue
 from ..machines import effects_ledger
 from ..machines import session as rules
@@ -30,7 +30,7 @@ from .egress import Egress
 from .gate import GateBook
 from .lineage import end_descendants
 from .mailbox import NEVER_REFUSED, Envelope, Mailbox, StartWish
-from .owner import Keyed, OwnerLost, StreamOwner
+from .owner import REMEMBERED, Keyed, OwnerLost, StreamOwner
 from .turn import TurnActor
 
 if TYPE_CHECKING:
@@ -244,19 +244,15 @@ class SessionActor:
         finally:
             self.runtime.permits.opening[self.tenant] -= opening
 
-    def _extra_keys(self, step: Step) -> Iterable[StoredKey]:
+    def _extra_keys(self, event: Any, state: Session) -> Iterable[StoredKey]:
         """What must be found again when memory has forgotten it: ends of turns, results of effects."""
         encode = self.runtime.ports.encoder.encode_answer
-        head = self.owner.head
-        state = self.state
-        for index, event in enumerate(step.events):
-            state = rules.evolve_session(state, event, head + index + 1)
-            if isinstance(event, turns.TurnCommitted | turns.TurnAborted):
-                yield StoredKey(TURN_KEY + event.turn, b"", encode(state.ended_turns[-1]))
-            elif isinstance(event, effects_ledger.EffectCompleted):
-                effect = effects_ledger.of_id(state.effects, event.effect)
-                assert effect is not None
-                yield StoredKey(EFFECT_KEY + effect.effect_key, b"", encode(effect))
+        if isinstance(event, turns.TurnCommitted | turns.TurnAborted):
+            yield StoredKey(TURN_KEY + event.turn, b"", encode(state.ended_turns[-1]))
+        elif isinstance(event, effects_ledger.EffectCompleted):
+            effect = effects_ledger.of_id(state.effects, event.effect)
+            assert effect is not None
+            yield StoredKey(EFFECT_KEY + effect.effect_key, b"", encode(effect))
 
     # what the shell adds to a command before it is judged
 
@@ -519,6 +515,6 @@ def fresh_view(state: Session, epoch: int) -> FenceView:
     return FenceView(
         epoch,
         open_turn=None if state.turn is None else state.turn.turn,
-        recently_closed=tuple(end.turn for end in state.ended_turns[-64:]),
-        cancelled=tuple(end.turn for end in state.ended_turns[-64:] if end.outcome is turns.Outcome.CANCELLED),
+        recently_closed=tuple(end.turn for end in state.ended_turns[-REMEMBERED:]),
+        cancelled=tuple(end.turn for end in state.ended_turns[-REMEMBERED:] if end.outcome is turns.Outcome.CANCELLED),
     )
