@@ -92,12 +92,9 @@ class Lanes(Generic[T]):
     """Room beyond `control_items_max` for what is never refused: outcomes of running steps and timers."""
     _lanes: dict[Lane, _OneLane[T]] = field(factory=dict)
 
-    def offer(self, lane: Lane, item: T, *, leave_free: int = 0) -> bool:
-        """Put an item in; False when the lane has no more than `leave_free` free slots. Never waits."""
+    def offer(self, lane: Lane, item: T) -> bool:
+        """Put an item in; False when the lane is full. Never waits."""
         one = self._lane(lane)
-        bound = one.items_max - leave_free + (self.extra_items if leave_free < 0 else 0)
-        if one.items >= bound:
-            return False
         try:
             one.send.send_nowait(item)
         except trio.WouldBlock:

@@ -141,11 +141,11 @@ class Mailbox:
                     return False
             elif waiting >= most and not self._evict_start() and waiting >= most + EXTRA_CONTROL_ITEMS // 2:
                 return False
-        if self._lane().offer(Lane.CONTROL, envelope, leave_free=-1):
+        if self._lane().offer(Lane.CONTROL, envelope):
             return True
         self._drain()  # the channel is full of what was answered already: take it out and forget it
         self._backlog = [waits for waits in self._backlog if not waits.answered.is_set()]
-        return self._lane().offer(Lane.CONTROL, envelope, leave_free=-1)
+        return self._lane().offer(Lane.CONTROL, envelope)
 
     def _evict_start(self) -> bool:
         oldest = next((waits for waits in self._waiting if isinstance(waits.command, StartWish)), None)
