@@ -22,7 +22,7 @@ from .core.ports import Clock, EventStore, Hop, Ids, LeaseStore, Observer, Ports
 from .core.reasons import Reason, Refused, Rejected
 from .journal.cursor import StoreCursors
 from .journal.lease import LmdbLeases, MemoryLeases
-from .journal.opening import beside, is_empty, named_failures
+from .journal.opening import beside, is_empty, make_directories, named_failures
 from .journal.store import LmdbStore
 from .machines.admission import Quotas
 from .machines.plan import Bundle, Profile
@@ -181,7 +181,7 @@ def _open_journal(state: Path, limits: Limits) -> LmdbStore:
         ):
             message = "there is something here, and it is not a state directory"
             raise StoreError(Reason.STATE_NOT_OURS, message, path=str(state), remedy="name another directory")
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directories(state)
     return LmdbStore.open(journal, limits=limits)
 
 

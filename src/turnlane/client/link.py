@@ -102,14 +102,16 @@ class Link:
         """A ping after silence, then the end. While the reader pauses, pongs tell the server that we live."""
         interval_s, silence_s = self.bounds.ping_interval_ms / 1000, self.bounds.silence_ms_max / 1000
         while True:
-            quiet = 0.0 if self._paused else trio.current_time() - self.line.heard_at
-            if quiet >= silence_s:
-                raise trio.BrokenResourceError(f"nothing was heard for {quiet:.0f} s")
+            now = trio.current_time()
+            heard_at = now if self._paused else self.line.heard_at
+            if now >= heard_at + silence_s:
+                raise trio.BrokenResourceError(f"nothing was heard for {now - heard_at:.0f} s")
             if self._paused:
                 nursery.start_soon(_answering, self.socket.pong)
-            elif quiet >= interval_s:
+            elif now >= heard_at + interval_s:
                 nursery.start_soon(_answering, self.socket.ping)
-            await trio.sleep(interval_s - quiet if quiet < interval_s else max(0.05, silence_s - quiet))
+            waits_until = heard_at + (interval_s if now < heard_at + interval_s else silence_s)
+            await trio.sleep_until(max(waits_until, now + 0.05))
 
     async def _wait_for_room(self) -> None:
         """Read no more while a buffer is full, unless the program waits for something else of this client.

@@ -359,18 +359,18 @@ class Connection:
         """A ping after silence; without any frame for `silence_ms_max` the peer is taken for gone."""
         ping_s, silence_s = self.limits.ping_interval_ms / 1000, self.limits.silence_ms_max / 1000
         while True:
-            silent = trio.current_time() - self.guard.last_frame_at
-            if silent >= silence_s:
+            now, heard_at = trio.current_time(), self.guard.last_frame_at
+            if now >= heard_at + silence_s:
                 self.end(Close(CLOSE_SILENCE, "silence"))
                 return
-            if silent >= ping_s:
+            if now >= heard_at + ping_s:
                 with trio.move_on_after(ping_s):
                     try:
                         await self.socket.ping()
                     except ConnectionClosed:
                         return
             else:
-                await trio.sleep(ping_s - silent)
+                await trio.sleep_until(heard_at + ping_s)  # an instant, since a difference may round to no wait at all
 
 
 def fresh_incident() -> str:

@@ -105,6 +105,7 @@ class FrameMeter:
             if self._left == 0 and not self._judged():
                 self._end_frame()
             if self._judged():
+                at = max(start, begun)  # nothing of the faulty frame: an empty one is whole with its header
                 break
             at += taken
             if self._drop:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from struct import Struct
 from threading import Lock
 from time import monotonic
 from typing import Any, Final, Self, TypeVar
@@ -191,9 +192,9 @@ class Environment:
         """Where appends go on, no longer clean, and a log epoch of its own for a copy."""
         events, names = txn.cursor(self._rows.tables["events"]), txn.cursor(self._rows.tables["names"])
         if events.last():
-            self._position = int.from_bytes(events.key(), "big")
+            self._position = self._last_key(events, layout.POSITION)
         if names.last():
-            self._number = int.from_bytes(names.key(), "big")
+            self._number = self._last_key(names, layout.STREAM)
         meta = self._rows.tables["meta"]
         high = txn.get(layout.META_POSITION, db=meta)
         if high is not None and (kept := layout.unseal(layout.META_POSITION, high)) is not None:
@@ -204,6 +205,12 @@ class Environment:
             txn.put(layout.META_LOG_EPOCH, layout.seal(layout.META_LOG_EPOCH, epoch), db=meta)
             txn.delete(layout.META_COPIED, db=meta)
             self._log_epoch = int.from_bytes(epoch, "big")
+
+    def _last_key(self, cursor: Any, form: Struct) -> int:
+        key = cursor.key()
+        if len(key) != form.size:
+            raise opening.damaged(self._path, f"a key of {len(key)} bytes stands where keys have {form.size}")
+        return int.from_bytes(key, "big")
 
     def close(self) -> None:
         """Wait for what is under way, mark the store clean, let it go. A second close does nothing."""

@@ -8,9 +8,8 @@ scope is never forgotten, not even by a release, so an older life stays fenced f
 from __future__ import annotations
 
 import struct
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
-
-from attrs import evolve
 
 from turnlane.core.ids import printable
 from turnlane.core.instants import WallInstant
@@ -45,6 +44,10 @@ class LmdbLeases:
         self._store = store
 
     def acquire(self, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Lease | Rejected:
+        refused = grant(None, False, scope, owner, lease_id, wall)
+        if isinstance(refused, Rejected):
+            return refused  # before the scope becomes a key
+
         def write(row: bytes | None) -> tuple[Lease | Rejected, bytes | None]:
             old, held = _unpack(scope, row) if row is not None else (None, False)
             lease = grant(old, held, scope, owner, lease_id, wall)
@@ -73,25 +76,28 @@ class MemoryLeases:
     """The same without a disk."""
 
     def __init__(self) -> None:
+        self._lock = Lock()
         self._leases: dict[str, tuple[Lease, bool]] = {}
 
     def acquire(self, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Lease | Rejected:
-        old, held = self._leases.get(scope, (None, False))
-        lease = grant(old, held, scope, owner, lease_id, wall)
-        if isinstance(lease, Lease):
-            self._leases[scope] = lease, True
-        return lease
+        with self._lock:
+            old, held = self._leases.get(scope, (None, False))
+            lease = grant(old, held, scope, owner, lease_id, wall)
+            if isinstance(lease, Lease):
+                self._leases[scope] = lease, True
+            return lease
 
     def read(self, scope: str) -> Lease | None:
         lease, held = self._leases.get(scope, (None, False))
         return lease if held else None
 
     def release(self, scope: str, owner: str, epoch: Epoch) -> bool:
-        lease, _ = self._leases.get(scope, (None, False))
-        if lease is None or (lease.owner, lease.epoch) != (owner, epoch):
-            return False
-        self._leases[scope] = evolve(lease), False
-        return True
+        with self._lock:
+            lease, _ = self._leases.get(scope, (None, False))
+            if lease is None or (lease.owner, lease.epoch) != (owner, epoch):
+                return False
+            self._leases[scope] = lease, False
+            return True
 
 
 def _pack(lease: Lease, *, held: bool) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import RLock
+from typing import Self
 
 from attrs import define, field
 
@@ -83,9 +84,9 @@ class MemoryStore:
     def break_with(self, message: str = "a write or a sync failed: told to") -> None:
         self._broken = message
 
-    def reopened(self) -> MemoryStore:
+    def reopened(self) -> Self:
         """A store with all that is kept here, as after a restart; this one is closed."""
-        fresh = MemoryStore(limits=self._limits, log_epoch=self._log_epoch, cursor_key=self._cursor_key)
+        fresh = type(self)(limits=self._limits, log_epoch=self._log_epoch, cursor_key=self._cursor_key)
         fresh._streams, fresh._log, fresh._checkpoints = self._streams, self._log, self._checkpoints
         self._streams, self._log, self._checkpoints = {}, [], {}
         self._closed = True

@@ -304,9 +304,17 @@ def _remove(leftover: Path, *, keep_committed: bool) -> None:
         holder.release()
 
 
+def make_directories(path: Path) -> None:
+    """Make a directory and what is missing above it, each kept by a sync of its parent."""
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for place in missing:
+        sync_directory(place.parent)
+
+
 def create(path: Path, map_bytes: int) -> None:
     """Make a new store at `path` (absent or an empty directory). Someone else being faster is no failure."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directories(path.parent)
     with suppress(FileExistsError):
         place_atomically(path, lambda directory: _fill(directory, map_bytes))
 
@@ -316,6 +324,9 @@ def place_atomically(path: Path, fill: Callable[[Path], None], *, copy: bool = F
 
     Raises FileExistsError where something was put there meanwhile. A `copy` that died is removed whatever it holds.
     """
+    if not path.parent.is_dir():
+        message = f"there is no directory {path.parent}"
+        raise StoreError(Reason.STATE_NOT_OURS, message, path=str(path), remedy="make it, or name another place")
     new = beside(path, "copy" if copy else "new")
     for _ in range(_CREATE_TRIES):
         with suppress(FileNotFoundError, FileExistsError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from ..core.ports import EventStore
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.step import Position
 from ..machines.delivery import Reader
@@ -114,10 +115,14 @@ async def save_cursor(runtime: Runtime, attachment: Attachment, cursor: str) -> 
     attachment.ack(place)
     if attachment.client is None:
         return
-    store, stream = runtime.ports.store, attachment.actor.stream
-    saved = await runtime.ports.read_hop(store.load_cursor, stream, attachment.client)
+    # One after the other: of two acknowledgements under way at once the later place stands.
+    await runtime.writer.call(_save_later, runtime.ports.store, attachment.actor.stream, attachment.client, place)
+
+
+def _save_later(store: EventStore, stream: str, client: str, place: Position) -> None:
+    saved = store.load_cursor(stream, client)
     if saved is None or (place.control_seq >= saved.control_seq and place.data_seq >= saved.data_seq):
-        await runtime.writer.call(store.save_cursor, stream, attachment.client, place)
+        store.save_cursor(stream, client, place)
 
 
 def places(runtime: Runtime, actor: SessionActor, floor: int, head: int) -> dict[str, Any]:

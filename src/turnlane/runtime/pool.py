@@ -51,11 +51,17 @@ class Window:
 
     limits: Limits
     inflight: int = 0
+    _promised: int = 0
+    """Waiters that were woken into room and have not taken it yet."""
     _waiters: deque[trio.lowlevel.Task] = field(factory=deque)
 
     @property
     def full(self) -> bool:
-        return self.inflight >= self.limits.data_inflight_max or bool(self._waiters)
+        return self.room <= 0 or bool(self._waiters)
+
+    @property
+    def room(self) -> int:
+        return self.limits.data_inflight_max - self.inflight - self._promised
 
     async def enter(self) -> None:
         """Wait for room. On return there is room for one event, to be taken by `accepted` without another await."""
@@ -67,6 +73,7 @@ class Window:
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
+        self._promised -= 1
 
     def accepted(self, items: int = 1) -> None:
         self.inflight += items
@@ -76,12 +83,11 @@ class Window:
 
     async def admit(self) -> None:
         """Wake waiters into the room there is, a slice at a time with a checkpoint between."""
-        room = self.limits.data_inflight_max - self.inflight
-        while room > 0 and self._waiters:
-            for _ in range(min(room, self.limits.data_runnable_max, len(self._waiters))):
+        while self.room > 0 and self._waiters:
+            for _ in range(min(self.room, self.limits.data_runnable_max, len(self._waiters))):
+                self._promised += 1
                 trio.lowlevel.reschedule(self._waiters.popleft())
             await trio.lowlevel.checkpoint()
-            room = self.limits.data_inflight_max - self.inflight
 
     @property
     def waiting(self) -> int:

@@ -87,6 +87,8 @@ class Residents:
     async def _wake(self, stream: str) -> SessionActor:
         if not self.runtime.serving:
             raise RuntimeError("closed: this runtime serves no more")
+        if (broken := self.runtime.writer.broken) is not None:  # it would fall at its first command, and be woken again
+            raise Refused(broken.reason, broken.message)
         waking = self._waking[stream] = trio.Event()
         try:
             recovering = self.runtime.phase == "recovering"  # nobody waits for an answer yet: take the time it takes

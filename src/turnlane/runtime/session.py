@@ -269,6 +269,8 @@ class SessionActor:
                 return evolve(command, known=effect)
             case rules.CloseSession():
                 return evolve(command, accepted_at=envelope.accepted_at)
+            case turns.CommitTurn() if self.turn is not None and self.turn.output_lost:
+                return self._failed_for_lost_output()  # decided before the loss was known, and offered again
         return command
 
     async def _start_turn(self, wish: StartWish, envelope: Envelope) -> Any:
@@ -446,8 +448,11 @@ class SessionActor:
         """Accepted output could not be kept: the turn cannot complete."""
         if self.turn is not None and self.owner.lost is None and not self.turn.output_lost:
             self.turn.output_lost = True
-            failed = turns.FailTurn(self.turn.plan.turn, Reason.NO_LEGAL_CONTINUATION, "journal", detail)
-            self.post(failed)
+            self.post(self._failed_for_lost_output(detail))
+
+    def _failed_for_lost_output(self, detail: str = Reason.STORAGE_FULL.value) -> turns.FailTurn:
+        assert self.turn is not None
+        return turns.FailTurn(self.turn.plan.turn, Reason.NO_LEGAL_CONTINUATION, "journal", detail)
 
     def last_controller_gone(self) -> None:
         """Trigger 6: with `on_detach: cancel` the turn ends when nobody who may steer it is attached any more."""

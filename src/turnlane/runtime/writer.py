@@ -155,7 +155,7 @@ class JournalWriter:
             outcomes = list(await self.hop(self.store.append, [ticket.batch for ticket in group]))
             await self._settle(group, outcomes)
         except StoreError as error:
-            self.fail(error)
+            self.broken = error  # what waits behind is told after this group, in order
             outcomes = [error] * len(group)
         except BaseException:
             broken = JournalClosed(
@@ -172,6 +172,8 @@ class JournalWriter:
         self._batches += len(group)
         self._peak = max(self._peak, len(group))
         await self._answer(group, outcomes)
+        if self.broken is not None:
+            self._answer_rest(self.broken)
 
     async def _answer(self, group: list[Ticket], outcomes: list[Outcome]) -> None:
         """Answers in slices, so that the readers a group wakes do not all become runnable at once."""
