@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import all_awaits
 import pytest
+import shielded_awaits
 import trio
 
 from turnlane.testing import await_coverage, sweep
@@ -56,6 +57,12 @@ def test_the_report_of_a_sweep_names_awaits_in_which_nothing_landed():
     assert report.ok, str(report)
     assert len(report.awaits_missed) == 1
     assert report.missed == 0, "a cancel in a shield lands at the next await"
+
+
+def test_an_await_behind_a_shield_counts_when_the_fault_came_while_the_task_stood_there():
+    with await_coverage(["shielded_awaits"]) as coverage:
+        assert sweep(shielded_awaits.shielded).ok
+    assert coverage.missed == ()
 
 
 def _line_of(text):

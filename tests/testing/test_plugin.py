@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 import turnlane
+from turnlane.testing.plugin import LEVELS
 
 pytest_plugins = ["pytester"]
 
@@ -83,7 +86,7 @@ def test_each_kind_of_test_is_run_by_the_right_plugin(suite):
     result.assert_outcomes(passed=6, failed=1)
     result.stdout.fnmatch_lines(
         [
-            "turnlane: level default, seeds 1, trio * (seam holds)",
+            "turnlane: level default, seeds 1, trio * (seam holds), crash *",
             "*nothing_is_lost: *",
             "*cancel at point 1, test_each*.py:*(carry)*seed 0, size 1",
             "*again: pytest 'test_each*::test_loses' --turnlane-replay=tlr1-*",
@@ -164,6 +167,200 @@ def test_a_mark_that_a_long_level_never_reaches_fails_the_run(pytester):
     result = pytester.runpytest_subprocess("--turnlane-level=nightly")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*never reached sometimes('the_moon_is_full_in_the_plugin_test')*"])
+
+
+def test_a_test_that_may_use_hypothesis_or_is_not_async_is_refused_as_a_scenario(pytester):
+    pytester.makepyfile(
+        """
+        from hypothesis import given, strategies
+        from turnlane.testing import explored, swept
+
+        @swept()
+        @given(strategies.integers())
+        async def test_given(world, number): ...
+
+        @explored()
+        def test_plain(world): ...
+        """
+    )
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*call sweep() in the body of a @given test*", "*is an async function*"])
+
+
+def test_the_decorators_set_the_mark_and_take_the_arguments_of_the_searches(pytester):
+    pytester.makepyfile(
+        """
+        import trio
+        from turnlane.testing import explored, swept
+
+        @swept(faults=("cancel",), scope="inner", at="first:1", seeds=2)
+        async def test_swept(world):
+            with world.scope("inner"):
+                await trio.sleep(world.seed)
+
+        @explored(mode="pct:2", runs=5)
+        async def test_explored(world):
+            await trio.sleep(1)
+
+        def test_marks():
+            for test, kind in ((test_swept, "sweep"), (test_explored, "explore")):
+                (mark,) = test.pytestmark
+                assert (mark.name, mark.kwargs["kind"]) == ("turnlane", kind)
+        """
+    )
+    pytester.runpytest_inprocess().assert_outcomes(passed=3)
+    pytester.runpytest_inprocess("-m", "turnlane").assert_outcomes(passed=2, deselected=1)
+
+
+def test_the_fixtures_are_listed_with_what_they_give(pytester):
+    result = pytester.runpytest_inprocess("--fixtures")
+    for name in ("world", "state_dir", "leak_guard"):
+        result.stdout.fnmatch_lines([f"{name}*--*"])
+
+
+COVERED = """
+    import trio
+
+    async def both(first):
+        if first:
+            await trio.sleep(1)
+        await trio.sleep(2)
+"""
+
+
+@pytest.fixture
+def covered(pytester):
+    pytester.makepyfile(covered=COVERED)
+    pytester.makepyfile(
+        """
+        from covered import both
+        from turnlane.testing import swept
+
+        @swept()
+        async def test_it(world):
+            await both(first=False)
+        """
+    )
+    return pytester
+
+
+def test_awaits_that_were_never_hit_are_named_and_fail_the_run(covered):
+    result = covered.runpytest_inprocess("--turnlane-await-cov=covered")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        ["turnlane: 50.0 % is below 100 %; await points hit: 1 of 2", "turnlane:   not *covered.py:5 await"]
+    )
+
+
+def test_a_lower_minimum_or_an_allow_list_excuses_them(covered, tmp_path):
+    assert covered.runpytest_inprocess("--turnlane-await-cov=covered", "--turnlane-await-min=50").ret == 0
+    allowed = tmp_path / "allowed"
+    allowed.write_text("covered.py:5 only for the first\n")
+    result = covered.runpytest_inprocess("--turnlane-await-cov=covered", f"--turnlane-await-allow={allowed}")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["turnlane: await points hit: 1 of 2"])
+    result = covered.runpytest_inprocess("--turnlane-await-cov=covered", "--turnlane-jobs=2", "--turnlane-await-min=51")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert covered.runpytest_inprocess().ret == 0
+
+
+def test_jobs_share_the_points_of_every_sweep(pytester):
+    pytester.makepyfile(
+        """
+        import os
+        import trio
+        from turnlane.testing import explored, swept
+
+        here = os.getpid()
+
+        def runs_elsewhere(world):
+            assert not world.hit or os.getpid() != here
+
+        @swept(check=[runs_elsewhere])
+        async def test_swept(world):
+            world.hit = True
+            await trio.sleep(1)
+            await trio.sleep(1)
+            world.hit = False
+
+        @explored(runs=2)
+        async def test_explored(world):
+            await trio.sleep(1)
+        """
+    )
+    result = pytester.runpytest_inprocess("--turnlane-jobs=2")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["turnlane: *, jobs 2"])
+    pytester.runpytest_inprocess().assert_outcomes(failed=1, passed=1)
+
+
+def test_the_header_says_how_processes_are_killed_and_a_required_shim_must_be_there(pytester, monkeypatch):
+    pytester.makepyfile("import os\n\ndef test_it():\n    assert os.environ.get('TURNLANE_CRASH') != 'off'\n")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    pytester.runpytest_inprocess().stdout.fnmatch_lines(["turnlane: *, crash ports (no C compiler)"])
+    refused = pytester.runpytest_inprocess("--turnlane-crash=require")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines(["*--turnlane-crash=require: *C compiler*"])
+    off = pytester.runpytest_inprocess("--turnlane-crash=off")
+    off.assert_outcomes(failed=1)
+    off.stdout.fnmatch_lines(["turnlane: *, crash off"])
+    assert "TURNLANE_CRASH" not in os.environ
+    assert pytester.runpytest_inprocess("--turnlane-crash=maybe").ret == pytest.ExitCode.USAGE_ERROR
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_shim_that_can_be_compiled_is_said_to_be_there(pytester):
+    pytester.makepyfile("def test_it(): ...")
+    for wanted in ("auto", "require"):
+        pytester.runpytest_inprocess(f"--turnlane-crash={wanted}").stdout.fnmatch_lines(["turnlane: *, crash shim"])
+
+
+def test_a_test_can_ask_whether_scenario_files_are_rewritten(pytester):
+    pytester.makepyfile("def test_it(pytestconfig):\n    assert pytestconfig.getoption('--turnlane-rewrite')\n")
+    pytester.runpytest_inprocess("--turnlane-rewrite").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess().assert_outcomes(failed=1)
+
+
+def test_a_scenario_that_never_comes_back_is_ended_by_its_timeout(pytester):
+    pytester.makeini("[pytest]\nturnlane_timeout = 0.3\n")
+    pytester.makepyfile(
+        """
+        import trio
+        from turnlane.testing import swept
+
+        @swept()
+        async def test_busy(world):
+            try:
+                await trio.sleep(1)
+            except trio.Cancelled:
+                while True:
+                    pass
+
+        @swept()
+        async def test_short(world):
+            await trio.sleep(1000)
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:timeout")
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["did not end within 0.3 s (ini option turnlane_timeout)"])
+
+
+def test_a_timeout_of_pytest_timeout_stands_alone(pytester):
+    pytester.makeini("[pytest]\nturnlane_timeout = 0.01\ntimeout = 60\n")
+    pytester.makepyfile("import time\n\nasync def test_it(world):\n    time.sleep(0.1)\n")
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_the_long_levels_draw_orders_by_priorities_and_add_second_faults():
+    assert {name: (level.mode, level.pairs) for name, level in LEVELS.items()} == {
+        "default": ("shuffle", 0),
+        "ci": ("shuffle", 0),
+        "nightly": ("pct:3", 12),
+        "release": ("pct:3", 12),
+    }
 
 
 def test_the_plugin_itself_imports_neither_trio_nor_the_rooms():

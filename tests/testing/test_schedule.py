@@ -12,7 +12,7 @@ import trio._core._run as trio_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnlane.testing import SeamBroken, schedule, seeded, sweep, verify_seam
+from turnlane.testing import SeamBroken, World, await_coverage, explore, schedule, seeded, sweep, verify_seam
 
 
 async def order_of(count):
@@ -116,3 +116,74 @@ def test_permutations_are_counted_in_order():
 def test_the_order_is_a_full_random_source_because_trio_asks_it_for_more_than_orders():
     assert isinstance(schedule.Order(1), random.Random)
     assert 1 <= schedule.Order(1).uniform(1, 2) <= 2
+
+
+@given(st.permutations(range(7)))
+def test_a_permutation_is_found_again_by_its_index(permuted):
+    items = list(range(7))
+    assert schedule.permutation(items, schedule.index_of(items, permuted)) == permuted
+
+
+def test_an_index_behind_the_last_permutation_is_a_permutation_still():
+    assert sorted(schedule.permutation([1, 2, 3], 719)) == [1, 2, 3]
+
+
+class _Tasks:
+    """Batches of tasks as trio gives them: in the order of spawning, popped from the end."""
+
+    def __init__(self, order, names):
+        self.order, self.names = order, names
+        order.watched = set(names)
+
+    def batch(self):
+        batch = list(self.names)
+        self.order.shuffle(batch)
+        return "".join(reversed(batch))
+
+
+def test_without_change_points_priorities_give_every_batch_the_same_order():
+    for seed in range(1, 20):
+        tasks = _Tasks(schedule.Priorities(seed, 0, 100), "abcd")
+        assert len({tasks.batch() for _ in range(10)}) == 1
+    firsts = {_Tasks(schedule.Priorities(seed, 0, 100), "abcd").batch() for seed in range(1, 300)}
+    assert len(firsts) == 24
+
+
+def test_each_change_point_puts_one_task_behind_all_others_for_good():
+    moved = 0
+    for seed in range(1, 50):
+        tasks = _Tasks(schedule.Priorities(seed, 1, 12), "abc")
+        batches = [tasks.batch() for _ in range(4)]
+        kinds = list(dict.fromkeys(batches))
+        assert 1 <= len(kinds) <= 2, batches
+        if len(kinds) == 2:
+            moved += 1
+            before, after = kinds
+            (last,) = after[-1]
+            assert [name for name in before if name != last] == list(after[:-1])
+    assert moved > 20
+
+
+def test_more_change_points_than_steps_are_no_error():
+    assert sorted(_Tasks(schedule.Priorities(1, 9, 2), "abc").batch()) == list("abc")
+
+
+def test_what_an_order_decided_is_kept_as_choices():
+    order = schedule.Order(7)
+    tasks = _Tasks(order, "abcd")
+    batches = [tasks.batch() for _ in range(5)]
+    assert ["".join(schedule.permutation(list("abcd"), index)) for index in order.taken] == batches
+
+
+@pytest.mark.parametrize("search", [sweep, explore])
+def test_a_search_over_a_broken_seam_fails_and_says_which_trio_it_does_not_fit(monkeypatch, unproved, search):
+    monkeypatch.delattr(trio_run, "_r")
+    with pytest.raises(SeamBroken, match=rf"does not fit trio {trio.__version__} .*: trio._core._run._r is missing"):
+        search(_sleeps)
+
+
+def test_the_rest_of_the_kit_goes_on_over_a_broken_seam(monkeypatch, unproved):
+    monkeypatch.delattr(trio_run, "_r")
+    with await_coverage(["trio_programs"]) as coverage:
+        assert coverage.points
+    assert World(3).dice("x").random() == World(3).dice("x").random()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import threading
 
 import pytest
@@ -33,6 +34,24 @@ def test_every_point_is_hit_once_by_each_fault():
     assert hit == [0, 1, 2, 3, 0, 1, 2, 3]
     # Two recordings, four points for each fault, and for each the run that ended before its fault.
     assert (report.points, report.runs, report.missed) == (4, 2 + 2 * 5, 0)
+
+
+@pytest.mark.parametrize("fault", ["cancel", "deadline", "error"])
+def test_every_point_of_every_task_is_hit_exactly_once_and_the_sweep_ends(monkeypatch, fault):
+    engine, plans = sys.modules["turnlane.testing.search"], []
+
+    def noted(scenario, plan, **how):
+        run = perform(scenario, plan, **how)
+        plans.append((plan.hits, len(run.injector.applied)))
+        return run
+
+    monkeypatch.setattr(engine, "perform", noted)
+    report = sweep(programs.conversation, faults=(fault,), seeds=[3])
+    assert report.ok, str(report)
+    injected = [(hits[0].kind, hits[0].point, applied) for hits, applied in plans if hits]
+    assert injected == [(fault, n, 1) for n in range(1, report.points + 1)] + [(fault, report.points + 1, 0)]
+    assert report.points > 30
+    assert report.runs == len(plans) == 2 + report.points + 1
 
 
 def test_a_sweep_refuses_to_run_inside_trio():
@@ -331,6 +350,23 @@ def test_every_run_has_its_own_directory_and_it_is_gone_afterwards():
     assert not any(folder.exists() for folder in folders)
 
 
+def test_an_error_of_the_recovery_is_a_finding_with_a_token():
+    async def scenario(world):
+        try:
+            await trio.sleep(1)
+        except trio.Cancelled:
+            world.note("left", items=0)
+            raise
+
+    async def recover(world):
+        assert not world.history.of("left"), "something is left"
+
+    report = sweep(scenario, recover=recover)
+    assert [finding.message.splitlines()[0] for finding in report.findings] == [
+        "recover: AssertionError: something is left"
+    ]
+
+
 def test_a_budget_that_ends_a_sweep_makes_it_incomplete_and_not_ok():
     report = sweep(programs.conversation, runs_max=5)
     assert (report.ok, report.incomplete, report.runs) == (False, True, 5)
@@ -383,6 +419,35 @@ def test_dfs_refuses_a_tree_that_is_too_large():
         explore(many, mode="dfs")
 
 
+@pytest.mark.parametrize("mode", ["random", "pct", "pct:0", "pct:3:7", ""])
+def test_a_mode_that_does_not_exist_is_refused(mode):
+    with pytest.raises(ValueError, match="no mode"):
+        explore(programs.conversation, mode=mode)
+
+
+def test_a_scenario_may_cancel_by_itself_as_one_of_its_tasks():
+    ended = set()
+
+    async def scenario(world):
+        done = []
+
+        async def works():
+            await trio.lowlevel.checkpoint()
+            done.append("work")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(works)
+            nursery.start_soon(trio.lowlevel.checkpoint)
+            for _ in range(2):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        ended.add(tuple(done))
+
+    report = explore(scenario, mode="dfs")
+    assert report.ok, str(report)
+    assert ended == {(), ("work",)}
+
+
 def test_the_tree_of_choices_is_walked_depth_first():
     path, seen = (0, 0), [(0, 0)]
     while path:
@@ -391,14 +456,17 @@ def test_the_tree_of_choices_is_walked_depth_first():
     assert seen == [(0, 0), (0, 1), (0, 2), (1,), (1, 1), (1, 2), ()]
 
 
-def test_a_shuffle_may_carry_a_cancel_at_a_drawn_point():
-    report = explore(programs.transfer_that_loses, runs=30, faults=("cancel",), check=[programs.nothing_is_lost])
+@pytest.mark.parametrize("mode", ["shuffle", "pct:3"])
+def test_a_drawn_order_may_carry_a_cancel_at_a_drawn_point(mode):
+    report = explore(
+        programs.transfer_that_loses, mode=mode, runs=30, faults=("cancel",), check=[programs.nothing_is_lost]
+    )
     assert not report.ok
     assert report.findings[0].fault == "cancel"
 
 
 def test_the_error_of_an_instrument_is_raised_by_the_sweep(monkeypatch):
-    from turnlane.testing.faults import Injector
+    from turnlane.testing.injector import Injector
 
     def broken(self, task):
         raise ZeroDivisionError

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import trio
 import trio_programs as programs
 
-from turnlane.testing import BadToken, replay, sweep
+from turnlane.testing import BadToken, explore, replay, sweep
 from turnlane.testing.faults import Hit
 from turnlane.testing.runs import Plan, perform
 from turnlane.testing.tokens import PREFIX, TOKEN_LETTERS_MAX, Token, decode, rerun, scenario_name, versions
@@ -21,6 +22,7 @@ PLANS = [
     Plan(seed=2**31, size=1, hits=HITS[:1]),
     Plan(seed=5, hits=HITS, points_max=1234),
     Plan(mode="dfs", choices=(0, 3, 119), clock="real"),
+    Plan(mode="pct:3:57", seed=12, rates_off=("delay", "crash")),
 ]
 
 
@@ -62,7 +64,13 @@ def test_a_replay_gives_the_same_history_100_times_of_100():
     assert histories == {finding.history}
 
 
-def test_a_replay_in_a_new_process_gives_the_same_history():
+def found_by_order(mode):
+    report = explore(programs.claim_with_an_await_inside, mode=mode, runs=50, check=[programs.one_owner])
+    return report, report.findings[0]
+
+
+@pytest.mark.parametrize("found", [found, *(partial(found_by_order, mode) for mode in ("shuffle", "pct:3", "dfs"))])
+def test_a_replay_in_a_new_process_gives_the_same_history(found):
     report, finding = found()
     command = report.command.format(token=finding.token).split()
     assert command[:3] == ["python", "-m", "turnlane.testing"]
@@ -76,9 +84,7 @@ def test_a_replay_in_a_new_process_gives_the_same_history():
 
 
 def test_a_dfs_finding_is_replayed_by_its_choices():
-    from turnlane.testing import explore
-
-    finding = explore(programs.claim_with_an_await_inside, mode="dfs", check=[programs.one_owner]).findings[0]
+    _, finding = found_by_order("dfs")
     again = replay(finding.token, check=[programs.one_owner])
     assert not again.ok
     assert again.findings[0] == finding

@@ -2,7 +2,8 @@
 
 A line that ran is not a line that was cancelled. `await_coverage` lists every place of some packages where a task can
 be stopped (each `await`, each step of an `async for`, enter and exit of each `async with`) and strikes out those in
-which a fault has landed, taken from the frames of the hit task.
+which a fault has landed, taken from the frames of the hit task. A task that stands behind a shield when it is hit
+counts as well: nothing can land there, and that this is so is what was tried.
 
 The list comes from the compiled code, not from the text: the instruction at which a coroutine is suspended names its
 own construct, so enter and exit of one `async with` are told apart although they share a line, and the list and the
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import trio
 from attrs import frozen
 
 CONSTRUCTS: Final = {"GET_ANEXT": "async for", 0: "await", 1: "async with (enter)", 2: "async with (exit)"}
@@ -82,18 +84,38 @@ class AwaitCoverage:
 @contextmanager
 def await_coverage(packages: Sequence[str]) -> Iterator[AwaitCoverage]:
     """Collect over any number of sweeps."""
-    coverage = AwaitCoverage(packages)
-    _active.append(coverage)
+    coverage = start(packages)
     try:
         yield coverage
     finally:
-        _active.remove(coverage)
+        stop(coverage)
 
 
-def note_landing(frames: Sequence[types.FrameType]) -> None:
-    """Tell every active coverage that a fault landed in these frames."""
+def start(packages: Sequence[str]) -> AwaitCoverage:
+    """Begin to collect; for callers who cannot hold a block open."""
+    _active.append(AwaitCoverage(packages))
+    return _active[-1]
+
+
+def stop(coverage: AwaitCoverage) -> None:
+    _active.remove(coverage)
+
+
+def note_landing(task: trio.lowlevel.Task) -> None:
+    """Tell every active coverage that a fault landed where this task stands."""
     for coverage in _active:
-        coverage.landed(frames)
+        coverage.landed([frame for frame, _ in task.iter_await_frames()])
+
+
+def hits() -> list[set[AwaitPoint]]:
+    """What each active coverage has seen, for a process that tells it to another one."""
+    return [coverage.hit for coverage in _active]
+
+
+def add_hits(told: Sequence[set[AwaitPoint]]) -> None:
+    """Add what another process has seen under the same coverages."""
+    for coverage, hit in zip(_active, told, strict=True):
+        coverage.hit.update(hit)
 
 
 def _files(package: str) -> Iterator[Path]:

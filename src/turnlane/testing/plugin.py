@@ -5,7 +5,7 @@ so is any async test that asks for `world`. All other async tests stay with whoe
 never meet, because the items taken here lose that plugin's mark and are called by this one.
 
 One test gives one result, and its failure shows the shrunk finding. The plugin is loaded into every pytest run of its
-environment, so it imports trio only when a test needs it, and changes nothing for tests that do not.
+environment, so it imports trio only when a test or an option needs it, and changes nothing for tests that do not.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import os
+import shutil
+import signal
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -24,12 +28,18 @@ import pytest
 from attrs import define, evolve, frozen
 
 if TYPE_CHECKING:
+    from .awaits import AwaitCoverage
+    from .hostile import Canary
+    from .peers import HostileClient
     from .report import Report
     from .world import Scenario, World
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 MARK: Final = "turnlane"
+TIMEOUT_S: Final = "60"
+CRASH_OFF: Final = "TURNLANE_CRASH"
+"""The variable that tells every process of the tests that the shim is switched off."""
 
 
 @frozen
@@ -38,14 +48,16 @@ class Level:
 
     seeds: int
     runs: int
+    pairs: int = 0
+    mode: str = "shuffle"
     marks_must_be_reached: bool = False
 
 
 LEVELS: Final[Mapping[str, Level]] = {
     "default": Level(seeds=1, runs=200),
     "ci": Level(seeds=10, runs=1_000),
-    "nightly": Level(seeds=200, runs=10_000, marks_must_be_reached=True),
-    "release": Level(seeds=200, runs=10_000, marks_must_be_reached=True),
+    "nightly": Level(seeds=200, runs=10_000, pairs=12, mode="pct:3", marks_must_be_reached=True),
+    "release": Level(seeds=200, runs=10_000, pairs=12, mode="pct:3", marks_must_be_reached=True),
 }
 
 
@@ -54,7 +66,12 @@ class _Settings:
     level: str
     seeds: int | None
     seconds_left: float | None
+    jobs: int | None
     token: str | None
+    crash: str
+    awaits: AwaitCoverage | None = None
+    awaits_said: str = ""
+    awaits_short: bool = False
 
 
 _settings: Final = pytest.StashKey[_Settings]()
@@ -77,8 +94,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--turnlane-level", choices=list(LEVELS), default=level, help="how much is tried")
     group.addoption("--turnlane-seeds", type=int, metavar="N", help="seeds of every sweep, whatever it says itself")
     group.addoption("--turnlane-seconds", type=float, metavar="S", help="time budget of all sweeps together")
+    group.addoption("--turnlane-jobs", type=int, metavar="N", help="processes that share the points of every sweep")
     group.addoption("--turnlane-replay", metavar="TOKEN", help="run only this token, and print its history")
+    group.addoption(
+        "--turnlane-await-cov", action="append", default=[], metavar="PKG", help="measure the awaits of this package"
+    )
+    group.addoption(
+        "--turnlane-await-min", type=float, default=100, metavar="PERCENT", help="fail below this share of them"
+    )
+    group.addoption("--turnlane-await-allow", type=Path, metavar="FILE", help="awaits excused: `path:line reason`")
+    group.addoption(
+        "--turnlane-crash",
+        choices=["auto", "require", "off"],
+        default="auto",
+        help="kill at every durable call by the shim",
+    )
+    group.addoption("--turnlane-rewrite", action="store_true", help="scenario files get the output that came")
     parser.addini("turnlane_leak_guard", "use leak_guard in every test", type="bool", default=False)
+    parser.addini("turnlane_timeout", "seconds for each seed of a scenario, without pytest-timeout", default=TIMEOUT_S)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -90,14 +123,39 @@ def pytest_configure(config: pytest.Config) -> None:
         level=option("--turnlane-level"),
         seeds=option("--turnlane-seeds"),
         seconds_left=option("--turnlane-seconds"),
+        jobs=option("--turnlane-jobs"),
         token=option("--turnlane-replay"),
+        crash=_crash_method(option("--turnlane-crash")),
     )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if config.getoption("--turnlane-crash") == "off":
+        os.environ.pop(CRASH_OFF, None)
+
+
+def _crash_method(wanted: str) -> str:
+    """How processes will be killed at their durable calls. The shim is compiled now only where it is required."""
+    if wanted == "off":
+        os.environ[CRASH_OFF] = "off"
+        return "off"
+    if wanted == "require":
+        from .crash import ShimUnavailable, build_shim
+
+        try:
+            build_shim()
+        except ShimUnavailable as error:
+            raise pytest.UsageError(f"--turnlane-crash=require: {error}") from error
+        return "shim"
+    there = sys.platform.startswith("linux") and shutil.which(os.environ.get("CC", "cc")) is not None
+    return "shim" if there else "ports (no C compiler)"
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     settings = config.stash[_settings]
     seeds = settings.seeds or LEVELS[settings.level].seeds
-    return f"turnlane: level {settings.level}, seeds {seeds}, trio {_seam_state()}"
+    said = f"level {settings.level}, seeds {seeds}, trio {_seam_state()}, crash {settings.crash}"
+    return f"turnlane: {said}" + (f", jobs {settings.jobs}" if settings.jobs else "")
 
 
 def _seam_state() -> str:
@@ -128,6 +186,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     token = config.stash[_settings].token
     if token is not None:
         _keep_only(token, config, items)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Await coverage begins when everything that is to be run has been imported."""
+    packages = session.config.getoption("--turnlane-await-cov")
+    if packages and not session.config.getoption("collectonly"):
+        from .awaits import start
+
+        session.config.stash[_settings].awaits = start(packages)
 
 
 def _is_ours(item: pytest.Function) -> bool:
@@ -184,32 +251,54 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     names = inspect.signature(function).parameters
     given = {name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}
-    scenario = _scenario_of(function, given)
+    from .tokens import as_scenario
+
+    scenario = as_scenario(function, given)
     settings = pyfuncitem.config.stash[_settings]
     mark = pyfuncitem.get_closest_marker(MARK)
-    if settings.token is not None:
-        _replay(settings.token, scenario, dict(mark.kwargs) if mark is not None else {})
-    elif mark is None:
-        _run_once(pyfuncitem, scenario)
-    else:
-        _search(pyfuncitem, scenario, dict(mark.kwargs), settings)
+    with _bounded(pyfuncitem):
+        _run(pyfuncitem, scenario, mark, settings)
     return True
 
 
-def _scenario_of(function: Callable[..., Any], given: Mapping[str, Any]) -> Scenario:
-    """The test as a scenario: each run gets its own world and directory in place of the fixtures' values."""
+def _run(item: pytest.Function, scenario: Scenario, mark: pytest.Mark | None, settings: _Settings) -> None:
+    if settings.token is not None:
+        _replay(settings.token, scenario, dict(mark.kwargs) if mark is not None else {})
+    elif mark is None:
+        _run_once(item, scenario)
+    else:
+        _search(item, scenario, dict(mark.kwargs), settings)
 
-    async def scenario(world: World) -> None:
-        values = dict(given)
-        if "world" in values:
-            values["world"] = world
-        if "state_dir" in values:
-            values["state_dir"] = world.state_dir
-        await function(**values)
 
-    # A finding is named after the test, not after this wrapper.
-    scenario.__module__, scenario.__qualname__ = function.__module__, function.__qualname__
-    return scenario
+@contextmanager
+def _bounded(item: pytest.Function) -> Iterator[None]:
+    """An absolute timeout for the test, unless pytest-timeout gives it one."""
+    seconds = float(item.config.getini("turnlane_timeout")) * LEVELS[item.config.stash[_settings].level].seeds
+    in_main = threading.current_thread() is threading.main_thread()
+    if _is_timed_elsewhere(item) or not seconds or not in_main or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    from .runs import OutOfTime
+
+    def late(*_: object) -> None:
+        raise OutOfTime(f"did not end within {seconds:g} s (ini option turnlane_timeout)")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except OutOfTime as error:
+        pytest.fail(str(error), pytrace=False)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _is_timed_elsewhere(item: pytest.Item) -> bool:
+    config = item.config
+    if not config.pluginmanager.hasplugin("timeout"):
+        return False
+    return bool(item.get_closest_marker("timeout") or config.getoption("timeout") or config.getini("timeout"))
 
 
 def _seed_of(node_id: str) -> int:
@@ -234,6 +323,11 @@ def _search(item: pytest.Function, scenario: Scenario, arguments: dict[str, Any]
         arguments[count] = settings.seeds
     elif isinstance(named, int) and arguments.get("mode") != "dfs":
         arguments[count] = named if settings.level == "default" else max(named, least)
+    if kind == "sweep":
+        arguments.setdefault("pairs", level.pairs)
+        arguments["workers"] = settings.jobs or arguments.get("workers", 1)
+    else:
+        arguments.setdefault("mode", level.mode)
     if settings.seconds_left is not None:
         arguments["seconds_max"] = min(settings.seconds_left, arguments.get("seconds_max") or settings.seconds_left)
     started = time.monotonic()
@@ -257,13 +351,31 @@ def _judge(report: Report) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """At the long levels a rare state that was never reached means that the simulator has gone soft."""
+    """Too few awaits hit, or at the long levels a rare state never reached: the tests have gone soft."""
     level = LEVELS[session.config.stash[_settings].level]
-    if level.marks_must_be_reached and _marks_missed() and exitstatus == 0:
+    settings = session.config.stash[_settings]
+    _end_await_coverage(session.config, settings)
+    if ((level.marks_must_be_reached and _marks_missed()) or settings.awaits_short) and exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+def _end_await_coverage(config: pytest.Config, settings: _Settings) -> None:
+    if settings.awaits is None:
+        return
+    from .awaits import stop
+
+    stop(settings.awaits)
+    minimum, allowed = config.getoption("--turnlane-await-min"), config.getoption("--turnlane-await-allow")
+    try:
+        settings.awaits_said = settings.awaits.report(minimum, allowed)
+    except AssertionError as error:
+        settings.awaits_said, settings.awaits_short = str(error), True
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    settings = config.stash[_settings]
+    for line in settings.awaits_said.splitlines():
+        terminalreporter.write_line(f"turnlane: {line}", red=settings.awaits_short)
     if LEVELS[config.stash[_settings].level].marks_must_be_reached:
         for name in _marks_missed():
             terminalreporter.write_line(f"turnlane: never reached sometimes({name!r})", red=True)
@@ -291,6 +403,30 @@ def state_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "state"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def hostile_client(request: pytest.FixtureRequest) -> Callable[..., HostileClient]:
+    """Makes raw clients: `hostile_client(target, token=None)`. Their dice follow from the name of the test."""
+    from .hostile import client_fixture
+
+    return client_fixture(_seed_of(request.node.nodeid))
+
+
+@pytest.fixture
+def canary_secret(tmp_path: Path) -> Iterator[Canary]:
+    """A fresh secret; at the end `tmp_path`, and what the test named with `left`, is searched for it."""
+    from .hostile import canary_fixture
+
+    yield from canary_fixture(tmp_path)
+
+
+@pytest.fixture
+def node_harness() -> Callable[..., Report]:
+    """`node_harness(agent, ...)`: every fault at every await of an agent; answers with a report."""
+    from .harness import node_harness as harness
+
+    return harness
 
 
 @pytest.fixture

@@ -55,10 +55,14 @@ class Finding:
     tasks: str
     history: str
     token: str
+    reordered: int = 0
+    """In how many batches its tasks run in another order than that of spawning, if the order is part of the finding."""
 
     def text(self, command: str) -> str:
         """The finding on one screen, with the command that replays it."""
         happened = f"{self.fault} at point {self.point}, {self.where}" if self.fault else f"no fault, {self.where}"
+        if self.reordered:
+            happened += f", {self.reordered} of the batches reordered"
         return "\n".join(
             (
                 f"{self.checker}: {self.message}",
@@ -85,6 +89,8 @@ class Report:
     findings: tuple[Finding, ...] = ()
     awaits_missed: tuple[Location, ...] = ()
     """Awaits that the recording run parked at and no fault landed in."""
+    awaits: int = 0
+    """How many there are of which a recording run parked at; `awaits_missed` is a part of them."""
     incomplete: bool = False
     notes: tuple[str, ...] = ()
     command: str = "python -m turnlane.testing replay {token}"
@@ -96,6 +102,8 @@ class Report:
     def __str__(self) -> str:
         seeds = f"seed {self.seeds[0]}" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         head = f"{self.scenario}: {'ok' if self.ok else 'FAILED'}; {self.points} points, {self.runs} runs, {seeds}"
+        if self.awaits:
+            head += f", awaits hit {self.awaits - len(self.awaits_missed)} of {self.awaits}"
         lines = [f"{head}, {self.missed} missed, {self.seconds:.2f} s" + (", incomplete" if self.incomplete else "")]
         lines += [f"  note: {note}" for note in self.notes]
         if self.findings:

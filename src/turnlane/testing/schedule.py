@@ -56,10 +56,15 @@ class Stuck(Exception):
 
 
 class Order(random.Random):
-    """Decides the order of each batch. Seed 0 keeps the order of spawning, any other seed shuffles."""
+    """Decides the order of each batch. Seed 0 keeps the order of spawning, any other seed shuffles.
+
+    What it decides among the watched tasks is kept as choices, so that `Choices` can take the same path again.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
+        self.watched: Collection[object] = ()
+        self.taken: list[int] = []
         self._shuffles = seed != 0
         self._halted = False
 
@@ -70,13 +75,42 @@ class Order(random.Random):
     def shuffle(self, x: MutableSequence[Any]) -> None:
         if self._halted:
             raise Stuck("the run was left: its tasks ignore every cancel")
+        before = [task for task in x if task in self.watched] if self._shuffles and len(x) > 1 else []
         self.arrange(x)
+        if len(before) > 1:
+            self.taken.append(index_of(before, [task for task in reversed(x) if task in self.watched]))
 
     def arrange(self, batch: MutableSequence[Any]) -> None:
         """Put a batch, given in the order of spawning, into the order in which it is popped from its end."""
         batch.reverse()
         if self._shuffles:
             super().shuffle(batch)
+
+
+class Priorities(Order):
+    """Runs each batch by random priorities; at each of some change points the next task falls below all others.
+
+    An order in which a bug of depth d shows is found with a probability that has a bound from below (Burckhardt and
+    others, ASPLOS 2010), which shuffling does not have. `steps` is about how many steps the run will have.
+    """
+
+    def __init__(self, seed: int, changes: int, steps: int) -> None:
+        super().__init__(seed)
+        self._changes = frozenset(self.sample(range(steps), min(changes, steps)))
+        self._priorities: dict[object, float] = {}
+        self._steps = 0
+
+    def arrange(self, batch: MutableSequence[Any]) -> None:
+        for task in batch:
+            self._priorities.setdefault(task, self.random())
+        waiting = sorted(batch, key=self._priorities.__getitem__)
+        for place in reversed(range(len(batch))):
+            if waiting[-1] in self.watched:
+                if self._steps in self._changes:
+                    self._priorities[waiting[-1]] = min(self._priorities.values()) - 1
+                    waiting.insert(0, waiting.pop())
+                self._steps += 1
+            batch[place] = waiting.pop()
 
 
 class Choices(Order):
@@ -88,7 +122,6 @@ class Choices(Order):
     def __init__(self, choices: tuple[int, ...]) -> None:
         super().__init__(0)
         self._choices = choices
-        self.watched: Collection[object] = ()
         self.degrees: list[int] = []
 
     def arrange(self, batch: MutableSequence[Any]) -> None:
@@ -104,12 +137,22 @@ class Choices(Order):
 
 
 def permutation(items: list[Any], index: int) -> list[Any]:
-    """The `index`-th permutation in lexicographic order; the 0th changes nothing."""
+    """The `index`-th permutation in lexicographic order; the 0th changes nothing, and behind the last they repeat."""
     rest, result = list(items), []
     for left in range(len(items), 0, -1):
         place, index = divmod(index, math.factorial(left - 1))
-        result.append(rest.pop(place))
+        result.append(rest.pop(place % left))
     return result
+
+
+def index_of(items: list[Any], permuted: list[Any]) -> int:
+    """Which permutation of `items` this is: the inverse of `permutation`."""
+    rest, index = list(items), 0
+    for item in permuted:
+        place = rest.index(item)
+        rest.pop(place)
+        index += place * math.factorial(len(rest))
+    return index
 
 
 @contextmanager
@@ -226,6 +269,16 @@ def sees_cancel_of(task: trio.lowlevel.Task, scope: trio.CancelScope) -> bool:
             return False
         status = status.parent
     return False
+
+
+def is_shielded_from(task: trio.lowlevel.Task, scope: trio.CancelScope) -> bool:
+    """Whether the task stands inside this scope, with a shield between."""
+    private: Any = task
+    status, shielded = private._cancel_status, False
+    while status is not None and status._scope is not scope:
+        shielded = shielded or status._scope.shield
+        status = status.parent
+    return shielded and status is not None
 
 
 def throw_into(task: trio.lowlevel.Task, error: BaseException) -> bool:

@@ -1,9 +1,9 @@
-"""Tokens: one run as a word that can be mailed, and the search for the smallest run that still fails.
+"""Tokens: one run as a word that can be mailed.
 
 `tlr1-` and letters and digits: a line of text with its checksum, as one number in base 62. It holds what decides the
-run (scenario, mode, seed, size, faults, choices, clock), the versions it was seen with, and a digest of its trace and
-history, so that a replay can say that the scenario has changed since. It does not hold the judges: they come from the
-scenario's decorator or from the caller.
+run (scenario, mode, seed, size, faults, rates that are off, choices, clock), the versions it was seen with, and a
+digest of its trace and history, so that a replay can say that the scenario has changed since. It does not hold the
+judges: they come from the scenario's decorator or from the caller.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
+import inspect
 import os
 import platform
 import sys
 import time
 import zlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import trio
 from attrs import evolve, frozen
 
-from .faults import SCENARIO, Hit
-from .report import Finding, Location, Report, Violation
-from .runs import Plan, Run, perform
-from .world import DEFAULT_CHECKERS, Checker, Scenario
+from .faults import SCENARIO, Hit, require_known
+from .report import Finding, Report, Violation
+from .runs import DIGEST_LETTERS, Plan, Run, perform
+from .world import DEFAULT_CHECKERS, Checker, Scenario, World
 
 PREFIX: Final = "tlr1-"
 TOKEN_LETTERS_MAX: Final = 200
-SHRINK_RUNS_MAX: Final = 500
-SHRINK_SECONDS_MAX: Final = 60.0
 
 _LETTERS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _CLOCKS: Final = {"virtual": "v", "real": "r"}
@@ -67,6 +67,11 @@ def versions() -> tuple[str, ...]:
     return own, trio.__version__, platform.python_version()
 
 
+def fits_a_token(plan: Plan) -> bool:
+    """Whether a token can hold it beside the hash of any name."""
+    return len(_encode(Token(_hashed(""), plan, "0" * DIGEST_LETTERS, versions()))) <= TOKEN_LETTERS_MAX
+
+
 def decode(text: str) -> Token:
     """The token of a text; `BadToken` if a letter is wrong."""
     letters = text.strip().removeprefix(PREFIX)
@@ -83,9 +88,10 @@ def decode(text: str) -> Token:
 def _encode(token: Token) -> str:
     plan = token.plan
     hits = ",".join(f"{h.kind}@{h.point}" + ("" if h.scope == SCENARIO else f"/{h.scope}") for h in plan.hits)
-    choices, clock = ".".join(map(str, plan.choices)), _CLOCKS[plan.clock]
-    parts = (token.scenario, plan.mode, plan.seed, plan.size, hits, choices, clock, token.digest, plan.points_max)
-    payload = "|".join(map(str, (*parts, *token.versions))).encode()
+    choices = ".".join(f"{place}:{choice}" for place, choice in enumerate(plan.choices) if choice)
+    rates, clock = ",".join(plan.rates_off), _CLOCKS[plan.clock]
+    decides = (token.scenario, plan.mode, plan.seed, plan.size, hits, choices, rates, clock)
+    payload = "|".join(map(str, (*decides, token.digest, plan.points_max, *token.versions))).encode()
     # The leading 1 keeps leading zero bytes.
     number = int.from_bytes(b"\x01" + payload + zlib.crc32(payload).to_bytes(4, "big"), "big")
     letters = ""
@@ -96,13 +102,14 @@ def _encode(token: Token) -> str:
 
 
 def _token_of(payload: str) -> Token:
-    scenario, mode, seed, size, hits, choices, clock, digest, points_max, *seen = payload.split("|")
+    scenario, mode, seed, size, hits, choices, rates, clock, digest, points_max, *seen = payload.split("|")
     plan = Plan(
         seed=int(seed),
         size=int(size),
         hits=tuple(map(_hit_of, filter(None, hits.split(",")))),
         mode=mode,
-        choices=tuple(map(int, filter(None, choices.split(".")))),
+        choices=_choices_of(choices),
+        rates_off=tuple(filter(None, rates.split(","))),
         clock="real" if clock == "r" else "virtual",
         points_max=int(points_max),
     )
@@ -113,6 +120,13 @@ def _hit_of(text: str) -> Hit:
     kind, _, rest = text.rpartition("@")
     point, _, scope = rest.partition("/")
     return Hit(kind, int(point), scope or SCENARIO)
+
+
+def _choices_of(text: str) -> tuple[int, ...]:
+    """Only those that are not 0 are written: a schedule is mostly the order of spawning."""
+    pairs = (item.split(":") for item in filter(None, text.split(".")))
+    written = {int(place): int(choice) for place, choice in pairs}
+    return tuple(written.get(place, 0) for place in range(max(written, default=-1) + 1))
 
 
 def _hashed(name: str) -> str:
@@ -134,11 +148,32 @@ def resolve(name: str) -> Any:
         raise LookupError(f"{name} cannot be imported; pass it: replay(token, scenario=...)")
     found: Any = importlib.import_module(module)
     for part in path.split("."):
-        found = getattr(found, part)
+        found = getattr(found, part, None)
+    if found is None:
+        raise LookupError(f"{name} is not there any more")
     return found
 
 
-def replay_command(scenario: Callable[..., Any], check: Sequence[Checker]) -> str:
+def as_scenario(function: Callable[..., Any], given: Mapping[str, Any] | None = None) -> Scenario:
+    """A test as a scenario: each run gets its own world and directory in place of the fixtures' values."""
+    wanted = inspect.signature(function).parameters
+
+    async def scenario(world: World) -> None:
+        values = dict(given or {})
+        if "world" in wanted:
+            values["world"] = world
+        if "state_dir" in wanted:
+            values["state_dir"] = world.state_dir
+        await function(**values)
+
+    # A finding is named after the test, not after this wrapper.
+    scenario.__module__, scenario.__qualname__ = function.__module__, function.__qualname__
+    return scenario
+
+
+def replay_command(
+    scenario: Callable[..., Any], check: Sequence[Checker], recover: Callable[..., Any] | None = None
+) -> str:
     """The command that runs a token of this scenario again, from the directory of now."""
     module = sys.modules.get(scenario_name(scenario).partition(":")[0])
     parts = ["python -m turnlane.testing replay"]
@@ -147,10 +182,13 @@ def replay_command(scenario: Callable[..., Any], check: Sequence[Checker]) -> st
         for _ in range(module.__name__.count(".")):
             folder = os.path.dirname(folder)
         parts.append(f"--path {os.path.relpath(folder)}")
-    for checker in check:
-        name = scenario_name(checker) if callable(checker) else ""
+    named = [("--check", checker) for checker in check]
+    if recover is not None:
+        named.append(("--recover", recover))
+    for option, function in named:
+        name = scenario_name(function) if callable(function) else ""
         if name and "<" not in name:
-            parts.append(f"--check {name}")
+            parts.append(f"{option} {name}")
     return " ".join([*parts, "{token}"])
 
 
@@ -179,8 +217,11 @@ def rerun(
     if known.scenario not in (name, _hashed(name)):
         raise LookupError(f"the token is of {known.scenario}, not of {name}")
     judges, recover = _judges_of(target, check, recover)
+    for hit in known.plan.hits:
+        require_known(hit.kind, recovers=recover is not None)
     started = time.perf_counter()
-    run = perform(target, known.plan, check=judges, recover=recover, recording=True)
+    runnable = as_scenario(target) if _mark_of(target) is not None else target
+    run = perform(runnable, known.plan, check=judges, recover=recover, recording=True)
     notes = []
     if known.versions != versions():
         notes.append(f"warning: seen with {' '.join(known.versions)}, replayed with {' '.join(versions())}")
@@ -197,7 +238,7 @@ def rerun(
         seconds=time.perf_counter() - started,
         findings=findings,
         notes=tuple(notes),
-        command=replay_command(target, judges),
+        command=replay_command(target, judges, recover),
     )
     return report, run
 
@@ -206,11 +247,14 @@ def _judges_of(
     scenario: Any, check: Sequence[Checker] | None, recover: Scenario | None
 ) -> tuple[Sequence[Checker], Scenario | None]:
     """Those given, else those of the decorator (its pytest mark is read as data; pytest need not be there)."""
-    for mark in getattr(scenario, "pytestmark", ()):
-        if mark.name == "turnlane":
-            check = mark.kwargs.get("check") if check is None else check
-            recover = mark.kwargs.get("recover") if recover is None else recover
+    if (mark := _mark_of(scenario)) is not None:
+        check = mark.kwargs.get("check") if check is None else check
+        recover = mark.kwargs.get("recover") if recover is None else recover
     return (DEFAULT_CHECKERS if check is None else check), recover
+
+
+def _mark_of(scenario: Any) -> Any:
+    return next((mark for mark in getattr(scenario, "pytestmark", ()) if mark.name == "turnlane"), None)
 
 
 def finding_of(run: Run, checker: str, violation: Violation, scenario: str) -> Finding:
@@ -228,52 +272,16 @@ def finding_of(run: Run, checker: str, violation: Violation, scenario: str) -> F
         tasks=injector.tasks_seen,
         history=run.history,
         token=str(Token(scenario, plan, run.digest(), versions())),
+        reordered=sum(map(bool, plan.choices)),
     )
 
 
-def fails_with(run: Run, checker: str, rule: str) -> Violation | None:
-    """The violation of this checker at this rule, if the run has it."""
-    found = (v for name, v in run.violations if name == checker and v.rule == rule)
-    return next(found, None)
-
-
-def shrink(
-    run: Run, checker: str, rule: str, again: Callable[[Plan], Run], taken: Container[tuple[str, Location]] = ()
-) -> Run:
-    """The smallest run found that fails the same way, and does not become a finding that is already known."""
-    deadline = time.monotonic() + SHRINK_SECONDS_MAX
-    best, runs_left = run, SHRINK_RUNS_MAX
-    for stage in (_fewer_faults, _plain_seed, _smaller_sizes, _earlier_points):
-        for candidate in stage(best.plan):
-            if runs_left <= 0 or time.monotonic() > deadline:
-                return best
-            runs_left -= 1
-            tried = again(candidate)
-            if fails_with(tried, checker, rule) is not None and (checker, tried.where) not in taken:
-                best = tried
-                break
-    return best
-
-
-def _fewer_faults(plan: Plan) -> Iterator[Plan]:
-    for index in range(len(plan.hits)):
-        yield evolve(plan, hits=plan.hits[:index] + plan.hits[index + 1 :])
-
-
-def _plain_seed(plan: Plan) -> Iterator[Plan]:
-    if plan.seed:
-        yield evolve(plan, seed=0)
-
-
-def _smaller_sizes(plan: Plan) -> Iterator[Plan]:
-    size = 1
-    while size < plan.size:
-        yield evolve(plan, size=size)
-        size *= 2
-
-
-def _earlier_points(plan: Plan) -> Iterator[Plan]:
-    if plan.hits:
-        first, *rest = plan.hits
-        for point in range(1, first.point):
-            yield evolve(plan, hits=(evolve(first, point=point), *rest))
+def regressions(path: Path) -> tuple[tuple[str, str], ...]:
+    """The tokens of a file, each with its sentence: `TOKEN What was wrong.` a line, comments with `#`."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    entries = [line.partition(" ")[::2] for line in lines if line and not line.startswith("#")]
+    for token, sentence in entries:
+        decode(token)
+        if not sentence.strip():
+            raise ValueError(f"{path}: {token} has no sentence")
+    return tuple((token, sentence.strip()) for token, sentence in entries)
