@@ -82,20 +82,24 @@ def care(ctx: CrashContext) -> None:
         store.append([batch(0, 3, stream=A)])
         ctx.acknowledged(*range(1, 4))
         store.truncate(B, 30)
+        ctx.acknowledged(4)
         LmdbLeases(store).acquire("runtime", "host", "life", kept(1).wall)
         backup(store, ctx.path / "copy")
+        ctx.acknowledged(5)
     compact(place)
 
 
 def recover_care(path: Path) -> list[int]:
-    """Seqs of stream A, in the store and in the copy if there is one."""
+    """Seqs of stream A; 4 if the events that were let go are gone, 5 if there is a backup."""
     place, copy = path / "journal", path / "copy"
     found: list[list[int]] = []
+    floors: list[int] = []
     for directory in (place, copy):
         try:
             with LmdbStore.open(directory, create=False) as store:
                 found.append([event.seq for event in store.read(A, 0, 100).events])
                 floor = store.floor(B)
+                floors.append(floor)
                 rest = [event.seq for event in store.read(B, floor - 1, 100).events]
                 assert rest == list(range(floor, store.head(B).seq + 1)), rest
             assert doctor(directory).sound, doctor(directory)
@@ -104,7 +108,52 @@ def recover_care(path: Path) -> list[int]:
                 raise
             found.append([])
     assert found[1] in ([], [1, 2, 3]), found
-    return found[0]
+    return found[0] + ([4] if floors[:1] == [30] else []) + ([5] if found[1] else [])
+
+
+def many(ctx: CrashContext) -> None:
+    """Commits enough for pages to be used again, with rows that are written over and over."""
+    with LmdbStore.open(ctx.path / "journal") as store:
+        for number in range(12):
+            assert isinstance(store.append([Batch(A, number, 1, [kept(number + 1, size=900)])])[0], Appended)
+            ctx.acknowledged(number + 1)
+            store.save_snapshot(A, number + 1, bytes(5_000))
+
+
+def orphaned(ctx: CrashContext) -> None:
+    """A process dies with the store open; the next one examines it and goes on. Not for kills: they hit one of two."""
+    pid = os.fork()
+    if pid == 0:
+        store = LmdbStore.open(ctx.path / "journal")
+        store.append([batch(0, 2, stream=A)])
+        ctx.acknowledged(1, 2)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with LmdbStore.open(ctx.path / "journal", create=False) as store:
+        store.append([batch(2, 1, stream=A)])
+        ctx.acknowledged(3)
+
+
+def half_durable(ctx: CrashContext) -> None:
+    """Every other append need not survive a power loss; the one after it keeps both."""
+    with LmdbStore.open(ctx.path / "journal", process_level=True) as store:
+        for number in range(1, 7, 2):
+            store.append([batch(number - 1, 1, stream=A)], process=True)
+            store.append([batch(number, 1, stream=A)])
+            ctx.acknowledged(number)
+            ctx.acknowledged(number + 1)
+
+
+def deep(ctx: CrashContext) -> None:
+    """The directory above the journal is not there yet."""
+    with LmdbStore.open(ctx.path / "state" / "journal") as store:
+        store.append([batch(0, 1, stream=A)])
+        ctx.acknowledged(1)
+
+
+def recover_deep(path: Path) -> list[int]:
+    with LmdbStore.open(path / "state" / "journal") as store:
+        return [event.seq for event in store.read(A, 0, 100).events]
 
 
 def tolerant(ctx: CrashContext) -> None:

@@ -14,8 +14,9 @@ the store. Both functions run in forked children of one process that has importe
 hundred kills a second.
 
 Method `shim` preloads `shim.c`, compiled with the machine's `cc` on first use. Method `ports`, where there is no
-compiler, dies at the n-th call of what the workload passed through `ctx.port(...)`; it has no `torn` and no errors.
-The method used is in the report. Killing cannot find a missing sync: the system keeps what a dead process wrote.
+compiler, dies at the n-th call of what the workload passed through `ctx.port(...)`; it has no `torn`, no errors, and
+lets recovery live. The method used is in the report. Killing cannot find a missing sync: the system keeps what a dead
+process wrote. `powerloss.py` finds it, with the same functions and the same fork server.
 
 For whole programs (a daemon in a process of its own) use `shim_environment` and `shim_count`: the counter is a file
 that all processes share, so the n-th call is one of any of them.
@@ -35,8 +36,10 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate, count
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any, Final
@@ -47,16 +50,20 @@ _SOURCE: Final = Path(__file__).with_name("shim.c")
 _MODES: Final = ("before", "after", "torn")
 _RECOVERY_CALLS_MAX: Final = 1_000
 _CHILD_SECONDS_MAX: Final = 60
+_MEMORY: Final = Path("/dev/shm")
+_MEMORY_FREE_MIN: Final = 1 << 28
 
 Judge = Callable[["Sequence[Sequence[int]]", "Sequence[int]", "Sequence[int]"], "str | None"]
 
 
 class ShimUnavailable(RuntimeError):
-    """There is no C compiler, or what it made cannot be preloaded."""
+    """There is no C compiler, or what it made cannot be preloaded, or it is not wanted."""
 
 
 def build_shim(cache: Path | None = None) -> Path:
     """The compiled shim; compiled into the cache directory on first use."""
+    if os.environ.get("TURNLANE_CRASH") == "off":
+        raise ShimUnavailable("method shim is switched off (TURNLANE_CRASH=off)")
     source = _SOURCE.read_bytes()
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None or not sys.platform.startswith("linux"):
@@ -113,6 +120,15 @@ def shim_count(counter: str | os.PathLike[str]) -> int:
         return 0
 
 
+@contextmanager
+def working_place() -> Iterator[Path]:
+    """A directory in memory, where there is room: a kill asks nothing of a real disk, and syncs take long."""
+    roomy = "TMPDIR" not in os.environ and os.access(_MEMORY, os.W_OK)
+    roomy = roomy and shutil.disk_usage(_MEMORY).free > _MEMORY_FREE_MIN
+    with tempfile.TemporaryDirectory(prefix="turnlane-crash-", dir=_MEMORY if roomy else None) as place:
+        yield Path(os.path.realpath(place))
+
+
 @frozen
 class CrashFinding:
     """A kill after which the judge was not satisfied."""
@@ -122,10 +138,13 @@ class CrashFinding:
     message: str
     acknowledged: tuple[int, ...]
     recovered: tuple[int, ...]
-    recovery_point: int = 0
+    recovery_points: tuple[int, ...] = ()
+    """Where recovery was killed, and the recovery from that."""
+    run: int = 0
+    """Which run found it; with method `images`, how many were opened by then (they are opened in bundles)."""
 
     def __str__(self) -> str:
-        within = f", recovery killed at {self.recovery_point}" if self.recovery_point else ""
+        within = "".join(f", recovery killed at {point}" for point in self.recovery_points)
         return f"point {self.point} ({self.mode}{within}): {self.message}"
 
 
@@ -135,19 +154,27 @@ class CrashReport:
 
     method: str
     points: int
-    """Durable calls of the untouched run."""
+    """Durable calls of the untouched run; with method `images` the moments at which the power goes."""
     runs: int
+    """Runs of the workload; with method `images` the images that were opened."""
     died: int
-    """Runs that ended by our kill; the others (errors, points beyond the end) ended by themselves."""
+    """Our kills, those of recoveries too; a run with an error or a point beyond the end ends by itself."""
     findings: tuple[CrashFinding, ...]
     complete: bool
-    """False where `seconds_max` ended it early."""
+    """False where `seconds_max` or the number of findings ended it early."""
     seconds: float
+
+    def __str__(self) -> str:
+        what, done = ("images", self.runs) if self.method == "images" else ("kills", self.died)
+        return (
+            f"{self.method}: {self.points} points, {self.runs} runs, {self.died} kills, {len(self.findings)} findings, "
+            f"{self.seconds:.1f} s ({done / self.seconds:.0f} {what}/s)"
+        )
 
     def raise_if_broken(self) -> CrashReport:
         if self.findings:
             shown = "\n  ".join(str(finding) for finding in self.findings[:10])
-            raise AssertionError(f"{len(self.findings)} of {self.runs} crashes lost or broke something:\n  {shown}")
+            raise AssertionError(f"{len(self.findings)} of {self.runs} runs lost or broke something:\n  {shown}")
         return self
 
 
@@ -191,9 +218,9 @@ def crash_store(
 
     `points` is "every" or the numbers to try; `errors` adds runs in which the call fails with that name ("EIO",
     "ENOSPC", "EDQUOT", "EINTR", or "short"), once and (except "EINTR") from then on. With `depth=2` recovery is killed
-    at each of its own calls as well, before it runs untouched.
+    at each of its own calls as well, each time from what the first kill left; with `depth=3` so is the one after it.
     """
-    assert set(modes) <= set(_MODES) and depth in (1, 2), (modes, depth)
+    assert set(modes) <= set(_MODES) and depth in (1, 2, 3), (modes, depth)
     if method == "auto":
         try:
             build_shim(cache)
@@ -201,9 +228,9 @@ def crash_store(
         except ShimUnavailable:
             method = "ports"
     if method == "ports":
-        modes, errors = [mode for mode in modes if mode != "torn"], ()
-    with tempfile.TemporaryDirectory(prefix="turnlane-crash-") as place:
-        server = _Server(workload, recover, method, Path(os.path.realpath(place)), cache)
+        modes, errors, depth = [mode for mode in modes if mode != "torn"], (), 1
+    with working_place() as place:
+        server = ForkServer(workload, recover, method, place, cache)
         try:
             return _all_points(server, modes, points, errors, depth, method, seconds_max, judge)
         finally:
@@ -211,7 +238,7 @@ def crash_store(
 
 
 def _all_points(
-    server: _Server,
+    server: ForkServer,
     modes: Sequence[str],
     points: str | Iterable[int],
     errors: Sequence[str],
@@ -222,18 +249,12 @@ def _all_points(
 ) -> CrashReport:
     started = monotonic()
     whole = server.run(Plan(0, "before"))
-    groups: list[list[int]] = whole["groups"]
-    count = int(whole["count"])
-    if whole["signal"] or whole["error"]:
-        raise RuntimeError(f"the workload fails by itself: {whole['error'] or whole['signal']}")
-    if count == 0:
+    groups = whole.untouched()
+    if whole.count == 0:
         raise RuntimeError("the workload makes no durable call below ctx.path")
-    findings: list[CrashFinding] = []
-    complaint = whole["recover_error"] or judge(groups, _flat(groups), whole["recovered"])
-    if complaint:
-        findings.append(CrashFinding(0, "untouched", complaint, tuple(_flat(groups)), tuple(whole["recovered"])))
-    numbers = range(1, count + 1) if points == "every" else [int(point) for point in points]
-    plans = [Plan(number, mode, deep=depth > 1) for number in numbers for mode in modes]
+    findings = list(_judged(Plan(0, "untouched"), 1, whole, groups, judge))
+    numbers = range(1, whole.count + 1) if points == "every" else [int(point) for point in points]
+    plans = [Plan(number, mode, depth=depth) for number in numbers for mode in modes]
     for number in numbers:
         for name in errors:
             mode, error = ("short", None) if name == "short" else ("fail", name)
@@ -247,19 +268,28 @@ def _all_points(
             break
         outcome = server.run(plan)
         runs += 1
-        died += outcome["signal"] == signal.SIGKILL
-        acknowledged = _flat(outcome["groups"])
-        if outcome["signal"] not in (0, signal.SIGKILL):
-            complaint = f"the workload died by signal {outcome['signal']}"
-        elif outcome["error"] and plan.mode in _MODES:
-            complaint = f"the workload failed: {outcome['error']}"
-        else:
-            complaint = outcome["recover_error"] or judge(groups, acknowledged, outcome["recovered"])
+        died += outcome.killed
+        findings += _judged(plan, runs, outcome, groups, judge)
+    return CrashReport(method, whole.count, runs, died, tuple(findings), complete, monotonic() - started)
+
+
+def _judged(
+    plan: Plan, run: int, outcome: Outcome, groups: Sequence[Sequence[int]], judge: Judge
+) -> Iterator[CrashFinding]:
+    """At most one finding a run: the first recovery of which the judge complains."""
+    acknowledged = _flat(outcome.groups)
+    broken = None
+    if outcome.signal not in (0, signal.SIGKILL):
+        broken = f"the workload died by signal {outcome.signal}"
+    elif outcome.error and plan.mode in _MODES:
+        broken = f"the workload failed: {outcome.error}"
+    for recovery in outcome.recoveries:
+        complaint = broken or recovery.error or judge(groups, acknowledged, recovery.numbers)
         if complaint:
-            label = f"{plan.mode} {plan.error or ''}{' sticky' if plan.sticky else ''}".strip()
-            found = tuple(outcome["recovered"])
-            findings.append(CrashFinding(plan.nth, label, complaint, tuple(acknowledged), found, outcome["at"]))
-    return CrashReport(method, count, runs, died, tuple(findings), complete, monotonic() - started)
+            label = " ".join(word for word in (plan.mode, plan.error, "sticky" if plan.sticky else "") if word)
+            numbers = tuple(recovery.numbers)
+            yield CrashFinding(plan.nth, label, complaint, tuple(acknowledged), numbers, recovery.at, run)
+            return
 
 
 @frozen
@@ -270,7 +300,34 @@ class Plan:
     mode: str
     error: str | None = None
     sticky: bool = False
-    deep: bool = False
+    depth: int = 1
+
+
+@frozen
+class Recovery:
+    """What `recover` gave, after it was killed at the calls `at`, one after the other."""
+
+    at: tuple[int, ...]
+    numbers: list[int]
+    error: str
+
+
+@frozen
+class Outcome:
+    """What the other process says of one run."""
+
+    groups: list[list[int]]
+    signal: int
+    error: str
+    count: int
+    killed: int
+    recoveries: list[Recovery]
+
+    def untouched(self) -> list[list[int]]:
+        """The groups acknowledged in a run to which nothing was done."""
+        if self.signal or self.error:
+            raise RuntimeError(f"the workload fails by itself: {self.error or self.signal}")
+        return self.groups
 
 
 @define
@@ -290,7 +347,7 @@ class CrashContext:
         return self._port(subject)
 
 
-class _Server:
+class ForkServer:
     """The other process, seen from here: one line of JSON each way a run."""
 
     def __init__(self, workload: str, recover: str, method: str, place: Path, cache: Path | None) -> None:
@@ -312,30 +369,61 @@ class _Server:
         self._in: IO[str] = os.fdopen(ours_in, "r")
         self._out: IO[str] = os.fdopen(ours_out, "w")
 
-    def run(self, plan: Plan) -> dict[str, Any]:
+    def run(self, plan: Plan) -> Outcome:
+        """The workload, with one fault; then recovery."""
+        with self._fresh_root() as root:
+            return self._ask(
+                root,
+                work=True,
+                nth=plan.nth,
+                mode=plan.mode,
+                errno=getattr(errno_names, plan.error) if plan.error else 0,
+                sticky=plan.sticky,
+                depth=plan.depth,
+            )
+
+    def record(self, root: Path, trace: Path) -> Outcome:
+        """The workload untouched, its calls recorded; what it made stays."""
+        return self._ask(root, work=True, trace=str(trace), depth=0)
+
+    def look(self, images: Sequence[Callable[[Path], None]]) -> list[Recovery]:
+        """Recovery alone, from what each of `images` puts into a fresh directory.
+
+        One child opens several; what fails there is tried again by a child that has opened nothing else.
+        """
+        found = self._look(images)
+        return [self._look([image])[0] if one.error else one for image, one in zip(images, found, strict=True)]
+
+    def _look(self, images: Sequence[Callable[[Path], None]]) -> list[Recovery]:
+        with self._fresh_root() as root:
+            roots = [root / str(number) for number in range(len(images))]
+            for place, write in zip(roots, images, strict=True):
+                place.mkdir()
+                write(place)
+            return self._ask(root, work=False, images=[str(place) for place in roots]).recoveries
+
+    @contextmanager
+    def _fresh_root(self) -> Iterator[Path]:
         self._runs += 1
         root = self._place / f"run-{self._runs}"
         root.mkdir()
-        request = {
-            "root": str(root),
-            "counter": str(self._place / "counter"),
-            "nth": plan.nth,
-            "mode": plan.mode,
-            "errno": getattr(errno_names, plan.error) if plan.error else 0,
-            "sticky": plan.sticky,
-            "deep": plan.deep,
-        }
+        yield root
+        shutil.rmtree(root)
+
+    def _ask(self, root: Path, **request: Any) -> Outcome:
+        usual = {"nth": 0, "mode": "before", "errno": 0, "sticky": False, "depth": 1, "trace": "", "images": []}
+        places = {"root": str(root), "counter": str(self._place / "counter")}
         try:
-            self._out.write(json.dumps(request) + "\n")
+            self._out.write(json.dumps(usual | places | request) + "\n")
             self._out.flush()
             line = self._in.readline()
         except BrokenPipeError:
             line = ""
         if not line:
             raise RuntimeError(f"the process that runs workloads has ended with {self._process.wait()}")
-        shutil.rmtree(root)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        answer = json.loads(line)
+        recoveries = [Recovery(tuple(at), numbers, error) for at, numbers, error in answer.pop("recoveries")]
+        return Outcome(**answer, recoveries=recoveries)
 
     def close(self) -> None:
         self._out.close()
@@ -379,13 +467,19 @@ class _Arm:
     mode: str
     count: int = 0
 
-    def set(self, request: dict[str, Any], nth: int) -> None:
-        self.nth, self.mode, self.count = nth, request["mode"], 0
-        if self.method == "shim":
-            arm = ctypes.CDLL(None).turnlane_shim_arm
-            arm.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_char_p, *[ctypes.c_int] * 2, ctypes.c_char_p]
-            text = [str(request[name]).encode() for name in ("root", "mode", "counter")]
-            arm(text[0], nth, text[1], request["errno"], request["sticky"], text[2])
+    def set(self, request: dict[str, Any], root: Path) -> None:
+        """In the child, before it works: nothing else may run under this arm."""
+        if self.method != "shim":
+            return
+        shim, place = ctypes.CDLL(None), os.fsencode(root)
+        if request["trace"]:
+            if shim.turnlane_shim_record(place, os.fsencode(request["trace"])) < 0:
+                raise OSError(f"the trace {request['trace']} cannot be written")
+            return
+        arm = shim.turnlane_shim_arm
+        arm.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_char_p, *[ctypes.c_int] * 2, ctypes.c_char_p]
+        counter = os.fsencode(request["counter"])
+        arm(place, self.nth, self.mode.encode(), request["errno"], request["sticky"], counter)
 
     def port(self, subject: Any) -> Any:
         return subject if self.method == "shim" else _Counted(subject, self)
@@ -417,54 +511,89 @@ def _in_child(work: Callable[[IO[str]], None]) -> tuple[list[Any], int, str]:
     return [value for value in values if not isinstance(value, dict)], number, errors[0] if errors else ""
 
 
-def _serve(
-    workload: Callable[..., Any], recover: Callable[..., Any], method: str, source: IO[str], to: IO[str]
-) -> None:
-    for line in source:
-        request = json.loads(line)
-        counter = Path(request["counter"])
-        counter.unlink(missing_ok=True)
-        arm, root = _Arm(method, 0, "before"), Path(request["root"])
+@define
+class _Run:
+    """One request, answered in forked children."""
 
-        def work(
-            out: IO[str], request: Any = request, arm: _Arm = arm, root: Path = root, counter: Path = counter
-        ) -> None:
-            arm.set(request, request["nth"])
-            workload(CrashContext(root, lambda numbers: _say(out, list(numbers)), arm.port))
-            if method == "ports":
-                counter.write_bytes(arm.count.to_bytes(8, sys.byteorder))
+    workload: Callable[..., Any]
+    recover: Callable[..., Any]
+    method: str
+    request: dict[str, Any]
+    killed: int = 0
 
-        def look(out: IO[str], root: Path = root) -> None:
-            _say(out, list(recover(root)))
-
-        groups, number, error = _in_child(work)
-        count, at = shim_count(counter), 0
-        if request["deep"] and method == "shim":
-            for at in range(1, _RECOVERY_CALLS_MAX):
-                counter.unlink(missing_ok=True)
-
-                def die(out: IO[str], request: Any = request, arm: _Arm = arm, at: int = at) -> None:
-                    arm.set(request, at)
-                    look(out)
-
-                _, ended, _ = _in_child(die)
-                if ended != signal.SIGKILL:
-                    break
-        found, ended, recover_error = _in_child(look)
-        if ended:
-            recover_error = f"recovery died by signal {ended}"
-        elif recover_error:
-            recover_error = f"recovery failed: {recover_error}"
-        answer = {
+    def answer(self) -> dict[str, Any]:
+        root, depth = Path(self.request["root"]), self.request["depth"]
+        groups, number, error = _in_child(lambda out: self._work(out, root)) if self.request["work"] else ([], 0, "")
+        self.killed += number == signal.SIGKILL
+        calls = shim_count(self.request["counter"])
+        if self.request["work"]:
+            recoveries = list(self._recoveries(root, depth)) if depth else []
+        else:
+            recoveries = [((), *found) for found in self._looks([Path(image) for image in self.request["images"]])]
+        return {
             "groups": groups,
             "signal": number,
             "error": error,
-            "count": count,
-            "recovered": found[0] if found else [],
-            "recover_error": recover_error,
-            "at": at,
+            "count": calls,
+            "killed": self.killed,
+            "recoveries": recoveries,
         }
-        _say(to, answer)
+
+    def _armed(self, root: Path, nth: int) -> _Arm:
+        Path(self.request["counter"]).unlink(missing_ok=True)
+        arm = _Arm(self.method, nth, self.request["mode"])
+        arm.set(self.request, root)
+        return arm
+
+    def _work(self, out: IO[str], root: Path) -> None:
+        arm = self._armed(root, self.request["nth"])
+
+        def acknowledge(numbers: tuple[int, ...]) -> None:
+            _say(out, numbers)
+            if self.request["trace"]:
+                ctypes.CDLL(None).turnlane_shim_note(json.dumps(numbers).encode())
+
+        self.workload(CrashContext(root, acknowledge, arm.port))
+        if self.method == "ports":
+            Path(self.request["counter"]).write_bytes(arm.count.to_bytes(8, sys.byteorder))
+
+    def _look(self, out: IO[str], roots: Sequence[Path]) -> None:
+        for root in roots:
+            signal.alarm(_CHILD_SECONDS_MAX)
+            _say(out, list(self.recover(root)))
+
+    def _look_and_die(self, out: IO[str], root: Path, nth: int) -> None:
+        self._armed(root, nth)
+        self._look(out, [root])
+
+    def _looks(self, roots: Sequence[Path]) -> Iterator[tuple[list[int], str]]:
+        """What recovery finds in each, or why it fails; where a child fails or dies, another goes on behind it."""
+        while roots:
+            found, ended, error = _in_child(partial(self._look, roots=roots))
+            if ended or error:
+                found = found[: len(roots) - 1]
+            yield from ((numbers, "") for numbers in found)
+            if len(found) < len(roots):
+                yield [], f"recovery died by signal {ended}" if ended else f"recovery failed: {error}"
+            roots = roots[len(found) + 1 :]
+
+    def _recoveries(
+        self, root: Path, depth: int, at: tuple[int, ...] = ()
+    ) -> Iterator[tuple[tuple[int, ...], list[int], str]]:
+        """Recovery killed at each of its calls, in a copy each time, and what follows; at last the untouched one."""
+        for nth in count(1) if depth > 1 else ():
+            if nth > _RECOVERY_CALLS_MAX:
+                raise RuntimeError(f"a recovery of more than {_RECOVERY_CALLS_MAX} durable calls is too long for depth")
+            branch = root.with_name(f"{root.name}-{nth}")
+            shutil.copytree(root, branch, symlinks=True)
+            _, ended, _ = _in_child(partial(self._look_and_die, root=branch, nth=nth))
+            if ended == signal.SIGKILL:
+                self.killed += 1
+                yield from self._recoveries(branch, depth - 1, (*at, nth))
+            shutil.rmtree(branch)
+            if ended != signal.SIGKILL:
+                break
+        yield from ((at, *found) for found in self._looks([root]))
 
 
 def _say(out: IO[str], value: Any) -> None:
@@ -480,7 +609,9 @@ def _resolve(name: str) -> Callable[..., Any]:
 
 def _main(workload: str, recover: str, method: str, source: str, to: str) -> None:
     with os.fdopen(int(source)) as requests, os.fdopen(int(to), "w") as answers:
-        _serve(_resolve(workload), _resolve(recover), method, requests, answers)
+        functions = _resolve(workload), _resolve(recover)
+        for line in requests:
+            _say(answers, _Run(*functions, method, json.loads(line)).answer())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-/* Kill (or fail) a process at its n-th durable call. Preloaded; see crash.py.
+/* Kill (or fail) a process at its n-th durable call, or record all of them. Preloaded; see crash.py and powerloss.py.
  *
  * Durable calls are: write, writev, pwrite, pwritev, fsync, fdatasync, msync, ftruncate, rename, unlink (and their
  * -64 and -at forms) on files below TURNLANE_SHIM_DIR. They are numbered from 1, over all processes that share the
@@ -13,18 +13,27 @@
  *   TURNLANE_SHIM_COUNTER  a file of 8 bytes that holds the count; shared by all processes that name it
  *
  * A forked child may be armed anew with turnlane_shim_arm(). msync is counted wherever it is called.
+ *
+ * turnlane_shim_record() counts nothing and appends each call that succeeded to a trace: a `struct entry`, then path,
+ * second path, bytes. Beside the calls above it knows open with O_CREAT or O_TRUNC, mkdir and rmdir, and what is told
+ * to turnlane_shim_note(). One call at a time, so the order of the trace is the order of what happened. What is
+ * written through a map is not seen.
  */
 #define _GNU_SOURCE
+#undef _FORTIFY_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -38,6 +47,11 @@ static enum mode mode;
 static int error_number = EIO, sticky;
 static uint64_t own_count;
 static uint64_t *count = &own_count;
+static int trace = -1;
+static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
+static __thread char here[PATH_MAX], there[PATH_MAX];
+
+struct entry { uint32_t kind, path_bytes, other_bytes, unused; uint64_t offset, bytes; };
 
 #define REAL(name) ((__typeof__(&name))real(#name))
 
@@ -56,7 +70,7 @@ void turnlane_shim_arm(const char *directory, uint64_t n, const char *how, int e
     own_count = 0;
     count = &own_count;
     if (counter && *counter) {
-        int fd = open(counter, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        int fd = REAL(open)(counter, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
         if (fd >= 0 && REAL(ftruncate)(fd, sizeof own_count) == 0) {
             void *shared = mmap(NULL, sizeof own_count, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
             if (shared != MAP_FAILED) count = shared;
@@ -88,28 +102,29 @@ static int below(const char *path) {
     return dir_len && !strncmp(path, dir, dir_len) && (path[dir_len] == '/' || path[dir_len] == 0);
 }
 
-static int ours(int fd) {
-    char link[64], path[PATH_MAX];
-    if (!dir_len || fd < 0) return 0;
+static int link_to(const char *link, char *path) {
     int saved = errno;
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t length = readlink(link, path, sizeof path - 1);
+    ssize_t length = readlink(link, path, PATH_MAX - 1);
     errno = saved;
-    if (length < 0) return 0;
-    path[length] = 0;
-    return below(path);
+    path[length < 0 ? 0 : length] = 0;
+    return length >= 0;
+}
+
+/* Whether it lies below the directory; its path is then in `here`. */
+static int ours(int fd) {
+    char link[64];
+    if (!dir_len || fd < 0) return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    return link_to(link, here) && below(here);
 }
 
 static int ours_at(int at, const char *path) {
+    char base[PATH_MAX], link[64];
     if (!dir_len || !path) return 0;
-    if (*path == '/') return below(path);
-    char base[PATH_MAX], whole[PATH_MAX * 2], link[64];
+    if (*path == '/') return (size_t)snprintf(here, sizeof here, "%s", path) < sizeof here && below(here);
     snprintf(link, sizeof link, at == AT_FDCWD ? "/proc/self/cwd" : "/proc/self/fd/%d", at);
-    ssize_t length = readlink(link, base, sizeof base - 1);
-    if (length < 0) return 0;
-    base[length] = 0;
-    snprintf(whole, sizeof whole, "%s/%s", base, path);
-    return below(whole);
+    if (!link_to(link, base)) return 0;
+    return (size_t)snprintf(here, sizeof here, "%s/%s", base, path) < sizeof here && below(here);
 }
 
 /* 0: go on. 1: this is the call. */
@@ -121,29 +136,73 @@ static int reached(int is_ours) {
     return 1;
 }
 
-/* Calls without bytes. */
-#define WHOLE(result, name, is_ours, ...)                    \
-    {                                                        \
-        if (!reached(is_ours)) return REAL(name)(__VA_ARGS__); \
-        if (mode == FAIL) { errno = error_number; return -1; } \
-        if (mode == TORN) die();                             \
-        result outcome = REAL(name)(__VA_ARGS__);            \
-        if (mode == AFTER) die();                            \
+/* -- recording */
+
+static void note(char kind, const char *path, const char *other, uint64_t offset, const struct iovec *parts, int n,
+                 size_t bytes) {
+    struct entry entry = {(uint32_t)kind, (uint32_t)strlen(path), (uint32_t)strlen(other), 0, offset, bytes};
+    size_t size = sizeof entry + entry.path_bytes + entry.other_bytes + bytes;
+    char *whole = malloc(size), *to = whole;
+    if (!whole) abort();
+    to = mempcpy(to, &entry, sizeof entry);
+    to = mempcpy(to, path, entry.path_bytes);
+    to = mempcpy(to, other, entry.other_bytes);
+    for (int i = 0; i < n && bytes; i++) {
+        size_t part = parts[i].iov_len < bytes ? parts[i].iov_len : bytes;
+        to = mempcpy(to, parts[i].iov_base, part);
+        bytes -= part;
+    }
+    int saved = errno;
+    if (REAL(write)(trace, whole, size) != (ssize_t)size) abort();
+    errno = saved;
+    free(whole);
+}
+
+static void note_call(char kind, uint64_t offset) {
+    note(kind, here, "", offset, NULL, 0, 0);
+}
+
+/* The path of the new name is in `here`. */
+static void note_rename(int at, const char *from) {
+    memcpy(there, here, sizeof there);
+    ours_at(at, from);
+    note('r', here, there, 0, NULL, 0, 0);
+}
+
+static void note_bytes(ssize_t bytes, int fd, const struct iovec *parts, int n, off_t at) {
+    struct stat found;
+    int flags = fcntl(fd, F_GETFL);
+    if (flags & O_APPEND) at = fstat(fd, &found) ? 0 : found.st_size - bytes;
+    else if (at < 0) at = lseek(fd, 0, SEEK_CUR) - bytes;
+    note(flags & O_DSYNC ? 'd' : 'w', here, "", (uint64_t)at, parts, n, (size_t)bytes);
+}
+
+void turnlane_shim_note(const char *text) {
+    struct iovec part = {(void *)text, strlen(text)};
+    pthread_mutex_lock(&one_at_a_time);
+    note('a', "", "", 0, &part, 1, part.iov_len);
+    pthread_mutex_unlock(&one_at_a_time);
+}
+
+int turnlane_shim_record(const char *directory, const char *path) {
+    turnlane_shim_arm(directory, 0, NULL, 0, 0, NULL);
+    trace = REAL(open)(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    return trace;
+}
+
+#define RECORDED(result, is_ours, call, is_done, ...)        \
+    if (trace >= 0) {                                        \
+        pthread_mutex_lock(&one_at_a_time);                  \
+        result outcome = call;                               \
+        if (is_done && (is_ours)) __VA_ARGS__;               \
+        pthread_mutex_unlock(&one_at_a_time);                \
         return outcome;                                      \
     }
 
-/* Calls with bytes: `half` writes the first half of them. */
-#define BYTES(name, is_ours, half, ...)                      \
-    {                                                        \
-        if (!reached(is_ours)) return REAL(name)(__VA_ARGS__); \
-        if (mode == FAIL) { errno = error_number; return -1; } \
-        if (mode == SHORT) return half;                      \
-        ssize_t outcome = mode == TORN ? half : REAL(name)(__VA_ARGS__); \
-        die();                                               \
-        return outcome;                                      \
-    }
+/* -- the calls */
 
-static ssize_t half_vector(int fd, const struct iovec *parts, int n, off_t at) {
+/* Writes the first half of the bytes. */
+static ssize_t half(int fd, const struct iovec *parts, int n, off_t at) {
     size_t total = 0, done = 0;
     for (int i = 0; i < n; i++) total += parts[i].iov_len;
     for (int i = 0; i < n && done < total / 2; i++) {
@@ -156,24 +215,76 @@ static ssize_t half_vector(int fd, const struct iovec *parts, int n, off_t at) {
     return (ssize_t)done;
 }
 
-ssize_t write(int fd, const void *data, size_t n) BYTES(write, ours(fd), REAL(write)(fd, data, n / 2), fd, data, n)
-ssize_t pwrite(int fd, const void *data, size_t n, off_t at)
-    BYTES(pwrite, ours(fd), REAL(pwrite)(fd, data, n / 2, at), fd, data, n, at)
-ssize_t pwrite64(int fd, const void *data, size_t n, off64_t at)
-    BYTES(pwrite64, ours(fd), REAL(pwrite64)(fd, data, n / 2, at), fd, data, n, at)
-ssize_t writev(int fd, const struct iovec *parts, int n)
-    BYTES(writev, ours(fd), half_vector(fd, parts, n, -1), fd, parts, n)
-ssize_t pwritev(int fd, const struct iovec *parts, int n, off_t at)
-    BYTES(pwritev, ours(fd), half_vector(fd, parts, n, at), fd, parts, n, at)
-ssize_t pwritev64(int fd, const struct iovec *parts, int n, off64_t at)
-    BYTES(pwritev64, ours(fd), half_vector(fd, parts, n, at), fd, parts, n, at)
-int fsync(int fd) WHOLE(int, fsync, ours(fd), fd)
-int fdatasync(int fd) WHOLE(int, fdatasync, ours(fd), fd)
-int msync(void *at, size_t n, int flags) WHOLE(int, msync, dir_len != 0, at, n, flags)
-int ftruncate(int fd, off_t n) WHOLE(int, ftruncate, ours(fd), fd, n)
-int ftruncate64(int fd, off64_t n) WHOLE(int, ftruncate64, ours(fd), fd, n)
-int rename(const char *from, const char *to) WHOLE(int, rename, ours_at(AT_FDCWD, to), from, to)
+/* Calls without bytes. */
+#define WHOLE(name, is_ours, noted, ...)                     \
+    {                                                        \
+        RECORDED(int, is_ours, REAL(name)(__VA_ARGS__), outcome == 0, noted) \
+        if (!reached(is_ours)) return REAL(name)(__VA_ARGS__); \
+        if (mode == FAIL) { errno = error_number; return -1; } \
+        if (mode == TORN) die();                             \
+        int outcome = REAL(name)(__VA_ARGS__);               \
+        if (mode == AFTER) die();                            \
+        return outcome;                                      \
+    }
+
+/* Calls with bytes; `span` says once more where they are and where they go. */
+#define ONE(at) fd, &(struct iovec){(void *)data, n}, 1, at
+#define ALL(at) fd, parts, n, at
+#define BYTES(name, span, ...)                               \
+    {                                                        \
+        RECORDED(ssize_t, ours(fd), REAL(name)(__VA_ARGS__), outcome > 0, note_bytes(outcome, span)) \
+        if (!reached(ours(fd))) return REAL(name)(__VA_ARGS__); \
+        if (mode == FAIL) { errno = error_number; return -1; } \
+        if (mode == SHORT) return half(span);                \
+        ssize_t outcome = mode == TORN ? half(span) : REAL(name)(__VA_ARGS__); \
+        die();                                               \
+        return outcome;                                      \
+    }
+
+/* Calls that are recorded and never counted. */
+#define MADE(name, is_ours, noted, ...)                      \
+    {                                                        \
+        RECORDED(int, is_ours, REAL(name)(__VA_ARGS__), outcome == 0, noted) \
+        return REAL(name)(__VA_ARGS__);                      \
+    }
+
+#define OPENED(name, ...)                                    \
+    {                                                        \
+        va_list rest;                                        \
+        va_start(rest, flags);                               \
+        mode_t made = flags & (O_CREAT | __O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
+        va_end(rest);                                        \
+        if (flags & (O_CREAT | O_TRUNC))                     \
+            RECORDED(int, ours(outcome), REAL(name)(__VA_ARGS__, flags, made), outcome >= 0, { \
+                if (flags & O_CREAT) note_call('c', 0);      \
+                if (flags & O_TRUNC) note_call('t', 0);      \
+            })                                               \
+        return REAL(name)(__VA_ARGS__, flags, made);         \
+    }
+
+ssize_t write(int fd, const void *data, size_t n) BYTES(write, ONE(-1), fd, data, n)
+ssize_t pwrite(int fd, const void *data, size_t n, off_t at) BYTES(pwrite, ONE(at), fd, data, n, at)
+ssize_t pwrite64(int fd, const void *data, size_t n, off64_t at) BYTES(pwrite64, ONE(at), fd, data, n, at)
+ssize_t writev(int fd, const struct iovec *parts, int n) BYTES(writev, ALL(-1), fd, parts, n)
+ssize_t pwritev(int fd, const struct iovec *parts, int n, off_t at) BYTES(pwritev, ALL(at), fd, parts, n, at)
+ssize_t pwritev64(int fd, const struct iovec *parts, int n, off64_t at) BYTES(pwritev64, ALL(at), fd, parts, n, at)
+
+int fsync(int fd) WHOLE(fsync, ours(fd), note_call('s', 0), fd)
+int fdatasync(int fd) WHOLE(fdatasync, ours(fd), note_call('s', 0), fd)
+int msync(void *at, size_t n, int flags) WHOLE(msync, dir_len != 0, (void)0, at, n, flags)
+int ftruncate(int fd, off_t n) WHOLE(ftruncate, ours(fd), note_call('t', (uint64_t)n), fd, n)
+int ftruncate64(int fd, off64_t n) WHOLE(ftruncate64, ours(fd), note_call('t', (uint64_t)n), fd, n)
+int rename(const char *from, const char *to)
+    WHOLE(rename, ours_at(AT_FDCWD, to), note_rename(AT_FDCWD, from), from, to)
 int renameat(int at, const char *from, int to_at, const char *to)
-    WHOLE(int, renameat, ours_at(to_at, to), at, from, to_at, to)
-int unlink(const char *path) WHOLE(int, unlink, ours_at(AT_FDCWD, path), path)
-int unlinkat(int at, const char *path, int flags) WHOLE(int, unlinkat, ours_at(at, path), at, path, flags)
+    WHOLE(renameat, ours_at(to_at, to), note_rename(at, from), at, from, to_at, to)
+int unlink(const char *path) WHOLE(unlink, ours_at(AT_FDCWD, path), note_call('u', 0), path)
+int unlinkat(int at, const char *path, int flags) WHOLE(unlinkat, ours_at(at, path), note_call('u', 0), at, path, flags)
+
+int rmdir(const char *path) MADE(rmdir, ours_at(AT_FDCWD, path), note_call('u', 0), path)
+int mkdir(const char *path, mode_t made) MADE(mkdir, ours_at(AT_FDCWD, path), note_call('m', 0), path, made)
+int mkdirat(int at, const char *path, mode_t made) MADE(mkdirat, ours_at(at, path), note_call('m', 0), at, path, made)
+int open(const char *path, int flags, ...) OPENED(open, path)
+int open64(const char *path, int flags, ...) OPENED(open64, path)
+int openat(int at, const char *path, int flags, ...) OPENED(openat, at, path)
+int openat64(int at, const char *path, int flags, ...) OPENED(openat64, at, path)
