@@ -13,6 +13,10 @@ PROMISED = {
     "voice_barge_in.py": ["-- interrupted: the fence is at seq", "words, 0 of them after its fence"],
     "approvals.py": ["Invoice 18 stays open.", "payments made: ['17']"],
     "sub_sessions.py": ["tides: looked into tides  (completed)", "the turn completed"],
+    "own_store.py": [
+        "epoch 1: completed; said so far: hello there ",
+        "epoch 2: completed; said so far: hello there here again ",
+    ],
     "embed.py": ["turn.committed", "outcome='completed'"],
 }
 

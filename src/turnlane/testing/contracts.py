@@ -1,18 +1,21 @@
 """Contracts of the ports: what every implementation shows, ours and yours.
 
 Each check takes a factory that gives a context manager (plain or async) around a fresh, empty implementation, and
-raises `AssertionError` naming the clause. Implementations whose functions are asynchronous pass as well: what they
-give back is awaited. The simulator may only use a fake that passed.
+raises `AssertionError` naming the clause. A clause is a function of an implementation; its name and the first line of
+its docstring are what it is called in messages and on docs/own-store.md. Implementations whose functions are
+asynchronous pass as well: what they give back is awaited. The simulator may only use a fake that passed.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
 
 from turnlane.core.instants import Instant, WallInstant
+from turnlane.core.ports import StoreError
 from turnlane.core.reasons import Reason, Rejected
 from turnlane.core.step import (
     DUE_NEVER,
@@ -29,11 +32,18 @@ from turnlane.core.step import (
     Position,
     StaleEpoch,
     StoredKey,
+    TooLarge,
     WrongSeq,
 )
 
-STREAM = "default/session/contract"
-OTHER = "default/session/other"
+STREAM: Final = "default/session/contract"
+OTHER: Final = "default/session/other"
+OVERSIZE_BYTES: Final = 16 << 20
+THREADS_TOGETHER: Final = 4
+
+Clause = Callable[[Any], Awaitable[None]]
+Reopen = Callable[[Any], Any]
+"""From a closed implementation to a context manager around a new one on what it kept."""
 
 
 def kept(seq: int, *, lane: Lane = Lane.DATA, turn: str | None = "turn_1", epoch: int = 1, size: int = 20) -> Kept:
@@ -64,10 +74,10 @@ class _Awaited:
     """An implementation seen through `await`, whether its functions are asynchronous or not."""
 
     def __init__(self, subject: Any) -> None:
-        self._subject = subject
+        self.subject = subject
 
     def __getattr__(self, name: str) -> Any:
-        function = getattr(self._subject, name)
+        function = getattr(self.subject, name)
         if not callable(function):
             return function
 
@@ -79,41 +89,60 @@ class _Awaited:
 
 
 @asynccontextmanager
-async def _opened(open_subject: Callable[[], Any]) -> AsyncIterator[Any]:
-    manager = open_subject()
+async def opened(manager: Any) -> AsyncIterator[Any]:
+    """Enter a context manager, plain or async."""
     if hasattr(manager, "__aenter__"):
         async with manager as subject:
-            yield _Awaited(subject)
+            yield subject
     else:
         with manager as subject:
-            yield _Awaited(subject)
+            yield subject
 
 
-async def check_event_store(open_store: Callable[[], Any]) -> None:
-    """All clauses of the port `EventStore`; each on a store of its own."""
-    for clause in (
-        _an_append_chains,
-        _the_stale_writer_loses,
-        _a_batch_falls_alone,
-        _keys_are_remembered,
-        _checks_have_an_order,
-        _positions_order_the_store,
-        _pages_are_contiguous,
-        _lanes_are_contiguous_in_themselves,
-        _pages_are_bounded,
-        _the_floor_rises,
-        _streams_are_listed,
-        _due_streams_are_listed,
-        _what_is_beside_the_events_stays,
-        _an_unknown_stream_is_empty,
-        _status_tells,
-        _log_epoch_and_key_stay,
-    ):
-        async with _opened(open_store) as store:
-            await clause(store)
+def clause_name(clause: Callable[..., Any]) -> str:
+    """What a clause is called: its function's name, in words."""
+    return clause.__name__.strip("_").replace("_", " ")
+
+
+@contextmanager
+def clause_named(clause: Callable[..., Any]) -> Iterator[None]:
+    """What fails inside says which clause it was."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{clause_name(clause)}: {error}") from error
+    except Exception as error:
+        error.add_note(f"in the clause: {clause_name(clause)}")
+        raise
+
+
+async def _check(clauses: Sequence[Clause], open_subject: Callable[[], Any]) -> None:
+    for clause in clauses:
+        with clause_named(clause):
+            async with opened(open_subject()) as subject:
+                await clause(_Awaited(subject))
+
+
+async def _check_reopened(
+    clause: Callable[[Any, Callable[[], Any]], Awaitable[None]], open_subject: Callable[[], Any], reopen: Reopen
+) -> None:
+    with clause_named(clause):
+        async with opened(open_subject()) as subject:
+            await clause(_Awaited(subject), lambda: opened(reopen(subject)))
+
+
+async def check_event_store(open_store: Callable[[], Any], *, reopen: Reopen | None = None) -> None:
+    """All clauses of the port `EventStore`; each on a store of its own.
+
+    `reopen(store)` opens again what a store kept that was closed; without it nothing is said about durability.
+    """
+    await _check(EVENT_STORE_CLAUSES, open_store)
+    if reopen is not None:
+        await _check_reopened(_what_was_kept_is_there_after_reopening, open_store, reopen)
 
 
 async def _an_append_chains(store: Any) -> None:
+    """Batches are kept in order, those of one stream behind each other, and are read back as they were given."""
     first, second = batch(0, 2), batch(2, 3)
     results = await store.append([first, second, batch(0, 1, stream=OTHER)])
     assert [type(result) for result in results] == [Appended] * 3, f"batches of one stream chain in a group: {results}"
@@ -129,6 +158,7 @@ async def _an_append_chains(store: Any) -> None:
 
 
 async def _the_stale_writer_loses(store: Any) -> None:
+    """A batch that is not at the head, or of a lower epoch than the stream's, is refused and told why."""
     await store.append([batch(0, 2)])
     assert await store.append([batch(0, 1)]) == [WrongSeq(2)], "an append behind the head is refused with the head"
     assert await store.append([batch(3, 1)]) == [WrongSeq(2)], "an append ahead of the head is refused with the head"
@@ -141,6 +171,7 @@ async def _the_stale_writer_loses(store: Any) -> None:
 
 
 async def _a_batch_falls_alone(store: Any) -> None:
+    """A refused batch hurts no neighbour of its group."""
     results = await store.append([batch(0, 1), batch(9, 1), batch(0, 2, stream=OTHER), batch(1, 1), batch(1, 1)])
     kinds = [type(result) for result in results]
     assert kinds == [Appended, WrongSeq, Appended, Appended, WrongSeq], f"a refused batch hurts no neighbour: {kinds}"
@@ -149,6 +180,7 @@ async def _a_batch_falls_alone(store: Any) -> None:
 
 
 async def _keys_are_remembered(store: Any) -> None:
+    """A key used twice gives the first answer, or a conflict for other content, and writes nothing."""
     key = StoredKey("k-1", b"d" * 16, b'{"turn":"t"}')
     assert isinstance((await store.append([batch(0, 1, keys=(key,))]))[0], Appended), "a new key is accepted"
     again = StoredKey("k-1", b"d" * 16, b"another answer")
@@ -164,12 +196,16 @@ async def _keys_are_remembered(store: Any) -> None:
     kinds = [type(result) for result in results]
     assert kinds == [Appended, Duplicate, Appended], f"a key is known to later batches of its group: {kinds}"
     assert await store.find_key(STREAM, long.key) == long, "a batch without events may hold keys"
+    fresh = StoredKey("k-4", b"h" * 16, b"")
+    assert await store.append([batch(2, 1, keys=(fresh, key))]) == [Duplicate(key)], "one known key of two is enough"
+    assert await store.find_key(STREAM, "k-4") is None, "and the other is not kept"
     refused = StoredKey("k-3", b"g" * 16, b"")
     await store.append([batch(0, 1, keys=(refused,))])
     assert await store.find_key(STREAM, "k-3") is None, "a refused batch leaves no key"
 
 
 async def _checks_have_an_order(store: Any) -> None:
+    """A known key answers before the epoch is looked at, and the epoch before the seq."""
     key = StoredKey("k", b"d" * 16, b"")
     await store.append([batch(0, 1, epoch=5, keys=(key,))])
     assert await store.append([batch(0, 1, epoch=1, keys=(key,))]) == [Duplicate(key)], "keys come before the epoch"
@@ -177,6 +213,7 @@ async def _checks_have_an_order(store: Any) -> None:
 
 
 async def _positions_order_the_store(store: Any) -> None:
+    """Positions rise over all streams in the order of commits, and `read_all` follows them."""
     groups = [[batch(0, 2), batch(0, 1, stream=OTHER)], [batch(2, 1), batch(0, 1), batch(1, 2, stream=OTHER)]]
     told = []
     for group in groups:
@@ -198,6 +235,7 @@ async def _positions_order_the_store(store: Any) -> None:
 
 
 async def _pages_are_contiguous(store: Any) -> None:
+    """A page starts at `after + 1` and skips nothing."""
     head = 0
     for count in (1, 30, 1, 1, 31, 2, 64, 5):
         await store.append([batch(head, count, lanes=(Lane.DATA, Lane.CONTROL))])
@@ -211,6 +249,7 @@ async def _pages_are_contiguous(store: Any) -> None:
 
 
 async def _lanes_are_contiguous_in_themselves(store: Any) -> None:
+    """A page of one lane skips nothing of that lane."""
     head, lanes = 0, {}
     for count in (3, 40, 1, 70, 33, 2):
         made = batch(head, count, lanes=(Lane.CONTROL, Lane.DATA, Lane.DATA) if count % 2 else (Lane.CONTROL,))
@@ -227,6 +266,7 @@ async def _lanes_are_contiguous_in_themselves(store: Any) -> None:
 
 
 async def _pages_are_bounded(store: Any) -> None:
+    """A page is bounded by bytes as well, and has at least one event if there is one."""
     big = [kept(seq, size=700_000) for seq in range(1, 13)]
     await store.append([Batch(STREAM, 0, 1, big)])
     page = await store.read(STREAM, 0, 100)
@@ -237,6 +277,7 @@ async def _pages_are_bounded(store: Any) -> None:
 
 
 async def _the_floor_rises(store: Any) -> None:
+    """`truncate` raises the floor up to the head and never lowers it; below it nothing is given."""
     lanes = (Lane.CONTROL, Lane.DATA)
     await store.append([batch(0, 100, lanes=lanes), batch(0, 3, stream=OTHER)])
     assert await store.floor(STREAM) == 1, "the first floor is 1"
@@ -258,6 +299,7 @@ async def _the_floor_rises(store: Any) -> None:
 
 
 async def _streams_are_listed(store: Any) -> None:
+    """Streams are listed in order of their names' bytes, by prefix, after a name, within a limit."""
     names = [f"default/session/s-{number}" for number in range(5)] + ["default/run/r-1", "acme/session/s-1"]
     names.append("default/session/" + "\N{SNOWMAN}" * 128)
     await store.append([batch(0, 1, stream=name) for name in names])
@@ -269,6 +311,7 @@ async def _streams_are_listed(store: Any) -> None:
 
 
 async def _due_streams_are_listed(store: Any) -> None:
+    """The due instants of the last accepted batches are listed by name."""
     await store.append([batch(0, 1, due=DUE_NOW), batch(0, 1, stream=OTHER, due=1_700_000_000_000_000)])
     await store.append([batch(0, 0, stream="default/session/a", due=7), batch(0, 1, stream="default/session/never")])
     rows = [("default/session/a", 7), (STREAM, DUE_NOW), (OTHER, 1_700_000_000_000_000)]
@@ -281,6 +324,7 @@ async def _due_streams_are_listed(store: Any) -> None:
 
 
 async def _what_is_beside_the_events_stays(store: Any) -> None:
+    """Cursors, snapshots and checkpoints are kept, the last one counts, and none is an event."""
     await store.append([batch(0, 2)])
     assert await store.load_cursor(STREAM, "client") is None, "no cursor was saved"
     await store.save_cursor(STREAM, "client", Position(2, 1))
@@ -301,14 +345,18 @@ async def _what_is_beside_the_events_stays(store: Any) -> None:
 
 
 async def _an_unknown_stream_is_empty(store: Any) -> None:
+    """A stream that does not exist is read as empty, and asking does not make it."""
     page = await store.read("default/session/none", 0, 10)
     assert (list(page.events), page.floor, page.head) == ([], 1, 0), "an unknown stream is empty"
-    assert (await store.head("default/session/none")).seq == 0, "its head is 0"
+    assert await store.head("default/session/none") == Head(0, 0, 0), "its head is 0, and so is its epoch"
+    assert await store.floor("default/session/none") == 1, "its floor is 1"
+    assert await store.load_snapshot("default/session/none") is None, "it has no snapshot"
     assert await store.streams("", "", 10) == [], "asking does not make it"
     assert await store.read_all(0, 10) == [] and await store.due(10) == [], "an empty store is empty"
 
 
 async def _status_tells(store: Any) -> None:
+    """`status` counts streams and events."""
     await store.append([batch(0, 2), batch(0, 1, stream=OTHER), batch(7, 1)])
     status = await store.status()
     assert (status.streams, status.events_total) == (2, 3), f"status counts streams and events: {status}"
@@ -317,6 +365,7 @@ async def _status_tells(store: Any) -> None:
 
 
 async def _log_epoch_and_key_stay(store: Any) -> None:
+    """Log epoch and cursor key do not change while the store is open."""
     epoch, key = store.log_epoch, store.cursor_key
     await store.append([batch(0, 1)])
     assert (store.log_epoch, store.cursor_key) == (epoch, key), "log epoch and cursor key do not change while open"
@@ -324,31 +373,200 @@ async def _log_epoch_and_key_stay(store: Any) -> None:
     assert len(key) >= 16, "the cursor key has at least 128 bits"
 
 
-async def check_lease_store(open_leases: Callable[[], Any]) -> None:
-    """All clauses of the port `LeaseStore`."""
-    async with _opened(open_leases) as leases:
-        assert await leases.read("runtime") is None, "a scope that was never granted has no lease"
-        first = await leases.acquire("runtime", "host-1", "life-1", WallInstant(10))
-        assert (first.epoch, first.granted_at) == (1, 10), f"the first epoch is 1: {first}"
-        assert await leases.read("runtime") == first, "what was granted is read"
-        assert await leases.acquire("runtime", "host-1", "life-1", WallInstant(20)) == first, "the same life keeps it"
-        second = await leases.acquire("runtime", "host-1", "life-2", WallInstant(30))
-        assert second.epoch == 2, "another life raises the epoch"
-        third = await leases.acquire("runtime", "host-2", "life-3", WallInstant(40))
-        assert third.epoch == 3, "another owner raises the epoch"
-        assert await leases.release("runtime", "host-1", 2) is False, "an older life cannot release"
-        assert await leases.release("runtime", "host-2", 2) is False, "an older epoch cannot release"
-        assert await leases.read("runtime") == third, "a refused release changes nothing"
-        assert await leases.release("runtime", "host-2", 3) is True, "the holder releases"
-        assert await leases.read("runtime") is None, "a released scope has no lease"
-        assert await leases.release("runtime", "host-2", 3) is True, "a second release of the same is no failure"
-        fourth = await leases.acquire("runtime", "host-2", "life-3", WallInstant(50))
-        assert fourth.epoch == 4, "the epoch is remembered over a release"
-        other = await leases.acquire("default/session/s", "host-2", "life-3", WallInstant(60))
-        assert other.epoch == 1, "scopes have epochs of their own"
-        refused = await leases.acquire("runtime", "", "life-4", WallInstant(70))
-        assert isinstance(refused, Rejected) and refused.reason is Reason.INVALID_PARAMS, "an owner has a name"
-        assert (await leases.read("runtime")) == fourth, "a refused acquire changes nothing"
+async def _every_field_is_kept(store: Any) -> None:
+    """Each field of an event comes back bit by bit: lane, order, instants beyond 53 bits, turn, schema, payload."""
+    late = (1 << 62) + 1
+    given = [
+        Kept(1, 7, Instant(late), WallInstant(late - 2), "turn.aborted", Lane.CONTROL, Order.FLUSHES, "t-1", 3, b"{}"),
+        Kept(2, 7, Instant(0), WallInstant(1), "a.b", Lane.TELEMETRY, Order.FREE, None, 1, b'{"nul":"\\u0000"}'),
+        Kept(
+            3, 7, Instant(5), WallInstant(5), "a.c", Lane.DATA, Order.AFTER_DATA, "\N{SNOWMAN}", 1, b'"\xe2\x98\x83 "'
+        ),
+    ]
+    await store.append([Batch(STREAM, 0, 7, given)])
+    read = list((await store.read(STREAM, 0, 9)).events)
+    for before, after in zip(given, read, strict=True):
+        assert before == after, f"given {before}, read {after}"
+        assert type(after.payload) is bytes, f"a payload is bytes: {type(after.payload)}"
+    assert [event for _, event in await store.read_all(0, 9)] == given, "read_all gives the same"
 
 
-__all__ = ["OTHER", "STREAM", "batch", "check_event_store", "check_lease_store", "kept"]
+async def _a_batch_has_no_hole(store: Any) -> None:
+    """Events whose seqs do not follow `expected` one by one are refused, all of the batch."""
+    await store.append([batch(0, 2)])
+    for seqs in ((4,), (3, 5), (3, 3), (2, 3)):
+        broken = Batch(STREAM, 2, 1, [kept(seq) for seq in seqs])
+        assert await store.append([broken]) == [WrongSeq(2)], f"seqs {seqs} do not follow 2"
+    assert [event.seq for event in (await store.read(STREAM, 0, 9)).events] == [1, 2], "nothing of it was kept"
+
+
+async def _too_large_is_a_value(store: Any) -> None:
+    """An event that is too large is refused as `TooLarge`, with all of its batch; one that is taken is kept whole."""
+    (answer,) = await store.append([Batch(STREAM, 0, 1, [kept(1), kept(2, size=OVERSIZE_BYTES)])])
+    assert isinstance(answer, Appended | TooLarge), f"a no is a value: {answer}"
+    there = len((await store.read(STREAM, 0, 1)).events) + len((await store.read(STREAM, 1, 1)).events)
+    assert there == (2 if isinstance(answer, Appended) else 0), f"all of the batch or nothing: {there} events of 2"
+    assert isinstance((await store.append([batch(answer.head if isinstance(answer, Appended) else 0)]))[0], Appended)
+
+
+async def _threads_share_it(store: Any) -> None:
+    """Any thread may call it: while one appends, others read contiguous pages and never more than was appended."""
+    if inspect.iscoroutinefunction(store.subject.append):
+        return  # asynchronous: its loop is its one thread
+    count, most = 40, 5
+
+    def write() -> None:
+        for number in range(count):
+            store.subject.append([batch(number * most, most)])
+
+    def read() -> list[int]:
+        seqs: list[int] = []
+        for _ in range(count * most * 100):
+            page = store.subject.read(STREAM, len(seqs), 7)
+            assert len(seqs) + len(page.events) <= page.head, f"{len(page.events)} events behind the head {page.head}"
+            seqs += [event.seq for event in page.events]
+            if len(seqs) == count * most:
+                break
+        return seqs
+
+    with ThreadPoolExecutor(THREADS_TOGETHER) as pool:
+        readers = [pool.submit(read) for _ in range(THREADS_TOGETHER - 1)]
+        writer = pool.submit(write)
+        writer.result()
+        for reader in readers:
+            seqs = reader.result()
+            assert seqs == list(range(1, len(seqs) + 1)), f"a reader in another thread skips nothing: {seqs}"
+
+
+async def _closed_is_closed(store: Any) -> None:
+    """After `close`, which may be repeated, calls raise `StoreError`: nothing is answered from what is gone."""
+    await store.append([batch(0, 1)])
+    await store.close()
+    await store.close()
+    for operation, arguments in (("append", ([batch(1, 1)],)), ("read", (STREAM, 0, 1)), ("head", (STREAM,))):
+        try:
+            given = await getattr(store, operation)(*arguments)
+        except StoreError:
+            continue
+        raise AssertionError(f"{operation} of a closed store answered {given}")
+
+
+async def _what_was_kept_is_there_after_reopening(store: Any, again: Callable[[], Any]) -> None:
+    """With `reopen`: everything that was answered is there after closing and opening again, and goes on from there."""
+    key, epoch, secret = StoredKey("k", b"d" * 16, b"{}"), store.log_epoch, store.cursor_key
+    given = batch(0, 5, epoch=3, keys=(key,), due=9)
+    await store.append([given, batch(0, 2, stream=OTHER)])
+    await store.truncate(STREAM, 2)
+    await store.save_cursor(STREAM, "client", Position(2, 1))
+    await store.save_snapshot(STREAM, 1, b"state")
+    await store.save_checkpoint("projection", b"17")
+    await store.close()
+    async with again() as subject:
+        reopened = _Awaited(subject)
+        page = await reopened.read(STREAM, 1, 9)
+        assert (list(page.events), page.floor, page.head) == (given.events[1:], 2, 5), (
+            "events, floor and head are there"
+        )
+        assert await reopened.find_key(STREAM, "k") == key, "keys are there"
+        assert await reopened.due(9) == [(STREAM, 9)], "due instants are there"
+        assert await reopened.load_cursor(STREAM, "client") == Position(2, 1), "cursors are there"
+        assert await reopened.load_snapshot(STREAM) == (1, b"state"), "snapshots are there"
+        assert await reopened.load_checkpoint("projection") == b"17", "checkpoints are there"
+        assert (reopened.log_epoch, reopened.cursor_key) == (epoch, secret), "log epoch and cursor key are the same"
+        assert await reopened.append([batch(5, 1, epoch=2)]) == [StaleEpoch(3)], "an older life stays fenced"
+        told = (await reopened.append([batch(5, 1, epoch=4)]))[0]
+        assert isinstance(told, Appended) and told.head == 6, "appends go on at the head"
+        everything = [event.position for _, event in await reopened.read_all(0, 99)]
+        assert everything == sorted(set(everything)) and everything[-1] == told.position, "positions go on rising"
+
+
+EVENT_STORE_CLAUSES: Final = (
+    _an_append_chains,
+    _every_field_is_kept,
+    _the_stale_writer_loses,
+    _a_batch_has_no_hole,
+    _a_batch_falls_alone,
+    _keys_are_remembered,
+    _checks_have_an_order,
+    _positions_order_the_store,
+    _pages_are_contiguous,
+    _lanes_are_contiguous_in_themselves,
+    _pages_are_bounded,
+    _the_floor_rises,
+    _streams_are_listed,
+    _due_streams_are_listed,
+    _what_is_beside_the_events_stays,
+    _an_unknown_stream_is_empty,
+    _status_tells,
+    _log_epoch_and_key_stay,
+    _too_large_is_a_value,
+    _threads_share_it,
+    _closed_is_closed,
+)
+
+
+async def check_lease_store(open_leases: Callable[[], Any], *, reopen: Reopen | None = None) -> None:
+    """All clauses of the port `LeaseStore`; each on a lease store of its own. `reopen` as for `check_event_store`."""
+    await _check(LEASE_STORE_CLAUSES, open_leases)
+    if reopen is not None:
+        await _check_reopened(_an_epoch_is_never_forgotten, open_leases, reopen)
+
+
+async def _every_life_has_its_epoch(leases: Any) -> None:
+    """The first grant of a scope has epoch 1; the same life keeps its lease, any other raises the epoch."""
+    assert await leases.read("runtime") is None, "a scope that was never granted has no lease"
+    first = await leases.acquire("runtime", "host-1", "life-1", WallInstant(10))
+    assert (first.epoch, first.granted_at) == (1, 10), f"the first epoch is 1: {first}"
+    assert await leases.read("runtime") == first, "what was granted is read"
+    assert await leases.acquire("runtime", "host-1", "life-1", WallInstant(20)) == first, "the same life keeps it"
+    second = await leases.acquire("runtime", "host-1", "life-2", WallInstant(30))
+    assert second.epoch == 2, "another life raises the epoch"
+    third = await leases.acquire("runtime", "host-2", "life-2", WallInstant(40))
+    assert third.epoch == 3, "another owner raises the epoch"
+    assert await leases.read("runtime") == third, "the last grant is read"
+    other = await leases.acquire("default/session/s", "host-2", "life-3", WallInstant(60))
+    assert other.epoch == 1, "scopes have epochs of their own"
+
+
+async def _only_the_holder_releases(leases: Any) -> None:
+    """A release needs owner and epoch of the last grant; it may be repeated, and the epoch is remembered over it."""
+    assert await leases.release("runtime", "host-1", 1) is False, "what was never granted cannot be released"
+    await leases.acquire("runtime", "host-1", "life-1", WallInstant(10))
+    last = await leases.acquire("runtime", "host-2", "life-2", WallInstant(20))
+    assert await leases.release("runtime", "host-1", 1) is False, "an older life cannot release"
+    assert await leases.release("runtime", "host-2", 1) is False, "an older epoch cannot release"
+    assert await leases.release("runtime", "host-1", 2) is False, "another owner cannot release"
+    assert await leases.read("runtime") == last, "a refused release changes nothing"
+    assert await leases.release("runtime", "host-2", 2) is True, "the holder releases"
+    assert await leases.read("runtime") is None, "a released scope has no lease"
+    assert await leases.release("runtime", "host-2", 2) is True, "a second release of the same is no failure"
+    again = await leases.acquire("runtime", "host-2", "life-2", WallInstant(30))
+    assert again.epoch == 3, "the epoch is remembered over a release, also for the same life"
+
+
+async def _a_holder_has_a_name(leases: Any) -> None:
+    """A grant without a proper owner or lease id is refused as a value, and changes nothing."""
+    held = await leases.acquire("runtime", "host-1", "life-1", WallInstant(10))
+    for owner, lease in (("", "life-2"), ("host-2", ""), ("host-2", "x" * 129)):
+        refused = await leases.acquire("runtime", owner, lease, WallInstant(20))
+        is_no = isinstance(refused, Rejected) and refused.reason is Reason.INVALID_PARAMS
+        assert is_no, f"owner and lease id have 1 to 128 letters: {refused}"
+    assert await leases.read("runtime") == held, "a refused acquire changes nothing"
+
+
+async def _an_epoch_is_never_forgotten(leases: Any, again: Callable[[], Any]) -> None:
+    """With `reopen`: what is granted and how high the epoch is are known after closing and opening again."""
+    held = await leases.acquire("runtime", "host-1", "life-1", WallInstant(10))
+    await leases.acquire("gone", "host-1", "life-1", WallInstant(10))
+    await leases.release("gone", "host-1", 1)
+    async with again() as subject:
+        reopened = _Awaited(subject)
+        assert await reopened.read("runtime") == held, "a lease is still there"
+        assert await reopened.read("gone") is None, "a released one is not"
+        for scope in ("runtime", "gone"):
+            assert (await reopened.acquire(scope, "host-1", "life-2", WallInstant(20))).epoch == 2, "epochs go on"
+
+
+LEASE_STORE_CLAUSES: Final = (_every_life_has_its_epoch, _only_the_holder_releases, _a_holder_has_a_name)
+
+__all__ = ["OTHER", "STREAM", "batch", "check_event_store", "check_lease_store", "clause_name", "kept"]
