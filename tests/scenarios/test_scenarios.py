@@ -5,14 +5,12 @@
     = answer               what the caller hears
     refused reason         a no: nothing was kept
 
-Run this file with --rewrite to write anew what comes of the commands; the diff is the review.
+With --turnlane-rewrite, what comes of the commands is written anew; the diff is the review.
 """
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,9 +31,9 @@ from turnlane.machines.delivery import CaughtUp, Item, Reader, Send, Skip
 from turnlane.machines.fence import FenceView, refuses
 from turnlane.machines.overlap import Policy
 from turnlane.machines.plan import Bundle, Plan, Profile, freeze
+from turnlane.testing.scenarios import Arguments, Verb, run_scenario
 
 HERE: Final = Path(__file__).parent
-RULE: Final = "----"
 EPOCH: Final = 1
 CODEC: Final = Codec()
 
@@ -80,26 +78,15 @@ class Place:
 
 @define
 class Stage:
-    """All sessions of a story. The first command word may name one (`child: ...`); without a name it is `s1`."""
+    """All sessions of a story. A command names the one it is about (`child: open`); without a name it is `s1`."""
 
     wall: WallInstant = WallInstant(1_795_000_000_000_000)
     places: dict[str, Place] = field(factory=dict)
 
-    def perform(self, line: str) -> list[str]:
-        name, colon, rest = line.partition(": ")
-        if not colon or " " in name:
-            name, rest = "s1", line
-        words = shlex.split(rest)
-        named = dict(word.split("=", 1) for word in words[1:] if "=" in word)
-        plain = [word for word in words[1:] if "=" not in word]
-        verb: Callable[..., list[str]] = getattr(self, f"do_{words[0]}")
-        if words[0] == "open":
-            self.places[name] = Place(rules.Session(SessionId(name)), FenceView(EPOCH))
-        return verb(self.places[name], *plain, **named)
-
     # verbs
 
-    def do_open(self, place: Place, below: str = "", overlap: str = "queue") -> list[str]:
+    def do_open(self, name: str, below: str = "", overlap: str = "queue") -> list[str]:
+        place = self.places[name] = Place(rules.Session(SessionId(name)), FenceView(EPOCH))
         command = rules.CreateSession(place.state.session, overlap=Policy(overlap))
         if below:
             parent = self.places[below.split("/")[0]]
@@ -309,44 +296,27 @@ def answer_of(step: Step) -> list[str]:
     raise AssertionError(step.answer)
 
 
-def blocks(text: str) -> Iterator[tuple[list[str], str, list[str]]]:
-    """The comment, the command and the expected lines of each block; blocks are parted by an empty line."""
-    for block in text.strip().split("\n\n"):
-        lines = block.splitlines()
-        comment = [line for line in lines if line.startswith("#")]
-        rest = [line for line in lines if not line.startswith("#")]
-        if rest:
-            yield comment, rest[0], rest[2:]
-        else:
-            yield comment, "", []
+def verb_of(method: Callable[..., list[str]]) -> Verb:
+    """A `do_` of the stage is given the session that the command is about; `open` makes it."""
+
+    def verb(stage: Stage, arguments: Arguments) -> str:
+        about = arguments.subject or "s1"
+        first = about if method is Stage.do_open else stage.places[about]
+        return "\n".join(method(stage, first, *arguments.words, **arguments.named))
+
+    return verb
 
 
-def told(text: str) -> str:
-    """The whole story, with what really came of each command."""
-    stage, written = Stage(), []
-    for comment, command, _ in blocks(text):
-        lines = [*comment]
-        if command:
-            lines += [command, RULE, *stage.perform(command)]
-        written.append("\n".join(lines))
-    return "\n\n".join(written) + "\n"
-
-
+VERBS: Final = {name[3:]: verb_of(method) for name, method in vars(Stage).items() if name.startswith("do_")}
 STORIES: Final = sorted(HERE.glob("*.txt"))
 
 
 @pytest.mark.parametrize("story", STORIES, ids=[story.stem for story in STORIES])
-def test_the_story_comes_as_it_is_told(story: Path) -> None:
+def test_the_story_comes_as_it_is_told(story: Path, pytestconfig: pytest.Config) -> None:
     """Each command brings about exactly the lines below it."""
-    text = story.read_text()
-    assert told(text) == text
+    run_scenario(story, VERBS, state=Stage, rewrite=pytestconfig.getoption("--turnlane-rewrite", default=False))
 
 
 def test_there_are_stories() -> None:
     """A runner that finds nothing to run is broken."""
     assert len(STORIES) >= 4
-
-
-if __name__ == "__main__" and "--rewrite" in sys.argv:
-    for path in STORIES:
-        path.write_text(told(path.read_text()))
