@@ -1,32 +1,51 @@
-"""`python -m turnlane.testing replay TOKEN`: what was found, again, without pytest."""
+"""The kit without pytest: `python -m turnlane.testing replay | simulate | assault | conformance ...`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from .tokens import rerun, resolve
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0 when the run passed, 1 when it failed as before, 2 when it could not be run."""
-    parser = argparse.ArgumentParser(prog="python -m turnlane.testing")
-    commands = parser.add_subparsers(dest="command", required=True)
-    replay = commands.add_parser("replay", help="run one token again and show its history")
-    replay.add_argument("token")
-    replay.add_argument("--path", action="append", default=[], help="where the scenario's module is imported from")
-    replay.add_argument("--check", action="append", default=[], metavar="MODULE:NAME", help="a judge of the run")
-    chosen = parser.parse_args(arguments)
+def _replay_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("token")
+    parser.add_argument("--path", action="append", default=[], help="where the scenario's module is imported from")
+    parser.add_argument("--check", action="append", default=[], metavar="MODULE:NAME", help="a judge of the run")
+    parser.add_argument("--recover", metavar="MODULE:NAME", help="what runs on the state that is left")
+
+
+def _replay(chosen: argparse.Namespace) -> int:
     sys.path[:0] = chosen.path
     try:
         check = [resolve(name) for name in chosen.check] or None
-        report, run = rerun(chosen.token, check=check)
+        recover: Any = resolve(chosen.recover) if chosen.recover else None
+        report, run = rerun(chosen.token, check=check, recover=recover)
     except (LookupError, ValueError, ImportError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     sys.stdout.write(f"{run.history}\n\n{report}\n")
     return 0 if report.ok else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 when nothing was found, 1 when something was, 2 when it could not be run."""
+    from . import hostile, planted, simulation
+
+    verbs: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+        "replay": ("run one token again and show its history", _replay_arguments, _replay),
+        "simulate": ("tell the story of a seed, or run many", simulation.add_arguments, simulation.main_simulate),
+        "planted": ("hunt planted bugs", planted.add_arguments, planted.main_planted),
+        "assault": ("throw hostile peers at a server", hostile.add_assault_arguments, hostile.main_assault),
+    }
+    parser = argparse.ArgumentParser(prog="python -m turnlane.testing")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (about, add, _) in verbs.items():
+        add(commands.add_parser(name, help=about))
+    chosen = parser.parse_args(arguments)
+    return verbs[chosen.command][2](chosen)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 import trio
 import trio.testing
@@ -27,8 +27,16 @@ from attrs import frozen
 
 from . import schedule
 from .fakes import CountingIds, Dice, FakeClock
-from .faults import CALLER, SCENARIO, Injector
+from .faults import CALLER, SCENARIO
+from .injector import Injector
 from .report import Violation
+
+if TYPE_CHECKING:
+    from .checkers import Seen
+    from .disks import SimDisk
+    from .hosts import Host
+    from .network import SimNetwork
+    from .nodes import Act, ScriptedNode
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -141,6 +149,15 @@ class World:
         self._cleanups: list[Callable[[], object]] = []
         self._state_dir: Path | None = None
         self._buggify: dict[str, bool] = {}
+        self.rates: dict[str, float] = {}
+        """How often what happens, by name; empty while no faults are on."""
+        self.rates_off: frozenset[str] = frozenset()
+        """Rates that a replay does without."""
+        self.rates_seen: set[str] = set()
+        self.hosts: dict[str, Host] = {}
+        self.resume_after_ms = 1_000
+        """How long the fault `stop` pauses the hosts."""
+        self._disks: dict[str, SimDisk] = {}
 
     @property
     def state_dir(self) -> Path:
@@ -183,10 +200,81 @@ class World:
         """Call `function` after the run and its judges, the last added first."""
         self._cleanups.append(function)
 
+    # the simulated world; the rooms behind it are fetched when they are first used
+
+    def happens(self, name: str) -> bool:
+        """Throw the dice for one occasion of a fault."""
+        rate = self.rates.get(name)
+        return rate is not None and self.dice(f"fault/{name}").random() < rate
+
+    @contextmanager
+    def faults(self, *, swarm: bool = False, **rates: float) -> Iterator[None]:
+        """Faults by name and rate, until the block ends. `swarm` draws the rates of this run from the seed.
+
+        A rate above what the design says is survivable (`simulation.BUDGET`) is a ValueError.
+        """
+        from .simulation import checked_rates, swarm_rates
+
+        before = self.rates
+        wanted = {**(swarm_rates(self.dice("swarm")) if swarm else {}), **checked_rates(rates)}
+        self.rates_seen |= {name for name, rate in wanted.items() if rate}
+        self.rates = {name: rate for name, rate in wanted.items() if name not in self.rates_off}
+        try:
+            yield
+        finally:
+            self.rates = before
+
+    @functools.cached_property
+    def network(self) -> SimNetwork:
+        from .network import SimNetwork
+
+        return SimNetwork(self)
+
+    @functools.cached_property
+    def seen(self) -> Seen:
+        """What clients were answered and given; the logs are added when the run is judged."""
+        from .checkers import Seen
+
+        return Seen()
+
+    def disk(self, host: str = "host-1") -> SimDisk:
+        """The disk of a host, there before the host is and after it is gone."""
+        from .disks import SimDisk
+
+        if host not in self._disks:
+            self._disks[host] = SimDisk(self, host)
+        return self._disks[host]
+
+    def node(self, *script: Act) -> ScriptedNode:
+        """An agent that performs these acts, or those that the input of a turn carries."""
+        from .nodes import ScriptedNode
+
+        return ScriptedNode(*script)
+
+    def host(self, name: str = "host-1", **settings: Any) -> AbstractAsyncContextManager[Host]:
+        """A running daemon without sockets: `agent=` or `agents=`, `limits=`, `disk=` of another host."""
+        from .hosts import hosted
+
+        return hosted(self, name, **settings)
+
+    def check(self, *extra: Callable[[Seen], Iterable[Violation]]) -> None:
+        """Read the logs of all disks and judge everything that was seen. AssertionError names each broken rule."""
+        from .checkers import DEFAULT, read_logs, violations
+
+        for disk in self._disks.values():
+            read_logs(disk.store, self.seen)
+        if found := violations(self.seen, (*DEFAULT, *extra)):
+            raise AssertionError("\n".join(f"{violation.rule}: {violation.message}" for violation in found))
+
     async def quiet(self, seconds: float = 60.0) -> None:
-        """Faults off; then wait until nothing moves."""
+        """Faults off, lines healed, hosts back; then wait until nothing moves."""
         if self._injector is not None:
             self._injector.finish()
+        if self.hosts:
+            self.rates = {}
+            self.network.heal()
+            for host in self.hosts.values():
+                await host.settle(seconds)
         if trio.lowlevel.current_statistics().tasks_living > self.before.tasks:
             with trio.move_on_after(seconds):
                 await trio.testing.wait_all_tasks_blocked()
@@ -257,7 +345,8 @@ class World:
         return self._buggify[name] and self.dice(f"buggify/{name}").random() < BUGGIFY_SHARE
 
     def heard_point(self, name: str) -> None:
-        self.note("point", name=name)
+        if not self.hosts:  # a whole service passes too many of them to be told
+            self.note("point", name=name)
 
 
 class _Port:

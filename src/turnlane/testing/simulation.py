@@ -1,0 +1,341 @@
+"""A whole small service in one process, on virtual time, from one seed: `python -m turnlane.testing.simulation SEED`.
+
+The runtime, the daemon protocol and the client are the real ones; clocks, ids, chance, the disk and the network are
+those of the `World`. Several talkers hold conversations, some over the wire and some inside the host's process, while
+lines are cut, commits are slow, hosts crash, lose power, stand still or have their clocks stepped. Then everything
+heals, and everything has to end. What was seen from outside is judged by `checkers.py`.
+
+`BUDGET` says what the design claims to survive. Nothing above it is ever injected, so a violation is a bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from typing import Any, Final
+
+import trio
+import trio.testing
+from attrs import frozen
+
+from turnlane.core import marks
+
+from . import schedule
+from .checkers import DEFAULT, Checker, read_logs, violations
+from .hosts import Host
+from .nodes import ScriptedNode
+from .report import Violation
+from .runs import leaves, raised_at
+from .talkers import Talker, stream_of
+from .world import World
+
+BUDGET: Final[Mapping[str, float]] = {
+    "connection_cut": 0.05,
+    "half_open": 0.005,
+    "stall": 0.05,
+    "delay": 0.5,
+    "slow_commit": 0.3,
+    "disk_full": 0.02,
+    "disk_error": 0.02,
+    "crash": 0.2,
+    "power": 0.2,
+    "pause": 0.2,
+    "clock_step": 0.2,
+    "node_fault": 0.5,
+}
+"""The most of each fault: for messages, commits, occasions of the weather, turns."""
+
+INSIDE_SHARE: Final = 0.7
+"""Of the talkers: programs inside the host process."""
+SWARM_SHARE: Final = 0.4
+"""Of the faults, in a given seed: fewer kinds at once reach further than all of them."""
+WEATHER_S: Final = (0.05, 3.0)
+PAUSE_S: Final = (0.1, 8.0)
+CLOCK_STEP_MS_MAX: Final = 3_600_000
+SESSIONS: Final = ("s-0", "s-1", "s-2")
+"""Fewer than talkers: they meet."""
+STEPS_PER_TALKER: Final = 24
+QUIET_S: Final = 60.0
+LONGEST_S: Final = 3_600.0
+"""Virtual; a run that lasts longer does not end."""
+BATCHES_MAX: Final = 3_000_000
+"""Turns of trio's loop; a run with more of them goes in circles."""
+
+
+def checked_rates(rates: Mapping[str, float]) -> dict[str, float]:
+    """ValueError for a fault that does not exist, or more of it than the design claims to survive."""
+    for name, rate in rates.items():
+        if name not in BUDGET:
+            raise ValueError(f"no fault named {name!r}; there are {', '.join(BUDGET)}")
+        if not 0 <= rate <= BUDGET[name]:
+            raise ValueError(f"{name}={rate} is outside of what is survivable: 0 to {BUDGET[name]}")
+    return dict(rates)
+
+
+def swarm_rates(dice: random.Random) -> dict[str, float]:
+    """Rates of one run: some of the faults, each somewhere below its most."""
+    drawn = {name: dice.random() * most for name, most in BUDGET.items() if dice.random() < SWARM_SHARE}
+    return {name: round(rate, 4) for name, rate in drawn.items()}
+
+
+@frozen
+class Simulated:
+    """One run: what it did, and what was wrong with it."""
+
+    seed: int
+    size: int
+    turns: int
+    events: int
+    seconds: float
+    """Virtual."""
+    digest: str
+    """Of everything seen from outside; the same for the same seed, in any process."""
+    violations: tuple[Violation, ...]
+    history: Sequence[str]
+
+    def __str__(self) -> str:
+        head = f"seed {self.seed}, size {self.size}: {self.turns} turns, {self.events} events, {self.seconds:.1f} s"
+        found = [f"  {violation.rule}: {violation.message}" for violation in self.violations]
+        return "\n".join([f"{head}, {self.digest}", *found])
+
+
+def simulate(
+    seed: int,
+    *,
+    size: int = 4,
+    scene: str = "storm",
+    rates: Mapping[str, float] | None = None,
+    check: Sequence[Checker] = DEFAULT,
+) -> Simulated:
+    """Run one seed. `size`: talkers. `rates`: of the faults; None draws them from the seed, {} is fair weather.
+
+    Scenes: `storm` (one host in bad weather), `takeover` (a host is paused, another takes its disk, it wakes up).
+    """
+    schedule.verify_seam()
+    world = World(seed, size)
+    drawn = swarm_rates(world.dice("swarm")) if rates is None else checked_rates(rates)
+    found: list[Violation] = []
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with marks.listening(world), schedule.ordered(_Bounded(seed)):
+            trio.run(SCENES[scene], world, drawn, found, clock=trio.testing.MockClock(autojump_threshold=0))
+    except trio.TrioInternalError as error:
+        if not isinstance(error.__cause__, schedule.Stuck):
+            raise
+        found.append(Violation("ends", f"more than {BATCHES_MAX} turns of the loop"))
+    except Exception as error:
+        found += map(_stray, leaves(error))
+    finally:
+        if collecting:
+            gc.enable()
+        world.close()
+    return _judged(world, found, check)
+
+
+class _Bounded(schedule.Order):
+    """Leaves a run that goes in circles without letting time pass."""
+
+    batches_left = BATCHES_MAX
+
+    def arrange(self, batch: MutableSequence[Any]) -> None:
+        self.batches_left -= 1
+        if not self.batches_left:
+            self.halt()
+        super().arrange(batch)
+
+
+async def _storm(world: World, rates: dict[str, float], found: list[Violation]) -> None:
+    world.note("rates", **rates)
+    with trio.move_on_after(LONGEST_S) as bound:
+        async with world.host(agent=_counted_node(world)) as host:
+            with world.faults(swarm=False, **rates):
+                async with trio.open_nursery() as nursery:
+                    if rates.keys() & _WEATHER.keys():
+                        nursery.start_soon(_weather, world, host)
+                    await _conversations(world, host, SESSIONS)
+                    nursery.cancel_scope.cancel()
+            await world.quiet(QUIET_S)
+            await _end_sessions(world, host, found)
+            found += [_stray(leaf) for error in host.stray for leaf in leaves(error)]
+    if bound.cancelled_caught:
+        found.append(Violation("ends", f"not within {LONGEST_S:g} virtual seconds"))
+    world.note("end")
+
+
+def _counted_node(world: World) -> ScriptedNode:
+    node, calls = world.node(), Counter[str]()
+    node.tool = lambda _, name: calls.update([name])
+    world.seen.accepted, world.seen.calls = node.accepted, calls
+    return node
+
+
+async def _takeover(world: World, rates: dict[str, float], found: list[Violation]) -> None:
+    """Host 1 stands still; host 2 takes its disk and its work; host 1 wakes up and believes that nothing happened."""
+    node, dice, disk = _counted_node(world), world.dice("takeover"), world.disk()
+    calm = {name: rate for name, rate in rates.items() if name not in _WEATHER and name != "disk_error"}
+    with trio.move_on_after(LONGEST_S) as bound, world.faults(swarm=False, **calm):
+        async with world.host(agent=node) as old, trio.open_nursery() as nursery:
+            nursery.start_soon(_conversations, world, old, SESSIONS)
+            await trio.sleep(dice.choice((0.0, 0.01, 0.1, 1.0, 3.0)))
+            old.pause()
+            async with world.host("host-2", agent=node, disk=disk) as new:
+                async with trio.open_nursery() as later:
+                    later.start_soon(_conversations, world, new, SESSIONS, "late")
+                    await trio.sleep(dice.choice((0.0, 0.1, 1.0, 5.0)))
+                    old.resume()
+                world.rates = {}
+                world.network.heal()
+                await old.crash()
+                await new.settle(QUIET_S)
+                await _end_sessions(world, new, found)
+                nursery.cancel_scope.cancel()  # who still looks for host 1
+                found += [_stray(leaf) for error in (*old.stray, *new.stray) for leaf in leaves(error)]
+    if bound.cancelled_caught:
+        found.append(Violation("ends", f"not within {LONGEST_S:g} virtual seconds"))
+
+
+async def _conversations(world: World, host: Host, sessions: tuple[str, ...], name: str = "talker") -> None:
+    dice = world.dice("talkers")
+    async with trio.open_nursery() as nursery:
+        for number in range(world.size):
+            steps = dice.randint(STEPS_PER_TALKER // 2, STEPS_PER_TALKER * 2)
+            talker = Talker(world, host, f"{name}-{number}", dice.random() < INSIDE_SHARE, steps, sessions)
+            nursery.start_soon(talker.run, name=talker.name)
+
+
+async def _end_sessions(world: World, host: Host, found: list[Violation]) -> None:
+    """Everything is healed: each session ends, and its turns with it."""
+    runtime = (await host.wait_up()).runtime
+    with trio.move_on_after(QUIET_S) as bound:
+        for name in await runtime.sessions():
+            session = await runtime.session(name)
+            world.seen.statuses.append((stream_of(name), session.status()))
+            if session.phase != "ended":
+                await session.close()
+            world.seen.statuses.append((stream_of(name), session.status()))
+    if bound.cancelled_caught:
+        found.append(Violation("ends", f"sessions do not end within {QUIET_S:g} s"))
+
+
+# the weather
+
+
+async def _weather(world: World, host: Host) -> None:
+    dice = world.dice("weather")
+    while True:
+        await trio.sleep(dice.uniform(*WEATHER_S))
+        for name, befall in _WEATHER.items():
+            if world.happens(name):
+                await befall(world, host)
+
+
+async def _crash(world: World, host: Host) -> None:
+    await host.crash()
+    await _restart(world, host)
+
+
+async def _power(world: World, host: Host) -> None:
+    await host.crash(power=True)
+    await _restart(world, host)
+
+
+async def _restart(world: World, host: Host) -> None:
+    await trio.sleep(world.dice("weather").uniform(*PAUSE_S))
+    if host.life is None:
+        await host.restart()
+
+
+async def _pause(world: World, host: Host) -> None:
+    host.pause()
+    await trio.sleep(world.dice("weather").uniform(*PAUSE_S))
+    host.resume()
+
+
+async def _clock_step(world: World, host: Host) -> None:
+    host.step_clock(world.dice("weather").randint(-CLOCK_STEP_MS_MAX, CLOCK_STEP_MS_MAX))
+
+
+_WEATHER: Final = {"crash": _crash, "power": _power, "pause": _pause, "clock_step": _clock_step}
+
+
+SCENES: Final = {"storm": _storm, "takeover": _takeover}
+
+
+# the verdict
+
+
+def _stray(error: BaseException) -> Violation:
+    where = raised_at(error)
+    return Violation("no_stray_exception", f"{type(error).__name__}: {error} (raised at {where})")
+
+
+def _judged(world: World, found: list[Violation], check: Sequence[Checker]) -> Simulated:
+    seen = world.seen
+    read_logs(world.disk().store, seen)
+    if not any(violation.rule == "ends" for violation in found):
+        found += violations(seen, check)
+    history = str(world.history).splitlines()
+    digest = hashlib.sha256()
+    for line in history:
+        digest.update(line.encode())
+    for stream, log in sorted(seen.logs.items()):
+        for event in log:
+            digest.update(f"{stream} {event.seq} {event.type} {event.turn} {event.epoch} {event.data}".encode())
+    for attached in seen.attached:
+        digest.update(str([(got.seq, got.skipped) for got in attached.got]).encode())
+    turns = sum(event.type == "turn.opened" for log in seen.logs.values() for event in log)
+    events = sum(map(len, seen.logs.values()))
+    seconds = world.history[-1].at or 0.0 if len(world.history) else 0.0
+    return Simulated(world.seed, world.size, turns, events, seconds, digest.hexdigest()[:16], tuple(found), history)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--to", type=int, help="run the seeds from SEED up to this one and say what was found")
+    parser.add_argument("--size", type=int, default=4, help="talkers (default 4)")
+
+
+def main_simulate(chosen: argparse.Namespace) -> int:
+    """Exit status 0 when no rule was broken, 1 when one was."""
+    if chosen.to is None:
+        one = simulate(chosen.seed, size=chosen.size)
+        _say("\n".join([*one.history, str(one)]))
+        return 1 if one.violations else 0
+    return run_seeds(range(chosen.seed, chosen.to), size=chosen.size)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m turnlane.testing.simulation SEED`, the same as `python -m turnlane.testing simulate SEED`."""
+    parser = argparse.ArgumentParser(prog="python -m turnlane.testing.simulation")
+    add_arguments(parser)
+    return main_simulate(parser.parse_args(arguments))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def run_seeds(seeds: Sequence[int], *, size: int = 4, say: Callable[[str], None] = _say) -> int:
+    """Many seeds; the broken ones are told as they come, the sum at the end."""
+    began, turns, events, broken = time.perf_counter(), 0, 0, 0
+    for seed in seeds:
+        one = simulate(seed, size=size)
+        turns, events, broken = turns + one.turns, events + one.events, broken + bool(one.violations)
+        if one.violations:
+            say(str(one))
+    took = time.perf_counter() - began
+    rate = f"{took:.1f} s, {turns / took:.0f} turns a second"
+    say(f"{len(seeds)} seeds, {turns} turns, {events} events, {broken} broken, {rate}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
