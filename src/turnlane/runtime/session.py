@@ -188,7 +188,8 @@ class SessionActor:
             if index == won:
                 self._answer(envelope, answer)
             else:
-                self._answer(envelope, await self._handle(triggers[index], None))
+                # Judged anew: if the winner found no room, the turn is still open, and may have lost output meanwhile.
+                self._answer(envelope, await self._handle(await self._prepared(envelope), None))
 
     def _may_end(self, command: Any) -> bool:
         turn = self.state.turn

@@ -4,8 +4,8 @@ A host has lives. A life is what a process is: a runtime, a listener, the connec
 crashes loses its disk and its lines in one instant and only then its tasks, so whatever they still do in their last
 steps reaches nobody, as with SIGKILL. A life whose journal breaks ends as a daemon does, and the host starts another.
 
-A paused host is what SIGSTOP makes: its ports hang, its lines stand still and its clock as well. Tasks that use none of
-these go on; what they do stays inside.
+A paused host is what SIGSTOP makes: its ports hang and its lines stand still, while time goes on. Tasks that use none of
+these go on as well; what they do stays inside.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from turnlane.embed import open_runtime
 from turnlane.runtime.runtime import Runtime
 
 from .disks import DiskPorts, SimDisk
-from .fakes import FakeClock
+from .fakes import WALL_START_US
 
 if TYPE_CHECKING:
     from .world import World
@@ -46,26 +46,18 @@ CLIENT_BOUNDS: Final = Bounds(answer_ms_max=60_000)
 
 @define(slots=True, eq=False)
 class HostClock:
-    """The port `Clock` of one host: its wall clock may be stepped, and while the host is paused it stands."""
+    """The port `Clock` of one host, whose wall clock may be stepped."""
 
-    _clock: FakeClock
     _stepped_us: int = 0
-    _stands_at: int | None = None
 
     def now(self) -> Instant:
-        return Instant(self._clock.now() if self._stands_at is None else self._stands_at)
+        return Instant(round(trio.current_time() * 1e9))
 
     def wall(self) -> WallInstant:
-        return WallInstant(self._clock.wall() + self._stepped_us)
+        return WallInstant(WALL_START_US + self._stepped_us + self.now() // 1_000)
 
     def step(self, ms: int) -> None:
         self._stepped_us += ms * 1_000
-
-    def stop(self) -> None:
-        self._stands_at = self.now()
-
-    def go(self) -> None:
-        self._stands_at = None
 
 
 @define(slots=True, eq=False)
@@ -102,7 +94,7 @@ class Host:
         keys: KeyRing | None = None,
     ) -> None:
         self.world, self.name, self.disk = world, name, disk
-        self.clock = HostClock(world.clock)
+        self.clock = HostClock()
         self.life: Life | None = None
         self.lives = 0
         self.stray: list[BaseException] = []
@@ -191,18 +183,16 @@ class Host:
         await self._nursery.start(self._live)
 
     def pause(self) -> None:
-        """As SIGSTOP: ports hang, lines stand still, the clock stands."""
+        """As SIGSTOP: ports hang, lines stand still."""
         if self.life is not None and self._awake.is_set():
             self.world.note("pause", host=self.name)
             self._awake = trio.Event()
-            self.clock.stop()
             self._hold_lines(float("inf"))
 
     def resume(self) -> None:
         if not self._awake.is_set():
             self.world.note("resume", host=self.name)
             self._awake.set()
-            self.clock.go()
             self._hold_lines(0.0)
 
     def step_clock(self, ms: int) -> None:
