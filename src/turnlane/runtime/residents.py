@@ -221,18 +221,22 @@ class Residents:
         self.forget(min(idle, key=lambda actor: actor.last_used))
 
     def forget(self, actor: SessionActor) -> None:
+        """Out of memory in good order: what is due brings it back."""
+        self._drop(actor)
+        if self.runtime.writer.broken is None and (due := queue.next_due(actor.state.rows)) is not None:
+            self.runtime.timers.arm(actor.stream, "due", lambda _: self.wake_soon(actor.stream), at_wall=due)
+
+    def _drop(self, actor: SessionActor) -> None:
         del self.actors[actor.stream]
         self.runtime.forget(actor)
         self.runtime.timers.drop_all(actor.stream)
-        if self.runtime.writer.broken is None and (due := queue.next_due(actor.state.rows)) is not None:
-            self.runtime.timers.arm(actor.stream, "due", lambda _: self.wake_soon(actor.stream), at_wall=due)
 
     def fell(self, actor: SessionActor, refusal: Refused, error: Exception | None) -> None:
         """One way to fall: out of memory now, rebuilt at the next use; too often within a minute, and it goes up."""
         self.runtime.counts.falls += 1
         self.runtime.observe(ActorFell(actor.session, refusal.reason, error))
         if self.actors.get(actor.stream) is actor:
-            self.forget(actor)
+            self._drop(actor)  # no timer: who was replaced would wake and fall for ever
         self.runtime.turn_over()
         for attachment in list(actor.attachments.values()):
             attachment.end(refusal.reason, at_once=True)

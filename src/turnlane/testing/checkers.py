@@ -7,114 +7,24 @@ outside; each checker takes it and gives the rules it finds broken. `DEFAULT` is
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from attrs import define, field, frozen
 
 from ..codec import CLASSES, Codec, UnknownEvent
 from ..core.ids import SessionId, split_stream
-from ..core.ports import EventStore
 from ..core.step import Lane
-from ..machines.session import Session, evolve_session
+from ..machines import dispatch as queue
+from ..machines.session import Session, evolve_session, open_requests
+from .conduct import CONDUCT
 from .report import Violation
+from .seen import TERMINALS, Attached, Checker, Logged, Seen, is_below
+from .seen import Answer as Answer
+from .seen import Got as Got
+from .seen import read_logs as read_logs
 from .world import quiescent as quiescent
-
-TERMINALS: Final = ("turn.committed", "turn.aborted")
-
-
-@frozen
-class Logged:
-    """One event as the log holds it."""
-
-    seq: int
-    type: str
-    lane: str
-    turn: str | None
-    epoch: int
-    data: Mapping[str, Any]
-
-
-@frozen
-class Got:
-    """One thing an attachment was given: an event (`seq`), or a skipped range of its data lane."""
-
-    seq: int | None
-    type: str
-    lane: str = "control"
-    turn: str | None = None
-    data: Any = None
-    skipped: tuple[int, int, int] | None = None
-    """from_seq, to_seq, count."""
-
-
-@frozen
-class Answer:
-    """An answer to a cancel that carried a fence."""
-
-    session: str
-    turn: str
-    fence_seq: int
-
-
-@define(slots=True)
-class Attached:
-    """One line of deliveries: over reconnects that resume, one line. `after`: the seq it began behind."""
-
-    session: str
-    after: int = 0
-    got: list[Got] = field(factory=list)
-
-
-@define(slots=True)
-class Seen:
-    """What was seen from outside. `logs` by stream, read at the end (`read_logs`)."""
-
-    logs: dict[str, list[Logged]] = field(factory=dict)
-    attached: list[Attached] = field(factory=list)
-    answers: list[Answer] = field(factory=list)
-    acknowledged: list[tuple[str, int]] = field(factory=list)
-    """(stream, seq) pairs that an answer promised."""
-    refused_turns: set[str] = field(factory=set)
-    """Turn ids whose start was refused: no turn event may carry them."""
-    settled: bool = True
-    """Whether everything had time to end; False where a run was cut short."""
-
-    def log_of(self, session: str) -> list[Logged]:
-        return next((log for stream, log in self.logs.items() if split_stream(stream)[2] == session), [])  # type: ignore[arg-type]
-
-
-Checker = Callable[[Seen], Iterable[Violation]]
-
-
-def read_logs(store: EventStore, seen: Seen, prefix: str = "") -> Seen:
-    """Read every session stream of a store, whole, through its port."""
-    after = ""
-    while names := store.streams(prefix, after, 256):
-        for stream in names:
-            if split_stream(stream)[1] == "session":  # type: ignore[arg-type]
-                seen.logs[stream] = _read_log(store, stream)
-        after = names[-1]
-    return seen
-
-
-def _read_log(store: EventStore, stream: str) -> list[Logged]:
-    log: list[Logged] = []
-    while True:
-        page = store.read(stream, log[-1].seq if log else page_floor(store, stream) - 1, 1_000)
-        log += [
-            Logged(kept.seq, kept.type, kept.lane.value, kept.turn, kept.epoch, msgspec.json.decode(kept.payload))
-            for kept in page.events
-        ]
-        if not page.events or log[-1].seq >= page.head:
-            return log
-
-
-def page_floor(store: EventStore, stream: str) -> int:
-    return max(1, store.floor(stream))
-
 
 # the rules
 
@@ -247,6 +157,114 @@ def acknowledged_is_kept(seen: Seen) -> Iterable[Violation]:
             yield Violation("acknowledged_is_kept", f"{stream}: {seq} was promised, the head is {heads.get(stream)}")
 
 
+def key_once(seen: Seen) -> Iterable[Violation]:
+    """The same start under the same key is the same turn, and stands in the log once, under a key that was given."""
+    for session, key, first, again in seen.repeated:
+        if first != again:
+            yield Violation("key_once", f"{session}: key {key} gave {first}, then {again}")
+    for stream, log in seen.logs.items():
+        queued = Counter(
+            event.data["key"] for event in log if event.type == "dispatch.queued" and event.data.get("key")
+        )
+        for key, times in queued.items():
+            if times > 1:
+                yield Violation("key_once", f"{stream}: key {key} was queued {times} times")
+            if seen.keys and key not in seen.keys and not is_below(log):
+                yield Violation("key_once", f"{stream}: nobody asked under key {key}")
+
+
+def nothing_lost(seen: Seen) -> Iterable[Violation]:
+    """A turn that committed has every output that was accepted from it; one that was aborted has no others."""
+    if seen.accepted is None:
+        return
+    for stream, log in seen.logs.items():
+        kept = Counter(event.turn for event in log if event.type == "turn.output")
+        for event in log:
+            if event.type in TERMINALS and event.turn is not None:
+                accepted, there = seen.accepted.get(event.turn, 0), kept[event.turn]
+                if there > accepted or (there < accepted and event.type == "turn.committed"):
+                    message = f"{stream}: {event.turn} had {accepted} outputs accepted, {there} are kept"
+                    yield Violation("nothing_lost", message)
+
+
+def first_answer_wins(seen: Seen) -> Iterable[Violation]:
+    """A question is resolved once, while its turn is open."""
+    for stream, log in seen.logs.items():
+        asked: dict[str, str | None] = {}
+        resolved: set[str] = set()
+        for event in log:
+            if event.type == "request.opened":
+                asked[event.data["request"]] = event.turn
+            elif event.type == "request.resolved":
+                if event.data["request"] in resolved:
+                    yield Violation("first_answer_wins", f"{stream}: {event.data['request']} was resolved twice")
+                resolved.add(event.data["request"])
+            elif event.type == "turn.closed":
+                for request in [one for one, turn in asked.items() if turn == event.turn and one not in resolved]:
+                    yield Violation("first_answer_wins", f"{stream}: {request} was never resolved")
+
+
+def effect_once(seen: Seen) -> Iterable[Violation]:
+    """A tool is called only after its intent is kept, never again under a key whose call was made or may have been.
+
+    Each intent has its outcome before its turn closes, and one that the turn completed over is known.
+    """
+    intents: Counter[str] = Counter()
+    for stream, log in seen.logs.items():
+        called: dict[str, Logged] = {}
+        done: dict[str, str] = {}
+        for event in log:
+            kind, of = event.type.removeprefix("effect."), event.data.get("effect", "")
+            if event.type == "effect.intended":
+                intents[event.data["name"]] += 1
+                called[of], key = event, event.data["effect_key"]
+                if key in done and not (done[key] == "unknown" and event.data["retry_safe"]):
+                    yield Violation("effect_once", f"{stream}: {key} ({done[key]}) was intended again at {event.seq}")
+            elif event.type.startswith("effect.") and of in called:
+                key = called.pop(of).data["effect_key"]
+                done.pop(key, None)
+                if kind in ("completed", "unknown"):
+                    done[key] = kind
+                if kind == "unknown" and event.data["cause"] == "completed":
+                    yield Violation("effect_once", f"{stream}: {of} is unknown although its turn completed")
+            elif event.type == "turn.closed":
+                for left in [one for one, intent in called.items() if intent.turn == event.turn]:
+                    yield Violation("effect_once", f"{stream}: {left} has no outcome")
+                    del called[left]
+    for name, calls in (seen.calls or {}).items():
+        if calls > intents[name]:
+            yield Violation("effect_once", f"{name} was called {calls} times on {intents[name]} intents")
+
+
+def old_epoch_mute(seen: Seen) -> Iterable[Violation]:
+    """In a log the epoch never falls: who was replaced appends nothing. An epoch is of one owner."""
+    owners: dict[int, str] = {}
+    for stream, log in seen.logs.items():
+        for before, after in itertools.pairwise(log):
+            if after.epoch < before.epoch:
+                message = f"{stream}: seq {after.seq} is of epoch {after.epoch}, after {before.epoch}"
+                yield Violation("old_epoch_mute", message)
+        for event in log:
+            if event.type == "dispatch.claimed":
+                first = owners.setdefault(event.epoch, event.data["owner"])
+                if first != event.data["owner"]:
+                    yield Violation("old_epoch_mute", f"epoch {event.epoch} is of {first} and {event.data['owner']}")
+
+
+def log_equals_state(seen: Seen) -> Iterable[Violation]:
+    """What a session says of itself is what its log says, up to the head that it names."""
+    for stream, status in seen.statuses:
+        log = seen.logs.get(stream, [])
+        state = _folded(stream, [event for event in log if event.seq <= status["head_seq"]])
+        if state is None:
+            continue  # `log_folds` says so
+        turn = None if state.turn is None else state.turn.turn
+        folded = (state.phase.value, turn, queue.queued(state.rows), [one.request for one in open_requests(state)])
+        told = (status["phase"], (status["turn"] or {}).get("turn"), status["queued"], status["pending_requests"])
+        if told != folded:
+            yield Violation("log_equals_state", f"{stream} at {status['head_seq']}: it says {told}, its log {folded}")
+
+
 def dispatches_end_with_turns(seen: Seen) -> Iterable[Violation]:
     """A row is started at most once at a time, and when its turn ends it ends or goes back to the queue."""
     for stream, log in seen.logs.items():
@@ -266,16 +284,33 @@ def dispatches_end_with_turns(seen: Seen) -> Iterable[Violation]:
 
 def log_folds(seen: Seen) -> Iterable[Violation]:
     """Every log folds: no event that its state does not allow."""
-    codec = Codec()
     for stream, log in seen.logs.items():
-        tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
-        state = Session(SessionId(name), tenant)
-        for event in log:
-            try:
-                state = evolve_session(state, _decoded(codec, event), event.seq)
-            except (KeyError, AssertionError) as fault:
-                yield Violation("log_folds", f"{stream}: {event.type} at {event.seq} does not follow: {fault!r}")
-                break
+        try:
+            _fold(stream, log)
+        except _DoesNotFollow as fault:
+            yield Violation("log_folds", f"{stream}: {fault}")
+
+
+class _DoesNotFollow(Exception):
+    pass
+
+
+def _fold(stream: str, log: Sequence[Logged]) -> Session:
+    tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
+    state, codec = Session(SessionId(name), tenant), Codec()
+    for event in log:
+        try:
+            state = evolve_session(state, _decoded(codec, event), event.seq)
+        except (KeyError, AssertionError) as fault:
+            raise _DoesNotFollow(f"{event.type} at {event.seq} does not follow: {fault!r}") from fault
+    return state
+
+
+def _folded(stream: str, log: Sequence[Logged]) -> Session | None:
+    try:
+        return _fold(stream, log)
+    except _DoesNotFollow:
+        return None
 
 
 def _decoded(codec: Codec, event: Logged) -> Any:
@@ -295,8 +330,15 @@ DEFAULT: Final[tuple[Checker, ...]] = (
     quiet_after_fence,
     no_gap_no_repeat,
     acknowledged_is_kept,
+    key_once,
+    nothing_lost,
+    first_answer_wins,
+    effect_once,
+    old_epoch_mute,
+    log_equals_state,
     dispatches_end_with_turns,
     log_folds,
+    *CONDUCT,
 )
 
 

@@ -184,6 +184,7 @@ class Talker:
             how["deadline"] = dice.choice((0.05, 1.0, 10.0))
         if dice.random() < 0.2:
             how["turn_id"] = self.world.ids.new("named")
+        self.world.seen.keys.add(how["key"])
         try:
             handle = await session.start_turn(given, **how)
         except Refused as refused:
@@ -194,6 +195,9 @@ class Talker:
         answer = handle.answer
         self.world.note("started", talker=self.name, turn=handle.id, phase=answer.phase, overlap=how["overlap"])
         self._acknowledged(session, answer.seq)
+        if answer.seq is not None:
+            kind = "turn.steered" if how["overlap"] == "steer" else "turn.opened"
+            self.world.seen.promised.append((session.id, answer.seq, kind, handle.id))
         self.turns.append(handle.id)
         self.started.append(Started(session.id, given, how, handle.id))
 
@@ -202,10 +206,11 @@ class Talker:
         for _ in range(self.dice.choice((4, 8, 16))):
             given = acting(say("short"))
             how = {"overlap": "queue", "key": self.world.ids.new("key")}
+            self.world.seen.keys.add(how["key"])
             handle = await session.start_turn(given, **how)
             self._acknowledged(session, handle.answer.seq)
             self.turns.append(handle.id)
-        await session.outcome(self.turns[-1])
+        await self.outcome(session)
 
     async def start_again(self, session: Any) -> None:
         """The same key with the same content: the same turn, and no second one."""
@@ -233,8 +238,9 @@ class Talker:
 
     async def steer(self, session: Any) -> None:
         if self.turns:
-            seq = await session.steer({"text": f"more {self.steps}"}, self.turns[-1])
+            seq = await session.steer({"text": f"more {self.steps}"}, turn := self.turns[-1])
             self._acknowledged(session, seq)
+            self.world.seen.promised.append((session.id, seq, "turn.steered", turn))
 
     async def answer(self, session: Any) -> None:
         if self.questions:
@@ -243,8 +249,16 @@ class Talker:
             self._acknowledged(session, seq)
 
     async def outcome(self, session: Any) -> None:
+        """Wait until a turn has ended, or is known never to begin."""
         if self.turns:
-            await session.outcome(self.turns[-1])
+            turn = self.turns[-1]
+            try:
+                told = await session.outcome(turn)
+            except Refused as refused:
+                if refused.reason is Reason.CANCELLED_BEFORE_START:
+                    self.world.seen.outcomes.append((session.id, turn, None, 0))
+                raise
+            self.world.seen.outcomes.append((session.id, turn, told.outcome, told.fence_seq))
 
     async def pause(self, _: Any) -> None:
         await trio.sleep(self.dice.choice(PAUSES_S))
