@@ -84,6 +84,8 @@ class TurnActor:
             with self.scope:
                 marks.scope_hook("turn", self.scope)
                 await runtime.agent_of(self.plan.agent)(turn)
+            if self.scope.cancelled_caught and not self.asked and not self._stopped.is_set():
+                self.node_cancelled = True  # by whomever: an agent that was cut short has not completed its turn
         except BaseException as error:
             if not _contained(error):
                 raise

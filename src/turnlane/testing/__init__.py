@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from .schedule import seeded as seeded
     from .schedule import verify_seam as verify_seam
     from .search import NotDeterministic as NotDeterministic
+    from .simulation import BUDGET as BUDGET
     from .simulation import Simulated as Simulated
     from .simulation import simulate as simulate
     from .sweep import explore as explore
@@ -167,10 +168,7 @@ _ROOMS: Final = {
         "verify_seam",
     ),
     "search": ("NotDeterministic",),
-    "simulation": (
-        "Simulated",
-        "simulate",
-    ),
+    "simulation": ("BUDGET", "Simulated", "simulate"),
     "sweep": (
         "explore",
         "sweep",

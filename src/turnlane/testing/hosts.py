@@ -4,8 +4,8 @@ A host has lives. A life is what a process is: a runtime, a listener, the connec
 crashes loses its disk and its lines in one instant and only then its tasks, so whatever they still do in their last
 steps reaches nobody, as with SIGKILL. A life whose journal breaks ends as a daemon does, and the host starts another.
 
-A paused host is what SIGSTOP makes: its ports hang and its lines stand still, while time goes on. Tasks that use none of
-these go on as well; what they do stays inside.
+A paused host is what SIGSTOP makes: its ports hang and its lines stand still, while time goes on. Tasks that use none
+of these go on as well; what they do stays inside.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class Host:
         self._awake = trio.Event()
         self._awake.set()
         self._up = trio.Event()
-        self._kept_alive = False
+        self._keeper: object = None
+        """Whoever starts the next life when this one falls."""
 
     def __repr__(self) -> str:
         return f"<Host {self.name}, {'down' if self.life is None else f'life {self.lives}'}>"
@@ -164,6 +165,7 @@ class Host:
             return
         self.world.note("crash", host=self.name, power=power)
         self._end(life)
+        self._keeper = None  # its last steps are nobody's
         life.ports.lose(power=power)
         life.scope.cancel(reason="crashed")
         self.world.network.cut_host(self.name)
@@ -176,7 +178,7 @@ class Host:
             self.resume()
             life.asked.set()
             await life.over.wait()
-        if self._kept_alive:  # it fell, and is about to come back by itself
+        if self._keeper is not None:  # it fell, and is about to come back by itself
             await self.wait_up()
             return
         assert self._nursery is not None, "the block of World.host has been left"
@@ -236,14 +238,15 @@ class Host:
 
     async def _live(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """One life after the other, until one ends because it was asked to."""
-        started, self._kept_alive = trio.Event(), True
+        started = keeper = self._keeper = trio.Event()
         try:
             while not await self._live_once(started, task_status):
                 self.world.note("host fell", host=self.name)
                 self.world.network.cut_host(self.name)
                 await trio.sleep(RESTART_S)
         finally:
-            self._kept_alive = False
+            if self._keeper is keeper:
+                self._keeper = None
 
     async def _live_once(self, started: trio.Event, task_status: trio.TaskStatus[None]) -> bool:
         """One life; whether it ended as it should."""

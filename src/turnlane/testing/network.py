@@ -212,6 +212,11 @@ class SimNetwork:
     world: World
     lines: list[Line] = field(factory=list)
     _made: int = 0
+    _next_cut: dict[str, int] = field(factory=dict)
+
+    def cut_next(self, *, up: int | None = None, down: int | None = None) -> None:
+        """The next line is cut when so many bytes have gone up (to the host) or down it."""
+        self._next_cut = {way: after for way, after in (("up", up), ("down", down)) if after is not None}
 
     async def dial(self, host: Host, client: str) -> trio.abc.Stream:
         """A line to a host, which takes its end as a listener would. Raises ConnectionRefusedError while it is down."""
@@ -221,6 +226,9 @@ class SimNetwork:
             raise ConnectionRefusedError("nobody listens there")
         self._made += 1
         line = Line(self, host.name, client, self._made)
+        for way, after in self._next_cut.items():
+            getattr(line, way).cut_after = after
+        self._next_cut = {}
         self.lines = [old for old in self.lines if not old.over] + [line]
         life.nursery.start_soon(life.server.handle, End(line, line.up, line.down))
         return End(line, line.down, line.up)

@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
+import multiprocessing
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -64,6 +66,10 @@ STEPS_PER_TALKER: Final = 24
 QUIET_S: Final = 60.0
 LONGEST_S: Final = 3_600.0
 """Virtual; a run that lasts longer does not end."""
+TAKEOVER_EVERY: Final = 8
+SEEDS_PER_COLLECTION: Final = 20
+SEEDS_PER_PROCESS: Final = 2_000
+TELL_EVERY_S: Final = 60.0
 BATCHES_MAX: Final = 3_000_000
 """Turns of trio's loop; a run with more of them goes in circles."""
 
@@ -300,15 +306,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("--to", type=int, help="run the seeds from SEED up to this one and say what was found")
     parser.add_argument("--size", type=int, default=4, help="talkers (default 4)")
+    parser.add_argument("--scene", choices=list(SCENES), help="default: drawn from the seed")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds (default 1)")
 
 
 def main_simulate(chosen: argparse.Namespace) -> int:
     """Exit status 0 when no rule was broken, 1 when one was."""
-    if chosen.to is None:
-        one = simulate(chosen.seed, size=chosen.size)
-        _say("\n".join([*one.history, str(one)]))
-        return 1 if one.violations else 0
-    return run_seeds(range(chosen.seed, chosen.to), size=chosen.size)
+    if chosen.to is not None:
+        done = run_seeds(range(chosen.seed, chosen.to), size=chosen.size, scene=chosen.scene, jobs=chosen.jobs)
+        return 1 if done.broken else 0
+    one = simulate(chosen.seed, size=chosen.size, scene=chosen.scene or scene_of(chosen.seed))
+    _say("\n".join([*one.history, str(one)]))
+    return 1 if one.violations else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -323,18 +332,71 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def run_seeds(seeds: Sequence[int], *, size: int = 4, say: Callable[[str], None] = _say) -> int:
-    """Many seeds; the broken ones are told as they come, the sum at the end."""
-    began, turns, events, broken = time.perf_counter(), 0, 0, 0
-    for seed in seeds:
-        one = simulate(seed, size=size)
-        turns, events, broken = turns + one.turns, events + one.events, broken + bool(one.violations)
-        if one.violations:
-            say(str(one))
-    took = time.perf_counter() - began
-    rate = f"{took:.1f} s, {turns / took:.0f} turns a second"
-    say(f"{len(seeds)} seeds, {turns} turns, {events} events, {broken} broken, {rate}")
-    return 1 if broken else 0
+@frozen
+class Done:
+    """What many seeds came to."""
+
+    seeds: int
+    turns: int
+    events: int
+    broken: tuple[int, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        rate = f"{self.seconds:.1f} s, {self.turns / max(self.seconds, 1e-9):.0f} turns a second"
+        return f"{self.seeds} seeds, {self.turns} turns, {self.events} events, {len(self.broken)} broken, {rate}"
+
+
+def scene_of(seed: int) -> str:
+    """The scene of a seed where none is asked for: mostly the storm."""
+    return "takeover" if seed % TAKEOVER_EVERY == TAKEOVER_EVERY - 1 else "storm"
+
+
+def run_seeds(
+    seeds: Sequence[int],
+    *,
+    size: int = 4,
+    scene: str | None = None,
+    turns: int | None = None,
+    jobs: int = 1,
+    say: Callable[[str], None] = _say,
+) -> Done:
+    """Many seeds, up to so many `turns`; the broken ones are told as they come, and the sum now and then."""
+    began, told, counts = time.perf_counter(), time.perf_counter(), [0, 0, 0]
+    broken: list[int] = []
+
+    def so_far() -> Done:
+        return Done(counts[0], counts[1], counts[2], tuple(broken), time.perf_counter() - began)
+
+    for seed, its_turns, its_events, text in _each(seeds, size, scene, jobs):
+        counts[0], counts[1], counts[2] = counts[0] + 1, counts[1] + its_turns, counts[2] + its_events
+        if text:
+            broken.append(seed)
+            say(text)
+        if time.perf_counter() - told > TELL_EVERY_S:
+            told = time.perf_counter()
+            say(f"so far {so_far()}")
+        if turns is not None and counts[1] >= turns:
+            break
+    say(str(so_far()))
+    return so_far()
+
+
+def _each(seeds: Sequence[int], size: int, scene: str | None, jobs: int) -> Iterator[tuple[int, int, int, str]]:
+    work = partial(_one_seed, size=size, scene=scene)
+    if jobs == 1:
+        yield from map(work, seeds)
+        return
+    # Fresh processes, not forked ones: the caller may hold a store or a loop.
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=SEEDS_PER_PROCESS) as pool:
+        yield from pool.imap(work, seeds)
+
+
+def _one_seed(seed: int, size: int, scene: str | None) -> tuple[int, int, int, str]:
+    one = simulate(seed, size=size, scene=scene or scene_of(seed))
+    if seed % SEEDS_PER_COLLECTION == 0:
+        gc.collect()  # none happens while a seed runs
+    return seed, one.turns, one.events, str(one) if one.violations else ""
 
 
 if __name__ == "__main__":
