@@ -554,6 +554,29 @@ async def test_a_socket_that_takes_bytes_drop_by_drop_is_given_its_time() -> Non
         assert guard.verdict is None and not guard.status().poisoned
 
 
+async def test_a_read_full_of_tiny_frames_is_handed_on_in_slices() -> None:
+    """The first such read is whole; after it others get their turn between slices. A large frame ends that."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    guard = Guard(ours, evolve(LIMITS, message_bytes_max=1 << 20))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(theirs.send_all, HEAD)
+        assert isinstance(await guard.handshake(DoorRules()), Accepted)
+        await guard.receive_some(65_536)
+        await guard.send_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        guard.admit(OPEN)
+        flood, large = frame(10) * 2_000, text(b"x" * 100_000)
+        sizes = []
+        for data in (flood, flood, large, large):
+            nursery.start_soon(theirs.send_all, data)
+            left = len(data)
+            while left > 0:
+                sizes.append(len(await guard.receive_some(65_536)))
+                left -= sizes[-1]
+    assert sizes[0] == len(flood)
+    assert max(sizes[1:6]) < 2_100
+    assert max(sizes[-3:]) > 50_000
+
+
 async def test_the_send_buffer_is_small_unless_it_is_left_alone() -> None:
     async with sockets() as (near, _):
         Guard(near)

@@ -38,6 +38,10 @@ SEND_BUFFER_BYTES: Final = 32_768
 
 _CHUNK_BYTES: Final = 16_384  # one TLS record: progress on a stream that does not say how much it took
 _RECEIVE_BYTES: Final = 65_536
+_SLICE_BYTES: Final = 2_048
+_FRAMES_PER_SLICE_MAX: Final = 128
+"""More in what was read last, and the next is taken in slices: 64 KiB may hold ten thousand empty frames, and nobody else
+runs while they are parsed."""
 _HEADER_BYTES_MAX: Final = 14
 _LINGER_BYTES_MAX: Final = 1_048_576
 _CLOSE_FRAME_BYTES_MAX: Final = 131  # masked
@@ -83,6 +87,7 @@ class Guard(trio.abc.Stream):
         self._meter.total_bytes_max = limits.anonymous_bytes_max
         self._replay = b""
         self._early = b""
+        self._slice_bytes = _RECEIVE_BYTES
         self._ready: deque[tuple[bytes, bool]] = deque()  # metered; whether it is a ping
         self._upgraded = trio.Event()
         self._close_sent = trio.Event()
@@ -213,7 +218,12 @@ class Guard(trio.abc.Stream):
                 data = bytes(await self._transport.receive_some(max(1, size - _HEADER_BYTES_MAX)))
                 if not data:
                     return b""
+            if len(data) > self._slice_bytes:
+                data, self._early = data[: self._slice_bytes], data[self._slice_bytes :]
+            frames = self._meter.frames
             passed = self._meter.feed(data, trio.current_time())
+            crowded = self._meter.frames - frames > _FRAMES_PER_SLICE_MAX
+            self._slice_bytes = _SLICE_BYTES if crowded else _RECEIVE_BYTES
             if self._meter.verdict is not None:
                 self._give(self._meter.verdict)
             if not self._meter.ping_spans:
