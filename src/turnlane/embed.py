@@ -21,7 +21,7 @@ from .core.limits import DEFAULT_LIMITS, Limits
 from .core.ports import Clock, EventStore, Hop, Ids, LeaseStore, Observer, Ports, StoreError
 from .core.reasons import Reason, Refused, Rejected
 from .journal.cursor import StoreCursors
-from .journal.lease import LmdbLeases, MemoryLeases
+from .journal.lease import LmdbLeases, StoreLeases
 from .journal.opening import beside, is_empty, make_directories, named_failures
 from .journal.store import LmdbStore
 from .machines.admission import Quotas
@@ -136,7 +136,7 @@ async def open_runtime(
         raise TypeError("open_runtime needs either a state directory or a store")
     opened: EventStore
     if store is not None:
-        opened, held = store, leases or MemoryLeases()
+        opened, held = store, leases or StoreLeases(store)
     else:
         assert state is not None
         lmdb_store = await trio.to_thread.run_sync(_open_journal, Path(state), limits)

@@ -16,7 +16,7 @@ from attrs import evolve
 from tests.house.reading import DOCS, ROOT
 
 from turnlane.core.step import DUE_UNCHANGED, Batch, Head, Page
-from turnlane.journal import LmdbLeases, LmdbStore, MemoryLeases, MemoryStore
+from turnlane.journal import LmdbLeases, LmdbStore, MemoryLeases, MemoryStore, StoreLeases
 from turnlane.testing import contracts
 from turnlane.testing.contracts import check_event_store, check_lease_store, clause_name
 
@@ -89,6 +89,13 @@ async def test_the_lmdb_leases_pass_the_contract() -> None:
 
 async def test_the_memory_leases_pass_the_contract() -> None:
     await check_lease_store(lambda: nullcontext(MemoryLeases()), reopen=nullcontext)
+
+
+async def test_the_leases_in_the_checkpoints_of_a_store_pass_the_contract() -> None:
+    def again(leases: StoreLeases) -> Any:
+        return nullcontext(StoreLeases(leases._store.reopened()))  # type: ignore[attr-defined]
+
+    await check_lease_store(lambda: nullcontext(StoreLeases(MemoryStore())), reopen=again)
 
 
 async def test_the_leases_of_the_example_pass_the_contract() -> None:

@@ -282,7 +282,7 @@ STORE_USES = [
 USES = [
     *((kind, by_threads, use, model) for kind in ("lmdb", "memory") for use, model in STORE_USES),
     ("lmdb leases", by_threads, hold_leases, LEASES),
-    ("memory leases", by_tasks, hold_leases, LEASES),
+    ("memory leases", by_threads, hold_leases, LEASES),
 ]
 
 

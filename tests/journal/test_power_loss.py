@@ -62,7 +62,6 @@ def test_no_image_after_a_power_loss_lacks_what_was_acknowledged(workload: str, 
     report.raise_if_broken()
 
 
-@pytest.mark.xfail(reason="the parents that a creation makes are not synced into theirs", strict=True)
 def test_a_journal_below_directories_that_were_not_there_outlives_a_power_loss() -> None:
     power_loss("workloads:deep", "workloads:recover_deep", images=200).raise_if_broken()
 

@@ -1,12 +1,12 @@
 """The journal: event logs on disk or in memory, and what hangs on them. Synchronous; threads are the runtime's affair.
 
-`layout` is the page to read first. `LmdbStore` and `MemoryStore` implement `EventStore`, `LmdbLeases` and
-`MemoryLeases` implement `LeaseStore`, `StoreCursors` implements `Cursors`; `care` looks after a store as a whole.
+`layout` is the page to read first. `LmdbStore` and `MemoryStore` implement `EventStore`, `LmdbLeases`,
+`StoreLeases` and `MemoryLeases` implement `LeaseStore`, `StoreCursors` implements `Cursors`; `care` looks after a store as a whole.
 """
 
 from .care import DoctorReport, Fault, backup, compact, doctor
 from .cursor import StoreCursors
-from .lease import LmdbLeases, MemoryLeases
+from .lease import LmdbLeases, MemoryLeases, StoreLeases
 from .memory import MemoryStore
 from .store import LmdbStore
 
@@ -18,6 +18,7 @@ __all__ = [
     "MemoryLeases",
     "MemoryStore",
     "StoreCursors",
+    "StoreLeases",
     "backup",
     "compact",
     "doctor",

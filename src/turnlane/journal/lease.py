@@ -20,6 +20,7 @@ from . import layout
 
 if TYPE_CHECKING:
     from turnlane.core.ids import Epoch
+    from turnlane.core.ports import EventStore
 
     from .store import LmdbStore
 
@@ -70,6 +71,42 @@ class LmdbLeases:
             return True, _pack(lease, held=False) if held else None
 
         return self._store.update_row(_TABLE, scope, write)
+
+
+class StoreLeases:
+    """Leases among the checkpoints of any store: durable where the store is, for one process at a time."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._lock = Lock()
+
+    def _row(self, scope: str) -> tuple[Lease | None, bool]:
+        row = self._store.load_checkpoint(f"lease/{scope}")
+        return _unpack(scope, row) if row is not None else (None, False)
+
+    def _keep(self, lease: Lease, *, held: bool) -> None:
+        self._store.save_checkpoint(f"lease/{lease.scope}", _pack(lease, held=held))
+
+    def acquire(self, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Lease | Rejected:
+        with self._lock:
+            old, held = self._row(scope)
+            lease = grant(old, held, scope, owner, lease_id, wall)
+            if isinstance(lease, Lease) and lease is not old:
+                self._keep(lease, held=True)
+            return lease
+
+    def read(self, scope: str) -> Lease | None:
+        lease, held = self._row(scope)
+        return lease if held else None
+
+    def release(self, scope: str, owner: str, epoch: Epoch) -> bool:
+        with self._lock:
+            lease, held = self._row(scope)
+            if lease is None or (lease.owner, lease.epoch) != (owner, epoch):
+                return False
+            if held:
+                self._keep(lease, held=False)
+            return True
 
 
 class MemoryLeases:

@@ -198,6 +198,9 @@ class Residents:
 
     async def _passivate(self, actor: SessionActor) -> None:
         state, head = actor.state, actor.owner.head
+        if state.phase is SessionPhase.ABSENT:  # its opening found no room: nothing is kept of it, so no snapshot either
+            self.forget(actor)
+            return
         try:
             await self.runtime.writer.call(
                 self.runtime.ports.store.save_snapshot,

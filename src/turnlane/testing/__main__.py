@@ -32,6 +32,11 @@ def _replay(chosen: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when nothing was found, 1 when something was, 2 when it could not be run."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["conformance"]:
+        from .conformance import main_conformance
+
+        return main_conformance(arguments[1:])
     from . import hostile, planted, simulation
 
     verbs: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
@@ -42,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     parser = argparse.ArgumentParser(prog="python -m turnlane.testing")
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("conformance", help="play the cases of the wire against a server, or for a client")
     for name, (about, add, _) in verbs.items():
         add(commands.add_parser(name, help=about))
     chosen = parser.parse_args(arguments)

@@ -551,6 +551,8 @@ async def _a_holder_has_a_name(leases: Any) -> None:
         refused = await leases.acquire("runtime", owner, lease, WallInstant(20))
         is_no = isinstance(refused, Rejected) and refused.reason is Reason.INVALID_PARAMS
         assert is_no, f"owner and lease id have 1 to 128 letters: {refused}"
+    nowhere = await leases.acquire("", "host-2", "life-2", WallInstant(20))
+    assert isinstance(nowhere, Rejected), f"a scope has a name: {nowhere}"
     assert await leases.read("runtime") == held, "a refused acquire changes nothing"
 
 

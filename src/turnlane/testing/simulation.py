@@ -199,6 +199,7 @@ async def _takeover(world: World, rates: dict[str, float], found: list[Violation
                 world.rates = {}
                 world.network.heal()
                 await old.crash()
+                await new.restart()  # what host 1 still did in sessions that host 2 had not touched is recovered
                 await new.settle(QUIET_S)
                 await _end_sessions(world, new, found)
                 nursery.cancel_scope.cancel()  # who still looks for host 1

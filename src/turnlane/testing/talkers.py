@@ -18,6 +18,7 @@ from turnlane.client import Disconnected, OutcomeUnknown
 from turnlane.core.given import Event, Skipped
 from turnlane.core.ids import DEFAULT_TENANT
 from turnlane.core.reasons import Reason, Refused
+from turnlane.machines.requests import APPROVALS
 
 from .checkers import Answer, Attached, Got
 from .hosts import Host, Life
@@ -148,6 +149,8 @@ class Talker:
                 self.world.note("attach refused", talker=self.name, reason=refused.reason.value)
                 if refused.reason.value == "journal_broken":
                     return
+            except OutcomeUnknown:
+                self.world.note("attach unknown", talker=self.name)
             except Disconnected:
                 return
             await trio.sleep(0.1)
@@ -245,8 +248,9 @@ class Talker:
     async def answer(self, session: Any) -> None:
         if self.questions:
             request = self.dice.choice(self.questions[-3:])
-            seq = await session.answer(request, self.dice.choice(("accept", "decline")))
-            self._acknowledged(session, seq)
+            word = self.dice.choice(APPROVALS)
+            self._acknowledged(session, await session.answer(request, word))
+            await session.answer(request, APPROVALS[word == APPROVALS[0]])  # too late, and of another opinion
 
     async def outcome(self, session: Any) -> None:
         """Wait until a turn has ended, or is known never to begin."""
