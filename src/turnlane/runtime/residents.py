@@ -175,8 +175,9 @@ class Residents:
             await actor.submit(turns.LoseAuthority())
         if state.parent is not None and state.phase is not SessionPhase.ENDED:
             parent = await self.awake(session_stream(state.tenant, state.parent))
-            open_turn = parent.state.turn
-            if open_turn is None or open_turn.turn != state.parent_turn:
+            above = parent.state.turn
+            # A turn of a former life is over, even while its end is still on its way to the disk.
+            if above is None or above.turn != state.parent_turn or above.plan.epoch < self.runtime.epoch:
                 await actor.submit(rules.CloseSession("now", Reason.PARENT_ENDED, f"parent:{state.parent_turn}"))
         if state.rows:
             actor.ring()
