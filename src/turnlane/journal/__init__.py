@@ -1,7 +1,8 @@
 """The journal: event logs on disk or in memory, and what hangs on them. Synchronous; threads are the runtime's affair.
 
 `layout` is the page to read first. `LmdbStore` and `MemoryStore` implement `EventStore`, `LmdbLeases`,
-`StoreLeases` and `MemoryLeases` implement `LeaseStore`, `StoreCursors` implements `Cursors`; `care` looks after a store as a whole.
+`StoreLeases` and `MemoryLeases` implement `LeaseStore`, `StoreCursors` implements `Cursors`; `care` looks after a store
+as a whole.
 """
 
 from .care import DoctorReport, Fault, backup, compact, doctor

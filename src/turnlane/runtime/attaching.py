@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from ..core import marks
 from ..core.ports import EventStore
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.step import Position
@@ -47,6 +48,7 @@ async def attach(
     place = found or Position(head, head)  # "now" and "snapshot" are the head of this very instant
     if place.control_seq > head or place.data_seq > head:
         raise Refused(Reason.INVALID_CURSOR, "the cursor lies ahead of the log: it is not of this session")
+    marks.sometimes(place.control_seq > place.data_seq, "attaching.control_was_ahead")
     if min(place.control_seq, place.data_seq) + 1 < floor:
         raise stale_cursor(runtime, actor, floor, head)
     most = runtime.limits.attachments_per_tenant_max
@@ -58,6 +60,7 @@ async def attach(
         runtime.attaches += 1
         generation = runtime.epoch * GENERATIONS_PER_EPOCH + runtime.attaches  # rises over restarts as well
         for older in [other for other in actor.attachments.values() if other.client == client]:
+            marks.sometimes(True, "attaching.replaced")
             older.end(Reason.REPLACED, at_once=True)
     reader = Reader(
         place.control_seq,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
 
+from ..core import marks
 from ..core.ids import Seq
 from ..core.reasons import Reason, Refused
 from ..core.step import Kept, Lane, Position
@@ -77,6 +78,8 @@ class Attachment:
 
         Raises Refused `stale_cursor` when the log was cut behind the reader.
         """
+        if marks.buggify("attachment.page_of_one"):
+            items_max = 1
         while True:
             before = self.reader.place
             items = [] if self._cut else await self._kept(items_max, bytes_max)

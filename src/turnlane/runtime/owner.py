@@ -19,6 +19,7 @@ from typing import Any
 import trio
 from attrs import define, field, frozen
 
+from ..core import marks
 from ..core.ids import Epoch, Seq
 from ..core.limits import Limits
 from ..core.ports import Clock, EventEncoder, StoreError
@@ -103,6 +104,7 @@ class StreamOwner:
     async def handle(self, command: Any, keyed: Keyed | None = None, extra_keys: ExtraKeys | None = None) -> Answer:
         """Answer one command. Raises `OwnerLost` when the stream is no longer ours; the fence stays raised then."""
         if keyed is not None and (known := await self._known(keyed.key)) is not None:
+            marks.sometimes(True, "owner.key_repeated")
             return self._repeat(known, keyed)
         if self.lost is not None:
             raise self.lost
@@ -167,6 +169,7 @@ class StreamOwner:
             or ticket.taken
             or ticket.data_items >= self.limits.data_items_max
             or ticket.data_bytes >= self.limits.data_bytes_max
+            or marks.buggify("owner.batch_of_one")
         ):
             ticket = self._open = self._submit(Batch(self.stream, self.head, self.epoch, []), self._output_done)
         ticket.batch.events.append(kept)
@@ -274,6 +277,7 @@ class StreamOwner:
 
     def _repair(self, detail: str) -> None:
         """A batch was refused: batches behind it will be too. Take no data until all are answered, then go on."""
+        marks.sometimes(self._under_way, "owner.repaired_with_batches_behind")
         self._open = None
         if self._under_way:
             self._full = detail
@@ -283,6 +287,7 @@ class StreamOwner:
     def _lose(self, outcome: Outcome) -> None:
         if self.lost is not None:
             return
+        marks.sometimes(isinstance(outcome, StaleEpoch), "owner.replaced")
         self.view.granted = False
         if isinstance(outcome, StaleEpoch):
             message = f"the stream is written under epoch {outcome.current} now, ours is {self.epoch}"

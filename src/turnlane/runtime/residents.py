@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import define, field
 
+from ..core import marks
 from ..core.ids import SessionId, session_stream, split_stream
 from ..core.observations import ActorFell
 from ..core.ports import CorruptStream, StoreError
@@ -116,6 +117,7 @@ class Residents:
         tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
         state, after = SessionState(SessionId(name), tenant), 0
         if (snapshot := store.load_snapshot(stream)) is not None:
+            marks.sometimes(True, "residents.woken_from_a_snapshot")
             after, state = snapshot[0], encoder.decode_state(snapshot[1])
         head = store.head(stream).seq
         if after + 1 < store.floor(stream):
@@ -171,12 +173,14 @@ class Residents:
         state = actor.state
         for effect in rules.recovered_effects(state, self.runtime.limits):
             actor.perform(effect)
+        marks.sometimes(state.turn is not None, "residents.open_turn_recovered")
         if state.turn is not None:
             await actor.submit(turns.LoseAuthority())
         if state.parent is not None and state.phase is not SessionPhase.ENDED:
             parent = await self.awake(session_stream(state.tenant, state.parent))
             above = parent.state.turn
             # A turn of a former life is over, even while its end is still on its way to the disk.
+            marks.sometimes(above is not None and above.turn == state.parent_turn, "residents.child_before_its_parent")
             if above is None or above.turn != state.parent_turn or above.plan.epoch < self.runtime.epoch:
                 await actor.submit(rules.CloseSession("now", Reason.PARENT_ENDED, f"parent:{state.parent_turn}"))
         if state.rows:
@@ -194,12 +198,15 @@ class Residents:
         while True:
             await trio.sleep(interval_s)
             limit = self.runtime.ports.clock.now() - self.runtime.limits.session_idle_ms * 1_000_000
-            for actor in [actor for actor in self.actors.values() if actor.last_used < limit and passable(actor)]:
+            for actor in [actor for actor in self.actors.values() if self._idle(actor, limit)]:
                 await self._passivate(actor)
+
+    def _idle(self, actor: SessionActor, limit: int) -> bool:
+        return passable(actor) and (actor.last_used < limit or marks.buggify("residents.passivated_early"))
 
     async def _passivate(self, actor: SessionActor) -> None:
         state, head = actor.state, actor.owner.head
-        if state.phase is SessionPhase.ABSENT:  # its opening found no room: nothing is kept of it, so no snapshot either
+        if state.phase is SessionPhase.ABSENT:  # its opening found no room: nothing is kept of it
             self.forget(actor)
             return
         try:
@@ -237,6 +244,7 @@ class Residents:
 
     def fell(self, actor: SessionActor, refusal: Refused, error: Exception | None) -> None:
         """One way to fall: out of memory now, rebuilt at the next use; too often within a minute, and it goes up."""
+        marks.sometimes(error is None, "residents.fell_without_a_fault")
         self.runtime.counts.falls += 1
         self.runtime.observe(ActorFell(actor.session, refusal.reason, error))
         if self.actors.get(actor.stream) is actor:

@@ -180,6 +180,7 @@ class SessionActor:
         if not rivals:
             self._answer(first, await self._handle(command, None))
             return
+        marks.sometimes(len(rivals) > 1, "session.three_ends_at_once")
         triggers = (command, *(rival.command for rival in rivals))
         assert self.state.turn is not None
         won, _ = turns.choose(self.state.turn, triggers)
@@ -271,6 +272,7 @@ class SessionActor:
             case rules.CloseSession():
                 return evolve(command, accepted_at=envelope.accepted_at)
             case turns.CommitTurn() if self.turn is not None and self.turn.output_lost:
+                marks.sometimes(True, "session.commit_after_lost_output")
                 return self._failed_for_lost_output()  # decided before the loss was known, and offered again
         return command
 

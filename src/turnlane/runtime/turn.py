@@ -129,6 +129,7 @@ class TurnActor:
                 self.scope.cancel(reason="the turn has ended")
                 with trio.move_on_after(patience_ms / 1000):
                     await self._node_done.wait()
+        marks.sometimes(not self._node_done.is_set(), "turn.disowned")
         if not self._node_done.is_set():
             self.disowned = True
             self.actor.runtime.disown(self)
@@ -145,6 +146,7 @@ class TurnActor:
     def ask(self) -> None:
         """Soft cancel: the output in flight may finish, then the agent's scope is cancelled."""
         self.asked = True
+        marks.sometimes(self.outputs_in_flight, "turn.soft_cancel_met_an_output")
         if not self.outputs_in_flight:
             self.scope.cancel(reason="soft cancel")
 

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import trio
 from attrs import define, field, frozen
 
+from ..core import marks
 from ..core.limits import Limits
 from ..core.observations import GroupCommitted
 from ..core.ports import Clock, EventStore, Hop, JournalBroken, JournalClosed, StoreError
@@ -145,7 +146,8 @@ class JournalWriter:
 
     async def _commit_group(self) -> None:
         group: list[Ticket] = []
-        while self._queue and len(group) < self.limits.commit_batches_max:
+        most = 1 if marks.buggify("writer.group_of_one") else self.limits.commit_batches_max
+        while self._queue and len(group) < most:
             ticket = self._queue.popleft()
             ticket.taken = True
             group.append(ticket)
@@ -166,6 +168,7 @@ class JournalWriter:
             raise
         finally:
             self._under_way_since = 0
+        marks.sometimes(len(group) >= 4, "writer.group_of_many")
         took = (self.clock.now() - began) / 1e9
         self.observe(GroupCommitted(len(group), sum(len(ticket.batch.events) for ticket in group), took))
         self._groups += 1
@@ -194,6 +197,7 @@ class JournalWriter:
         for tries in range(DOUBT_TRIES_MAX):
             doubtful = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, InDoubt)]
             if not doubtful:
+                marks.sometimes(tries, "writer.doubt_settled")
                 return
             if tries:
                 await trio.sleep(DOUBT_WAIT_S)

@@ -22,7 +22,7 @@ from attrs import define, field
 from turnlane.core.ids import Seq
 from turnlane.core.ports import CorruptStream, JournalBroken, JournalClosed
 from turnlane.core.reasons import Reason
-from turnlane.core.step import Batch, Lane, Page, StorageFull
+from turnlane.core.step import Batch, InDoubt, Lane, Page, StorageFull
 from turnlane.journal.lease import MemoryLeases
 from turnlane.journal.memory import MemoryStore
 
@@ -131,6 +131,11 @@ class DiskPorts:
         if function.__name__ == "append" and (disk.full or world.happens("disk_full")):
             refused: Any = [StorageFull("no room on the simulated disk")] * len(args[0])
             return refused  # type: ignore[no-any-return]
+        if function.__name__ == "append" and world.happens("doubt"):
+            if world.dice("disk/doubt").random() < 0.5:
+                function(*args)
+            doubtful: Any = [InDoubt("the engine did not answer in time")] * len(args[0])
+            return doubtful  # type: ignore[no-any-return]
         answer = function(*args)
         await trio.lowlevel.cancel_shielded_checkpoint()
         return answer

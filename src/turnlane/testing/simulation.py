@@ -45,6 +45,7 @@ BUDGET: Final[Mapping[str, float]] = {
     "slow_commit": 0.3,
     "disk_full": 0.02,
     "disk_error": 0.02,
+    "doubt": 0.02,
     "crash": 0.2,
     "power": 0.2,
     "pause": 0.2,
