@@ -20,9 +20,13 @@ from ..machines import dispatch as queue
 from ..machines.session import Session, evolve_session, open_requests
 from .conduct import CONDUCT
 from .report import Violation
-from .seen import TERMINALS, Attached, Checker, Logged, Seen, is_below
+from .seen import TERMINALS, is_below
 from .seen import Answer as Answer
+from .seen import Attached as Attached
+from .seen import Checker as Checker
 from .seen import Got as Got
+from .seen import Logged as Logged
+from .seen import Seen as Seen
 from .seen import read_logs as read_logs
 from .world import quiescent as quiescent
 

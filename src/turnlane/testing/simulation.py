@@ -27,6 +27,7 @@ import trio.testing
 from attrs import frozen
 
 from turnlane.core import marks
+from turnlane.core.limits import DEFAULT_LIMITS
 
 from . import schedule
 from .checkers import DEFAULT, Checker, read_logs, violations
@@ -54,7 +55,7 @@ BUDGET: Final[Mapping[str, float]] = {
 }
 """The most of each fault: for messages, commits, occasions of the weather, turns."""
 
-INSIDE_SHARE: Final = 0.7
+INSIDE_SHARE: Final = 0.8
 """Of the talkers: programs inside the host process."""
 SWARM_SHARE: Final = 0.4
 """Of the faults, in a given seed: fewer kinds at once reach further than all of them."""
@@ -71,6 +72,7 @@ TAKEOVER_EVERY: Final = 8
 SEEDS_PER_COLLECTION: Final = 20
 SEEDS_PER_PROCESS: Final = 2_000
 TELL_EVERY_S: Final = 60.0
+DIGEST_LETTERS: Final = 16
 BATCHES_MAX: Final = 3_000_000
 """Turns of trio's loop; a run with more of them goes in circles."""
 
@@ -138,7 +140,7 @@ def simulate(
             raise
         found.append(Violation("ends", f"more than {BATCHES_MAX} turns of the loop"))
     except Exception as error:
-        found += map(_stray, leaves(error))
+        found += map(stray, leaves(error))
     finally:
         if collecting:
             gc.enable()
@@ -161,22 +163,22 @@ class _Bounded(schedule.Order):
 async def _storm(world: World, rates: dict[str, float], found: list[Violation]) -> None:
     world.note("rates", **rates)
     with trio.move_on_after(LONGEST_S) as bound:
-        async with world.host(agent=_counted_node(world)) as host:
+        async with world.host(agent=counted_node(world)) as host:
             with world.faults(swarm=False, **rates):
                 async with trio.open_nursery() as nursery:
                     if rates.keys() & _WEATHER.keys():
                         nursery.start_soon(_weather, world, host)
-                    await _conversations(world, host, SESSIONS)
+                    await converse(world, host, SESSIONS)
                     nursery.cancel_scope.cancel()
             await world.quiet(QUIET_S)
-            await _end_sessions(world, host, found)
-            found += [_stray(leaf) for error in host.stray for leaf in leaves(error)]
+            await end_sessions(world, host, found)
+            found += [stray(leaf) for error in host.stray for leaf in leaves(error)]
     if bound.cancelled_caught:
         found.append(Violation("ends", f"not within {LONGEST_S:g} virtual seconds"))
     world.note("end")
 
 
-def _counted_node(world: World) -> ScriptedNode:
+def counted_node(world: World) -> ScriptedNode:
     node, calls = world.node(), Counter[str]()
     node.tool = lambda _, name: calls.update([name])
     world.seen.accepted, world.seen.calls = node.accepted, calls
@@ -185,16 +187,16 @@ def _counted_node(world: World) -> ScriptedNode:
 
 async def _takeover(world: World, rates: dict[str, float], found: list[Violation]) -> None:
     """Host 1 stands still; host 2 takes its disk and its work; host 1 wakes up and believes that nothing happened."""
-    node, dice, disk = _counted_node(world), world.dice("takeover"), world.disk()
+    node, dice, disk = counted_node(world), world.dice("takeover"), world.disk()
     calm = {name: rate for name, rate in rates.items() if name not in _WEATHER and name != "disk_error"}
     with trio.move_on_after(LONGEST_S) as bound, world.faults(swarm=False, **calm):
         async with world.host(agent=node) as old, trio.open_nursery() as nursery:
-            nursery.start_soon(_conversations, world, old, SESSIONS)
+            nursery.start_soon(converse, world, old, SESSIONS)
             await trio.sleep(dice.choice((0.0, 0.01, 0.1, 1.0, 3.0)))
             old.pause()
             async with world.host("host-2", agent=node, disk=disk) as new:
                 async with trio.open_nursery() as later:
-                    later.start_soon(_conversations, world, new, SESSIONS, "late")
+                    later.start_soon(converse, world, new, SESSIONS, "late")
                     await trio.sleep(dice.choice((0.0, 0.1, 1.0, 5.0)))
                     old.resume()
                 world.rates = {}
@@ -202,14 +204,14 @@ async def _takeover(world: World, rates: dict[str, float], found: list[Violation
                 await old.crash()
                 await new.restart()  # what host 1 still did in sessions that host 2 had not touched is recovered
                 await new.settle(QUIET_S)
-                await _end_sessions(world, new, found)
+                await end_sessions(world, new, found)
                 nursery.cancel_scope.cancel()  # who still looks for host 1
-                found += [_stray(leaf) for error in (*old.stray, *new.stray) for leaf in leaves(error)]
+                found += [stray(leaf) for error in (*old.stray, *new.stray) for leaf in leaves(error)]
     if bound.cancelled_caught:
         found.append(Violation("ends", f"not within {LONGEST_S:g} virtual seconds"))
 
 
-async def _conversations(world: World, host: Host, sessions: tuple[str, ...], name: str = "talker") -> None:
+async def converse(world: World, host: Host, sessions: tuple[str, ...], name: str = "talker") -> None:
     dice = world.dice("talkers")
     async with trio.open_nursery() as nursery:
         for number in range(world.size):
@@ -218,7 +220,7 @@ async def _conversations(world: World, host: Host, sessions: tuple[str, ...], na
             nursery.start_soon(talker.run, name=talker.name)
 
 
-async def _end_sessions(world: World, host: Host, found: list[Violation]) -> None:
+async def end_sessions(world: World, host: Host, found: list[Violation]) -> None:
     """Everything is healed: each session ends, and its turns with it."""
     runtime = (await host.wait_up()).runtime
     with trio.move_on_after(QUIET_S) as bound:
@@ -279,7 +281,7 @@ SCENES: Final = {"storm": _storm, "takeover": _takeover}
 # the verdict
 
 
-def _stray(error: BaseException) -> Violation:
+def stray(error: BaseException) -> Violation:
     where = raised_at(error)
     return Violation("no_stray_exception", f"{type(error).__name__}: {error} (raised at {where})")
 
@@ -290,18 +292,22 @@ def _judged(world: World, found: list[Violation], check: Sequence[Checker]) -> S
     if not any(violation.rule == "ends" for violation in found):
         found += violations(seen, check)
     history = str(world.history).splitlines()
-    digest = hashlib.sha256()
-    for line in history:
-        digest.update(line.encode())
-    for stream, log in sorted(seen.logs.items()):
-        for event in log:
-            digest.update(f"{stream} {event.seq} {event.type} {event.turn} {event.epoch} {event.data}".encode())
-    for attached in seen.attached:
-        digest.update(str([(got.seq, got.skipped) for got in attached.got]).encode())
     turns = sum(event.type == "turn.opened" for log in seen.logs.values() for event in log)
     events = sum(map(len, seen.logs.values()))
     seconds = world.history[-1].at or 0.0 if len(world.history) else 0.0
-    return Simulated(world.seed, world.size, turns, events, seconds, digest.hexdigest()[:16], tuple(found), history)
+    return Simulated(world.seed, world.size, turns, events, seconds, _digest(world, history), tuple(found), history)
+
+
+def _digest(world: World, history: Sequence[str]) -> str:
+    """Of the story, of everything kept, and of what each reader was given."""
+    digest, store, after = hashlib.sha256("\n".join(history).encode()), world.disk().store, 0
+    while page := store.read_all(after, DEFAULT_LIMITS.page_items_max):
+        for stream, kept in page:
+            digest.update(b"%b %d %d %b" % (stream.encode(), kept.seq, kept.epoch, kept.payload))
+        after = page[-1][1].position
+    for attached in world.seen.attached:
+        digest.update(str([(got.seq, got.skipped) for got in attached.got]).encode())
+    return digest.hexdigest()[:DIGEST_LETTERS]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
