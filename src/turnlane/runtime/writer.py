@@ -193,7 +193,7 @@ class JournalWriter:
         await self.window.admit()
 
     async def _settle(self, group: list[Ticket], outcomes: list[Outcome]) -> None:
-        """Repeat what is in doubt until it is not. Only its owner can have moved the head to just behind the batch."""
+        """Repeat what is in doubt until it is not."""
         for tries in range(DOUBT_TRIES_MAX):
             doubtful = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, InDoubt)]
             if not doubtful:
@@ -205,8 +205,20 @@ class JournalWriter:
             again = [index for index in range(doubtful[0], len(group)) if group[index].batch.stream in streams]
             repeated = await self.hop(self.store.append, [group[index].batch for index in again])
             for index, outcome in zip(again, repeated, strict=True):
-                outcomes[index] = _settled(group[index].batch, outcome)
+                outcomes[index] = await self._settled(group[index].batch, outcome)
         raise JournalBroken(Reason.JOURNAL_BROKEN, "an append stayed in doubt: the engine does not answer")
+
+    async def _settled(self, batch: Batch, outcome: AppendResult) -> AppendResult:
+        """What a repeated append tells of the first: a head behind the batch may be ours, or another owner's."""
+        kept_through = batch.expected + len(batch.events)
+        if batch.events and isinstance(outcome, WrongSeq) and outcome.head >= kept_through:
+            page = await self.hop(self.store.read, batch.stream, batch.expected, len(batch.events))
+            there = [(kept.seq, kept.epoch, kept.type, kept.payload) for kept in page.events]
+            if there == [(kept.seq, kept.epoch, kept.type, kept.payload) for kept in batch.events]:
+                return Appended(kept_through, page.events[-1].position)
+        if isinstance(outcome, Duplicate) and outcome.first in batch.keys:
+            return Appended(kept_through, batch.events[-1].position if batch.events else 0)
+        return outcome
 
     async def _run_call(self) -> None:
         call = self._calls.popleft()
@@ -231,12 +243,3 @@ class JournalWriter:
             call = self._calls.popleft()
             call.error = error
             call.answered.set()
-
-
-def _settled(batch: Batch, outcome: AppendResult) -> AppendResult:
-    kept_through = batch.expected + len(batch.events)
-    if batch.events and isinstance(outcome, WrongSeq) and outcome.head >= kept_through:
-        return Appended(kept_through, batch.events[-1].position)
-    if isinstance(outcome, Duplicate) and outcome.first in batch.keys:
-        return Appended(kept_through, batch.events[-1].position if batch.events else 0)
-    return outcome

@@ -22,7 +22,7 @@ from attrs import define, field
 from turnlane.core.ids import Seq
 from turnlane.core.ports import CorruptStream, JournalBroken, JournalClosed
 from turnlane.core.reasons import Reason
-from turnlane.core.step import Batch, InDoubt, Lane, Page, StorageFull
+from turnlane.core.step import Batch, InDoubt, Lane, Page
 from turnlane.journal.lease import MemoryLeases
 from turnlane.journal.memory import MemoryStore
 
@@ -128,9 +128,7 @@ class DiskPorts:
             self._writing = None
         if self._gone:
             raise JournalClosed(Reason.JOURNAL_BROKEN, "the machine is gone")
-        if function.__name__ == "append" and (disk.full or world.happens("disk_full")):
-            refused: Any = [StorageFull("no room on the simulated disk")] * len(args[0])
-            return refused  # type: ignore[no-any-return]
+        self.store.full = disk.full or world.happens("disk_full")
         if function.__name__ == "append" and world.happens("doubt"):
             if world.dice("disk/doubt").random() < 0.5:
                 function(*args)
