@@ -322,7 +322,8 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "Asks for a turn. `input` is a non-empty object, list or text; what it means is between you and the agent. "
         "`turn` is an id of your choice (else the server gives one). `overlap` says what happens while a turn runs: "
         "`queue` waits, `reject` is refused, `interrupt` ends the running turn, `steer` gives the input to the running "
-        "turn named by `expected_turn`, `merge` joins the start that waits, `latest` replaces it (each only where that start has the same `overlap`).",
+        "turn named by `expected_turn`, `merge` joins the start that waits, `latest` replaces it "
+        "(each only where that start has the same `overlap`).",
         "`phase` active (`seq` is that of `turn.opened`, `cursor` lies right behind it) or queued (`position`, 1 is "
         'next). With `overlap: "steer"` it is that of `turn/steer` with a cursor. The answer is given once the start '
         "is durable.",

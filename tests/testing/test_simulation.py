@@ -15,7 +15,7 @@ from turnlane.core.reasons import Reason, Refused
 from turnlane.testing import BUDGET, acting, explore, simulate, sweep, swept
 from turnlane.testing.__main__ import main
 from turnlane.testing.nodes import hang, say, wait
-from turnlane.testing.simulation import SCENES, run_seeds, swarm_rates
+from turnlane.testing.simulation import run_seeds, scenes, swarm_rates
 from turnlane.testing.world import World
 
 LEVEL = os.environ.get("TURNLANE_LEVEL", "default")
@@ -33,7 +33,7 @@ def test_no_seed_breaks_a_rule():
     assert done.turns >= TURNS
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("scene", scenes())
 def test_the_same_seed_is_the_same_history_in_another_process(scene):
     """Also with another order of sets and dicts of text."""
     here = simulate(7, scene=scene)

@@ -24,9 +24,7 @@ from attrs import define, field, frozen
 from .checkers import DEFAULT
 from .nodes import no_forgery_kept
 from .scenes import MORE_SCENES
-from .simulation import SCENES, Simulated, simulate
-
-SCENES.update(MORE_SCENES)
+from .simulation import Simulated, simulate
 
 THEMES: Final = ("planted_bugs", "planted_turns", "planted_wire")
 CHECKERS: Final = (*DEFAULT, no_forgery_kept)

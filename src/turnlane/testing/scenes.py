@@ -7,7 +7,7 @@ with the same names, forged cursors, a secret that an agent lets slip, and a dis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import trio
@@ -32,8 +32,10 @@ from .runs import leaves
 from .simulation import (
     LONGEST_S,
     QUIET_S,
+    SCENES,
     SESSIONS,
     STEPS_PER_TALKER,
+    Scene,
     converse,
     counted_node,
     end_sessions,
@@ -41,8 +43,6 @@ from .simulation import (
 )
 from .talkers import Started, Talker, stream_of
 from .world import World
-
-Scene = Callable[[World, dict[str, float], list[Violation]], Coroutine[Any, Any, None]]
 
 NARROW: Final = evolve(
     DEFAULT_LIMITS,
@@ -323,3 +323,5 @@ MORE_SCENES: Final[Mapping[str, Scene]] = {
     "strangers": strangers,
     "flooded": flooded,
 }
+
+SCENES.update(MORE_SCENES)

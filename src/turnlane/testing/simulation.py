@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
+import importlib
 import multiprocessing
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableSequence, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -124,7 +125,8 @@ def simulate(
 ) -> Simulated:
     """Run one seed. `size`: talkers. `rates`: of the faults; None draws them from the seed, {} is fair weather.
 
-    Scenes: `storm` (one host in bad weather), `takeover` (a host is paused, another takes its disk, it wakes up).
+    Scenes: `storm` (one host in bad weather), `takeover` (a host is paused, another takes its disk, it wakes up), and
+    those of `scenes.py`.
     """
     schedule.verify_seam()
     world = World(seed, size)
@@ -134,7 +136,7 @@ def simulate(
     gc.disable()
     try:
         with marks.listening(world), schedule.ordered(_Bounded(seed)):
-            trio.run(SCENES[scene], world, drawn, found, clock=trio.testing.MockClock(autojump_threshold=0))
+            trio.run(scenes()[scene], world, drawn, found, clock=trio.testing.MockClock(autojump_threshold=0))
     except trio.TrioInternalError as error:
         if not isinstance(error.__cause__, schedule.Stuck):
             raise
@@ -275,7 +277,14 @@ async def _clock_step(world: World, host: Host) -> None:
 _WEATHER: Final = {"crash": _crash, "power": _power, "pause": _pause, "clock_step": _clock_step}
 
 
-SCENES: Final = {"storm": _storm, "takeover": _takeover}
+Scene = Callable[[World, dict[str, float], list[Violation]], Awaitable[None]]
+SCENES: Final[dict[str, Scene]] = {"storm": _storm, "takeover": _takeover}
+
+
+def scenes() -> Mapping[str, Scene]:
+    """By name; those of `scenes.py` join when they are first asked for."""
+    importlib.import_module("turnlane.testing.scenes")
+    return SCENES
 
 
 # the verdict
@@ -314,7 +323,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("--to", type=int, help="run the seeds from SEED up to this one and say what was found")
     parser.add_argument("--size", type=int, default=4, help="talkers (default 4)")
-    parser.add_argument("--scene", choices=list(SCENES), help="default: drawn from the seed")
+    parser.add_argument("--scene", choices=list(scenes()), help="default: drawn from the seed")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds (default 1)")
 
 
