@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
-
-import trio
 
 import turnlane
 from turnlane.journal.lease import MemoryLeases
 from turnlane.journal.memory import MemoryStore
 from turnlane.testing.checkers import Answer, Attached, Got, Seen, read_logs, violations
 from turnlane.testing.fakes import CountingIds, FakeClock
+from turnlane.testing.node_hosts import in_place
+from turnlane.testing.seen import got_of
 
 T = TypeVar("T")
-
-
-async def in_place(function: Callable[..., T], /, *args: object) -> T:
-    """The port `Hop` without a thread: a checkpoint before and after, so that a cancel may come at either."""
-    await trio.lowlevel.checkpoint()
-    answer = function(*args)
-    await trio.lowlevel.cancel_shielded_checkpoint()
-    return answer
 
 
 class Disk:
@@ -51,15 +43,6 @@ class Disk:
     def seen(self) -> Seen:
         self.store = self.store.reopened()
         return read_logs(self.store, Seen())
-
-
-def got_of(item: Any) -> Got | None:
-    """What an embedded attachment yielded, as the checkers take it."""
-    if isinstance(item, turnlane.Event):
-        return Got(item.seq, item.type, item.lane, item.turn, item.data)
-    if isinstance(item, turnlane.Skipped):
-        return Got(None, "session/skipped", "data", item.turn, None, (item.from_seq, item.to_seq, item.count))
-    return None
 
 
 async def follow(session: turnlane.Session, line: Attached, replay_from: Any = "earliest", **how: Any) -> None:

@@ -25,11 +25,12 @@ from turnlane.journal.lease import MemoryLeases
 from turnlane.journal.memory import MemoryStore
 from turnlane.runtime.agent import Agent
 
-from .checkers import Answer, Attached, Got, Seen, read_logs, violations
+from .checkers import Answer, Attached, Seen, read_logs, violations
 from .contracts import clause_named, opened
 from .fakes import CountingIds, FakeClock
 from .nodes import LIE, Act, ask, crash, effect, flood, hang, ignore_cancel, lie, say, steer
 from .report import Violation
+from .seen import got_of
 from .world import Resources
 
 T = TypeVar("T")
@@ -47,15 +48,6 @@ async def in_place(function: Callable[..., T], /, *args: object) -> T:
     answer = function(*args)
     await trio.lowlevel.cancel_shielded_checkpoint()
     return answer
-
-
-def got_of(item: Any) -> Got | None:
-    """What an attachment yielded, as the checkers take it."""
-    if isinstance(item, turnlane.Event):
-        return Got(item.seq, item.type, item.lane, item.turn, item.data)
-    if isinstance(item, turnlane.Skipped):
-        return Got(None, "session/skipped", "data", item.turn, None, (item.from_seq, item.to_seq, item.count))
-    return None
 
 
 @define(slots=True, eq=False)

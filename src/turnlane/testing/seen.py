@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 from attrs import define, field, frozen
 
+from ..core.given import Event, Skipped
 from ..core.ids import split_stream
 from ..core.ports import EventStore
 from .report import Violation
@@ -98,6 +99,15 @@ class Seen:
 
 
 Checker = Callable[[Seen], Iterable[Violation]]
+
+
+def got_of(item: Any) -> Got | None:
+    """What an attachment yielded, as the checkers take it."""
+    if isinstance(item, Event):
+        return Got(item.seq, item.type, item.lane, item.turn, item.data)
+    if isinstance(item, Skipped):
+        return Got(None, "session/skipped", "data", item.turn, None, (item.from_seq, item.to_seq, item.count))
+    return None
 
 
 def read_logs(store: EventStore, seen: Seen, prefix: str = "") -> Seen:

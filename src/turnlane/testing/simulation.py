@@ -128,6 +128,8 @@ def simulate(
     Scenes: `storm` (one host in bad weather), `takeover` (a host is paused, another takes its disk, it wakes up), and
     those of `scenes.py`.
     """
+    if scene not in scenes():
+        raise ValueError(f"no scene {scene!r}; there are {', '.join(scenes())}")
     schedule.verify_seam()
     world = World(seed, size)
     drawn = swarm_rates(world.dice("swarm")) if rates is None else checked_rates(rates)

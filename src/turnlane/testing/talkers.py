@@ -15,14 +15,14 @@ import trio
 from attrs import define, field, frozen
 
 from turnlane.client import Disconnected, OutcomeUnknown
-from turnlane.core.given import Event, Skipped
 from turnlane.core.ids import DEFAULT_TENANT
 from turnlane.core.reasons import Reason, Refused
 from turnlane.machines.requests import APPROVALS
 
-from .checkers import Answer, Attached, Got
+from .checkers import Answer, Attached
 from .hosts import Host, Life
 from .nodes import Act, acting, random_acts, say
+from .seen import got_of
 
 if TYPE_CHECKING:
     from .world import World
@@ -156,16 +156,12 @@ class Talker:
             await trio.sleep(0.1)
 
     def _take(self, line: Attached, item: Any) -> None:
-        if isinstance(item, Event):
-            line.got.append(Got(item.seq, item.type, item.lane, item.turn, item.data))
-            if item.type == "request.opened":
-                self.questions.append(item.data["request"])
-        elif isinstance(item, Skipped):
-            given = (item.from_seq, item.to_seq, item.count)
-            line.got.append(Got(None, "session/skipped", "data", item.turn, None, given))
-        else:
+        if (got := got_of(item)) is None:
             return
+        line.got.append(got)
         self.cursor = item.cursor
+        if got.type == "request.opened":
+            self.questions.append(got.data["request"])
 
     # what it does
 
