@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import random
 import shutil
 import tempfile
 import threading
@@ -148,7 +149,7 @@ class World:
         self._exposed: dict[trio.lowlevel.Task, int] = {}
         self._cleanups: list[Callable[[], object]] = []
         self._state_dir: Path | None = None
-        self._buggify: dict[str, bool] = {}
+        self._buggify: dict[str, random.Random | None] = {}
         self.rates: dict[str, float] = {}
         """How often what happens, by name; empty while no faults are on."""
         self.rates_off: frozenset[str] = frozenset()
@@ -338,11 +339,11 @@ class World:
         MARKS_REACHED[name] = MARKS_REACHED.get(name, False) or condition
 
     def heard_buggify(self, name: str) -> bool:
-        if self.seed == 0:
-            return False  # the plain run: what fails here needs no rare branch
         if name not in self._buggify:
-            self._buggify[name] = self.dice(f"buggify/{name}/on").random() < BUGGIFY_SHARE
-        return self._buggify[name] and self.dice(f"buggify/{name}").random() < BUGGIFY_SHARE
+            on = self.seed != 0 and self.dice(f"buggify/{name}/on").random() < BUGGIFY_SHARE  # seed 0 is the plain run
+            self._buggify[name] = self.dice(f"buggify/{name}") if on else None
+        dice = self._buggify[name]
+        return dice is not None and dice.random() < BUGGIFY_SHARE
 
     def heard_point(self, name: str) -> None:
         if not self.hosts:  # a whole service passes too many of them to be told
