@@ -15,10 +15,11 @@ async def test_who_waits_on_a_broken_journal_is_told_and_nothing_spins(world):
     """A session that could not be kept was woken, fell and was woken again, without an await between."""
     async with world.host() as host:
         session = await host.runtime.open_session("s")
-        turn = await session.start_turn(acting(wait(1), say("lost")))
-        host.disk.fail("append", 1, JournalBroken(Reason.JOURNAL_BROKEN, "told to"))
+        await session.start_turn(acting(wait(1)))
+        waiting = await session.start_turn(acting(say("never")), overlap="queue")
+        host.disk.fail("append", 2, JournalBroken(Reason.JOURNAL_BROKEN, "told to"))  # behind the end of the first turn
         with pytest.raises(Refused, match="journal_broken"):
-            await session.outcome(turn.id)
+            await session.outcome(waiting.id)
         await world.quiet()
         await (await host.runtime.session("s")).close()
     world.check()
@@ -31,7 +32,7 @@ async def test_a_turn_whose_last_output_found_no_room_does_not_complete(world, a
         session = await host.runtime.open_session("s")
         turn = await session.start_turn(acting(wait(1), say("lost")))
         await trio.sleep(0.5)
-        host.disk.full = True
+        host.disk.slow_ms, host.disk.full = 10, True
         await trio.sleep(0.6 if at_once else 3)
         host.disk.full = False
         outcome = await turn.outcome()
@@ -65,9 +66,10 @@ async def test_a_replaced_host_with_work_that_is_due_stands_still(world):
         await session.start_turn(acting(say("waits")))
         old.pause()
         async with world.host("host-2", disk=world.disk()) as new:
-            await (await new.runtime.session("s")).close()
+            theirs = await new.runtime.session("s")
             old.resume()
             with pytest.raises(Refused):
                 await session.start_turn(acting(say("still here")))
             await trio.sleep(60)
+            await theirs.close()
     world.check()
