@@ -56,7 +56,7 @@ def test_a_seed_tells_its_story(capsys):
     story = capsys.readouterr().out.splitlines()
     assert story[0].split()[1] == "rates"
     assert any(" started talker=" in line for line in story)
-    assert story[-1].startswith("seed 4, size 4: ")
+    assert story[-1].startswith("seed 4, scene storm, size 4: ")
 
 
 def test_many_seeds_are_summed_up(capsys):

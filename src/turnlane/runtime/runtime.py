@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -136,7 +136,10 @@ class Runtime:
                 self.nursery = self.nodes = None
                 self.phase = "closed"
                 self.writer.close()
-        self.ports.leases.release("runtime", self.claim_owner, self.epoch)
+        with suppress(
+            StoreError
+        ):  # a journal that broke keeps nothing; whoever opens it next gets the next epoch anyway
+            self.ports.leases.release("runtime", self.claim_owner, self.epoch)
 
     @marks.on_cancel("resumable")
     async def drain(self) -> None:

@@ -77,6 +77,8 @@ class SimDisk:
 
     def fail(self, operation: str, n: int, error: BaseException) -> None:
         """The n-th call of `append`, `read`, ... from now raises `error`."""
+        if not callable(getattr(self.store, operation, None)) or n < 1 or not isinstance(error, BaseException):
+            raise ValueError(f"fail(operation of a store, n from 1, an exception), not {operation!r}, {n!r}, {error!r}")
         self._failures[operation, self._calls[operation] + n] = error
 
     def rot(self, records: int = 1) -> list[tuple[str, Seq]]:

@@ -8,6 +8,7 @@ faults into the running turn, and then a cancel of the whole host, whose store i
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -42,22 +43,28 @@ def node_harness(
     One turn for each of `inputs`, in a runtime in memory on virtual time, with a reader that is slow, somebody who
     answers every question, and one steering input a turn. Afterwards the store is opened again and the checkers look
     at all of it. An agent that raises what was not injected, or does not end when it is cancelled, is a finding.
-    `bounds` go to `sweep` (`at`, `pairs`, `runs_max`, `seconds_max`). A finding is seen again with
+    An agent that never waits itself is hit by the end of its host alone; a note says so. `bounds` go to `sweep` (`at`,
+    `pairs`, `runs_max`, `seconds_max`). A finding is seen again with
     `replay(token, scenario=node_scenario(agent, inputs), check=NODE_JUDGES)`.
     """
+    if not (inspect.iscoroutinefunction(agent) or inspect.iscoroutinefunction(type(agent).__call__)):
+        raise TypeError("an agent is an async function of a turn: async def agent(turn)")
     scenario = node_scenario(agent, inputs)
     turns = sweep(scenario, faults=faults, scope="turn", seeds=seeds, check=NODE_JUDGES, **bounds)
     host = sweep(scenario, faults=("cancel",), seeds=seeds, check=NODE_JUDGES, **bounds)
+    waits = bool(turns.points)
+    notes = turns.notes if waits else ("the agent itself never waits: only the end of its host was tried",)
     return evolve(
         turns,
-        ok=turns.ok and host.ok,
+        ok=(turns.ok or not waits) and host.ok,
         points=turns.points + host.points,
         runs=turns.runs + host.runs,
         missed=turns.missed + host.missed,
         seconds=turns.seconds + host.seconds,
         findings=turns.findings + host.findings,
         incomplete=turns.incomplete or host.incomplete,
-        notes=tuple(dict.fromkeys(turns.notes + host.notes)),
+        notes=tuple(dict.fromkeys((*notes, *host.notes))),
+        command="replay({token!r}, scenario=node_scenario(agent, inputs), check=NODE_JUDGES)",
     )
 
 

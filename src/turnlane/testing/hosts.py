@@ -320,8 +320,8 @@ async def hosted(
     named = {"default": agent or world.node(), **(agents or {})}
     host = world.hosts[name] = Host(world, name, named, disk or world.disk(name), limits, keys)
     async with trio.open_nursery() as host._nursery:
-        await host.restart()
         try:
+            await host.restart()
             yield host
         finally:
             host.resume()

@@ -216,6 +216,8 @@ class SimNetwork:
 
     def cut_next(self, *, up: int | None = None, down: int | None = None) -> None:
         """The next line is cut when so many bytes have gone up (to the host) or down it."""
+        if up is None and down is None:
+            raise ValueError("cut_next takes up= or down=, in bytes")
         self._next_cut = {way: after for way, after in (("up", up), ("down", down)) if after is not None}
 
     async def dial(self, host: Host, client: str) -> trio.abc.Stream:

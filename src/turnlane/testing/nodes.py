@@ -134,8 +134,15 @@ def below(*acts: Act) -> Act:
     return Act("below", acts)
 
 
+def _require_acts(acts: tuple[object, ...]) -> None:
+    for act in acts:
+        if not isinstance(act, Act):
+            raise TypeError(f"an act is what say(...), wait(...) and the others give, not {act!r}")
+
+
 def acting(*acts: Act) -> dict[str, Any]:
     """The input of a turn that is to perform these acts, whatever its node was told."""
+    _require_acts(acts)
     return {"acts": [act.data() for act in acts]}
 
 
@@ -156,6 +163,7 @@ class ScriptedNode:
     """
 
     def __init__(self, *acts: Act, tool: Callable[[Turn, str], Any] | None = None) -> None:
+        _require_acts(acts)
         self.acts = acts
         self.tool = tool
         self.ended: deque[Turn] = deque(maxlen=TURNS_KEPT)

@@ -31,14 +31,18 @@ CHECKERS: Final = (*DEFAULT, no_forgery_kept)
 
 STORM: Final = {"crash": 0.2, "power": 0.2, "disk_error": 0.02, "slow_commit": 0.3, "connection_cut": 0.05}
 ARENAS: Final[Mapping[str, Callable[[int], Simulated]]] = {
-    "swarm": partial(simulate, check=CHECKERS),
-    "fair": partial(simulate, check=CHECKERS, rates={}),
-    "nodes": partial(simulate, check=CHECKERS, rates={"node_fault": 0.5, "slow_commit": 0.3}),
-    "storm": partial(simulate, check=CHECKERS, rates={**STORM, "node_fault": 0.3}),
-    "full": partial(simulate, check=CHECKERS, rates={"disk_full": 0.02, "slow_commit": 0.3}),
-    "lines": partial(simulate, check=CHECKERS, rates={"connection_cut": 0.05, "delay": 0.3, "slow_commit": 0.1}),
-    "takeover": partial(simulate, check=CHECKERS, scene="takeover"),
-    **{name: partial(simulate, check=CHECKERS, scene=name) for name in MORE_SCENES},
+    **{
+        name: partial(simulate, check=CHECKERS, scene="storm", rates=rates)
+        for name, rates in (
+            ("swarm", None),
+            ("fair", {}),
+            ("nodes", {"node_fault": 0.5, "slow_commit": 0.3}),
+            ("storm", {**STORM, "node_fault": 0.3}),
+            ("full", {"disk_full": 0.02, "slow_commit": 0.3}),
+            ("lines", {"connection_cut": 0.05, "delay": 0.3, "slow_commit": 0.1}),
+        )
+    },
+    **{name: partial(simulate, check=CHECKERS, scene=name) for name in ("takeover", *MORE_SCENES)},
 }
 """Where a bug is hunted: by the seed alone, in fair weather, among bad agents, in a storm, while the disk is full or
 lines are cut, while a host is replaced, and in the scenes of `scenes.py`."""

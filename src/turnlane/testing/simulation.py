@@ -99,6 +99,7 @@ class Simulated:
     """One run: what it did, and what was wrong with it."""
 
     seed: int
+    scene: str
     size: int
     turns: int
     events: int
@@ -110,7 +111,8 @@ class Simulated:
     history: Sequence[str]
 
     def __str__(self) -> str:
-        head = f"seed {self.seed}, size {self.size}: {self.turns} turns, {self.events} events, {self.seconds:.1f} s"
+        what = f"{self.turns} turns, {self.events} events, {self.seconds:.1f} s"
+        head = f"seed {self.seed}, scene {self.scene}, size {self.size}: {what}"
         found = [f"  {violation.rule}: {violation.message}" for violation in self.violations]
         return "\n".join([f"{head}, {self.digest}", *found])
 
@@ -119,17 +121,23 @@ def simulate(
     seed: int,
     *,
     size: int = 4,
-    scene: str = "storm",
+    scene: str | None = None,
     rates: Mapping[str, float] | None = None,
     check: Sequence[Checker] = DEFAULT,
 ) -> Simulated:
     """Run one seed. `size`: talkers. `rates`: of the faults; None draws them from the seed, {} is fair weather.
 
     Scenes: `storm` (one host in bad weather), `takeover` (a host is paused, another takes its disk, it wakes up), and
-    those of `scenes.py`.
+    those of `scenes.py`; None draws one of the first two from the seed. Raises ValueError for arguments that mean
+    nothing, RuntimeError inside trio.
     """
+    scene = scene_of(seed) if scene is None else scene
     if scene not in scenes():
         raise ValueError(f"no scene {scene!r}; there are {', '.join(scenes())}")
+    if size < 1:
+        raise ValueError(f"size is the number of talkers, from 1, not {size!r}")
+    if trio.lowlevel.in_trio_run():
+        raise RuntimeError("simulate() calls trio.run itself and must not be called from inside trio")
     schedule.verify_seam()
     world = World(seed, size)
     drawn = swarm_rates(world.dice("swarm")) if rates is None else checked_rates(rates)
@@ -149,7 +157,7 @@ def simulate(
         if collecting:
             gc.enable()
         world.close()
-    return _judged(world, found, check)
+    return _judged(world, scene, found, check)
 
 
 class _Bounded(schedule.Order):
@@ -297,7 +305,7 @@ def stray(error: BaseException) -> Violation:
     return Violation("no_stray_exception", f"{type(error).__name__}: {error} (raised at {where})")
 
 
-def _judged(world: World, found: list[Violation], check: Sequence[Checker]) -> Simulated:
+def _judged(world: World, scene: str, found: list[Violation], check: Sequence[Checker]) -> Simulated:
     seen = world.seen
     read_logs(world.disk().store, seen)
     if not any(violation.rule == "ends" for violation in found):
@@ -306,7 +314,9 @@ def _judged(world: World, found: list[Violation], check: Sequence[Checker]) -> S
     turns = sum(event.type == "turn.opened" for log in seen.logs.values() for event in log)
     events = sum(map(len, seen.logs.values()))
     seconds = world.history[-1].at or 0.0 if len(world.history) else 0.0
-    return Simulated(world.seed, world.size, turns, events, seconds, _digest(world, history), tuple(found), history)
+    return Simulated(
+        world.seed, scene, world.size, turns, events, seconds, _digest(world, history), tuple(found), history
+    )
 
 
 def _digest(world: World, history: Sequence[str]) -> str:
@@ -323,18 +333,27 @@ def _digest(world: World, history: Sequence[str]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("seed", type=int)
-    parser.add_argument("--to", type=int, help="run the seeds from SEED up to this one and say what was found")
-    parser.add_argument("--size", type=int, default=4, help="talkers (default 4)")
+    parser.add_argument("--to", type=int, help="run the seeds from SEED to just below this one, and say what was found")
+    parser.add_argument("--size", type=_positive, default=4, help="talkers (default 4)")
     parser.add_argument("--scene", choices=list(scenes()), help="default: drawn from the seed")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds (default 1)")
+    parser.add_argument("--jobs", type=_positive, default=1, help="processes that share the seeds (default 1)")
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("give a number from 1")
+    return number
 
 
 def main_simulate(chosen: argparse.Namespace) -> int:
     """Exit status 0 when no rule was broken, 1 when one was."""
+    if chosen.to is not None and chosen.to <= chosen.seed:
+        sys.stderr.write(f"--to {chosen.to} leaves no seed from {chosen.seed} on: give a greater number\n")
+        return 2
     if chosen.to is not None:
         done = run_seeds(range(chosen.seed, chosen.to), size=chosen.size, scene=chosen.scene, jobs=chosen.jobs)
         return 1 if done.broken else 0
-    one = simulate(chosen.seed, size=chosen.size, scene=chosen.scene or scene_of(chosen.seed))
+    one = simulate(chosen.seed, size=chosen.size, scene=chosen.scene)
     _say("\n".join([*one.history, str(one)]))
     return 1 if one.violations else 0
 
@@ -412,7 +431,7 @@ def _each(seeds: Sequence[int], size: int, scene: str | None, jobs: int) -> Iter
 
 
 def _one_seed(seed: int, size: int, scene: str | None) -> tuple[int, int, int, str]:
-    one = simulate(seed, size=size, scene=scene or scene_of(seed))
+    one = simulate(seed, size=size, scene=scene)
     if seed % SEEDS_PER_COLLECTION == 0:
         gc.collect()  # none happens while a seed runs
     return seed, one.turns, one.events, str(one) if one.violations else ""
