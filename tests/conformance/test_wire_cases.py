@@ -55,6 +55,7 @@ class Served:
     process: subprocess.Popen[str]
     url: str
     token: Secret
+    folder: Path
 
 
 @contextmanager
@@ -73,7 +74,7 @@ def serving(folder: Path) -> Iterator[Served]:
         url = json.loads(line)["url"]
         tokens = find_local_tokens(url.split("/")[2], environ)
         assert tokens is not None
-        yield Served(process, url, tokens.session_token)
+        yield Served(process, url, tokens.session_token, folder)
     finally:
         process.kill()
         process.communicate()
@@ -568,15 +569,59 @@ def test_the_command_plays_chosen_cases_and_writes_junit(
     assert [one.get("name") for one in suite] == ["open", "drain"]
 
 
-def test_the_command_fails_where_a_case_does(
+async def test_the_command_fails_where_a_case_does(
     served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without the token the daemon refuses what the case expects to be answered."""
     junit = tmp_path / "cases.xml"
+    name, spoil, says = WRONG["another reason code"]
 
-    assert main_conformance([served.url, "--case", "open", "--junit", str(junit)]) == 1
-    assert "missing_authorization" in capsys.readouterr().out
+    async with Spoiler(served.url, served.token, spoil).open() as url:
+        status = await trio.to_thread.run_sync(main_conformance, [url, "--case", name, "--junit", str(junit)])
+
+    assert status == 1
+    assert says in capsys.readouterr().out
     assert ElementTree.fromstring(junit.read_text()).find("testcase/failure") is not None
+
+
+def test_the_command_ends_with_2_where_the_server_does_not_let_it_in(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No token, a bad one, another path: none of it is a fault of the server."""
+    token = served.token.reveal().decode()
+    for arguments, reason in (
+        ([served.url], "missing_authorization"),
+        ([served.url, "--token", "not.a.token"], "the handshake was refused: 401 .*invalid_token"),
+        ([served.url.replace("/v1/ws", "/elsewhere"), "--token", token], "refused: 404 .*unknown_path"),
+    ):
+        assert main_conformance([*arguments, "--case", "open"]) == 2
+        told = capsys.readouterr()
+        assert re.search(f"^conformance: .*{reason}", told.err), told
+        assert "WRONG" not in told.out
+
+
+async def test_a_token_without_the_right_is_told_as_such(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    def forbids(frame: Any) -> list[Any]:
+        data = {"code": "role_not_authorized", "temporary": False}
+        error = {"code": -32001, "message": "sessions.open is missing", "data": data}
+        if frame.get("id") != 2:
+            return [frame]
+        return [{"jsonrpc": "2.0", "id": 2, "error": error}]
+
+    async with Spoiler(served.url, served.token, forbids).open() as url:
+        assert await trio.to_thread.run_sync(main_conformance, [url, "--case", "open"]) == 2
+
+    assert "role_not_authorized" in capsys.readouterr().err
+
+
+def test_the_command_takes_the_local_token_of_this_user(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(served.folder))
+    assert main_conformance([served.url, "--case", "open"]) == 0
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1:99999", "notaddr", ":8000", "127.0.0.1:", "127.0.0.1:-1"])
+def test_a_place_to_serve_at_that_is_none_ends_with_2(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_conformance(["--serve", place]) == 2
+    assert capsys.readouterr().err == "conformance: --serve takes HOST:PORT, port 1 to 65535\n"
 
 
 @pytest.mark.parametrize("arguments", [["ws://127.0.0.1:9"], ["ws://x/", "--case", "nothing"], [], ["http://x"]])

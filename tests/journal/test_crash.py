@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from turnlane.testing.crash import CrashReport, ShimUnavailable, build_shim, crash_store, shim_count, shim_environment
 
@@ -98,6 +99,73 @@ def test_an_error_of_the_disk_happens_once_and_from_then_on() -> None:
 def test_without_a_compiler_the_calls_of_the_port_are_the_points() -> None:
     report = killed_everywhere("create_and_append", method="ports")
     assert (report.method, report.points, report.died) == ("ports", 6, 12)
+
+
+def test_without_a_compiler_a_workload_without_ports_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    build_shim()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(RuntimeError, match=r"^no C compiler, so only calls of ctx\.port.*install cc or set \$CC$"):
+        crash_store("planted_workloads:by_itself", "planted_workloads:numbers_of")
+
+
+def test_a_report_says_its_verdict_and_at_most_three_findings() -> None:
+    report = crash_store("workloads:unsealed", "workloads:recover", modes=("before",))
+    assert not report.ok and len(report.findings) > 3
+    head, *shown, rest = str(report).splitlines()
+    assert f"shim: FAILED, {len(report.findings)} findings in {report.runs} runs with {report.died} kills at " in head
+    assert [line.strip() for line in shown] == [str(finding) for finding in report.findings[:3]]
+    assert rest == f"  and {len(report.findings) - 3} more in `findings`"
+    with pytest.raises(AssertionError) as raised:
+        report.raise_if_broken()
+    assert str(raised.value) == str(report)
+
+
+def test_only_a_complete_run_without_a_finding_is_ok() -> None:
+    report = CrashReport("shim", 3, 10, 9, (), complete=True, seconds=0.1)
+    assert report.ok and str(report).startswith("shim: ok, 0 findings")
+    early = evolve(report, complete=False)
+    assert not early.ok and "ended early" in str(early)
+
+
+def test_a_workload_that_acknowledges_nothing_does_not_pass() -> None:
+    report = crash_store("planted_workloads:three_sectors", "planted_workloads:numbers_of", judge=lambda *_: None)
+    told = "the workload acknowledged nothing: call ctx.acknowledged(n) after each acknowledgement"
+    assert not report.ok and [finding.message for finding in report.findings] == [told]
+
+
+@pytest.mark.parametrize(
+    ("workload", "says"),
+    [
+        ("workloads:corect", "^no function 'corect' in workloads$"),
+        ("workloads:A", "^no function 'A' in workloads$"),
+        ("no_such_module:f", "^no_such_module cannot be imported: ModuleNotFoundError: No module named"),
+        ("workloads", "^workload has to be a text 'module:function', and is 'workloads'$"),
+    ],
+)
+def test_a_function_that_is_not_there_is_named(workload: str, says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=says):
+        crash_store(workload, "workloads:recover")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_function_itself_is_refused_with_a_sentence() -> None:
+    with pytest.raises(TypeError, match="recover has to be a text 'module:function', since another process imports it"):
+        crash_store("workloads:half", build_shim)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"errors": ("EIOO",)}, "no error 'EIOO': known are EIO, ENOSPC, EDQUOT, EINTR, short"),
+        ({"modes": ("befor",)}, "no mode 'befor': known are before, after, torn"),
+        ({"method": "magic"}, "no method 'magic': known are auto, shim, ports"),
+        ({"depth": 0}, "depth has to be 1, 2 or 3, and is 0"),
+        ({"depth": 4}, "depth has to be 1, 2 or 3, and is 4"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(options: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        crash_store("workloads:half", "workloads:recover", **options)  # type: ignore[arg-type]
 
 
 def test_the_shim_counts_and_kills_any_process(tmp_path: Path) -> None:

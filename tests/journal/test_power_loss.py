@@ -66,6 +66,30 @@ def test_a_journal_below_directories_that_were_not_there_outlives_a_power_loss()
     power_loss("workloads:deep", "workloads:recover_deep", images=200).raise_if_broken()
 
 
+# -- what is asked for
+
+
+@pytest.mark.parametrize("images", [0, -1])
+def test_no_images_are_no_proof(images: int) -> None:
+    with pytest.raises(ValueError, match=f"images has to be at least 1, and is {images}"):
+        plain("by_itself", images=images)
+
+
+def test_a_workload_that_acknowledges_nothing_does_not_pass() -> None:
+    report = plain("three_sectors")
+    assert not report.ok and "the workload acknowledged nothing: call ctx.acknowledged(n)" in messages(report)
+
+
+def test_the_report_of_images_says_the_verdict_and_the_first_findings() -> None:
+    report = plain("beside_it")
+    lines = str(report).splitlines()
+    found = len(report.findings)
+    assert lines[0].startswith(f"images: FAILED, {found} findings in {report.runs} images at "), report
+    assert "kills" not in lines[0] and lines[1].strip() == str(report.findings[0])
+    passed = plain("by_itself")
+    assert passed.ok and str(passed).startswith("images: ok, 0 findings in "), passed
+
+
 # -- planted bugs
 
 
@@ -142,8 +166,9 @@ def test_an_image_that_kills_its_reader_is_a_finding_and_the_others_are_opened_a
     report = plain("three_sectors", "numbers_or_death", judge=lambda *_: None)
     assert report.runs == 9, report
     holes = {"kept: log@512", "kept: log@1024", "lost: log@0", "lost: log@512"}
-    assert {finding.mode.partition("; ")[2] for finding in report.findings} == holes
-    assert {finding.message for finding in report.findings} == {"recovery died by signal 6"}
+    _, *found = report.findings  # the first says that nothing was acknowledged
+    assert {finding.mode.partition("; ")[2] for finding in found} == holes
+    assert {finding.message for finding in found} == {"recovery died by signal 6"}
 
 
 def test_a_write_through_a_descriptor_that_syncs_is_kept_and_keeps_no_other() -> None:

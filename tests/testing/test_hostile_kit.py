@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import itertools
 import json
@@ -31,7 +32,16 @@ from turnlane.daemon.tokens import KeyRing
 from turnlane.journal import cursor
 from turnlane.journal.memory import MemoryStore
 from turnlane.testing.attacks import ATTACKS
-from turnlane.testing.hostile import AssaultReport, Canary, assault, canary_fixture, client_fixture, no_secret
+from turnlane.testing.hostile import (
+    AssaultReport,
+    Canary,
+    add_assault_arguments,
+    assault,
+    canary_fixture,
+    client_fixture,
+    main_assault,
+    no_secret,
+)
 from turnlane.testing.peers import CUT, HANGS, PING, TEXT, Ended, Ending, Frame, HostileClient, Weakness, frame_bytes
 
 WALL_S = 1_800_000_000
@@ -399,6 +409,35 @@ def test_a_stream_that_ends_without_a_word_is_cut() -> None:
 def test_an_unknown_attack_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="no attack 'politeness'"):
         trio.run(assault, "ws://localhost:1", ["politeness"])
+    with pytest.raises(ValueError, match=r"no attack 'unmaskd': the nearest name is 'unmasked'$"):
+        trio.run(assault, "ws://localhost:1", "unmaskd")
+
+
+def test_one_attack_may_be_named_by_itself() -> None:
+    async def main() -> AssaultReport:
+        async with house() as server:
+            return await assault(server.dial, "unmasked", neighbours=0, seconds=0, token=server.token)
+
+    assert set(jumping(main).ended_by) == {"unmasked"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("--pid", "999999999", "no process 999999999"),
+        ("--pid", "-1", "no process -1"),
+        ("--seconds", "-2", "seconds has to be at least 0, and is -2"),
+        ("--seconds", "nan", "seconds has to be at least 0, and is nan"),
+        ("--together", "0", "together has to be at least 1, and is 0"),
+    ],
+)
+def test_the_command_refuses_numbers_that_mean_nothing(
+    flag: str, value: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_assault_arguments(parser)
+    assert main_assault(parser.parse_args(["ws://localhost:1", flag, value])) == 2
+    assert capsys.readouterr().err == f"{told}\n"
 
 
 # Canaries.

@@ -345,7 +345,7 @@ def test_a_scenario_that_never_comes_back_is_ended_by_its_timeout(pytester):
     )
     result = pytester.runpytest_inprocess("-p", "no:timeout")
     result.assert_outcomes(failed=1, passed=1)
-    result.stdout.fnmatch_lines(["did not end within 0.3 s (ini option turnlane_timeout)"])
+    result.stdout.fnmatch_lines(["did not end within * s (ini option turnlane_timeout)"])
 
 
 def test_a_timeout_of_pytest_timeout_stands_alone(pytester):

@@ -92,9 +92,8 @@ def test_a_difference_is_shown_as_a_unified_diff_and_the_file_is_left_alone(stor
         STORY.replace("1 bread\n", ""),
         STORY.replace("1 bread\n", "2 bread\n3 more\n"),
         STORY.replace("empty\n----\n", "empty\n----\nsomething\n# which is no comment here\n"),
-        STORY.removesuffix("\n"),
     ],
-    ids=["nothing expected", "too much", "something expected of nothing", "no last line break"],
+    ids=["nothing expected", "too much", "something expected of nothing"],
 )
 def test_a_rewrite_mends_what_is_expected_and_nothing_else(story, told):
     path = story(told)
@@ -110,6 +109,13 @@ def test_a_verb_without_an_output_has_nothing_below_its_rule(story):
     run_scenario(story("empty\n----\n\n# with a comment\nempty\n----\n"), VERBS)
 
 
+def test_a_last_line_without_a_line_feed_is_accepted(story):
+    run_scenario(story(STORY.removesuffix("\n")), VERBS)
+    run_scenario(story("put a\n----\n1 a"), VERBS)
+    with pytest.raises(ScenarioDiffers):
+        run_scenario(story("put a\n----\n2 a"), VERBS)
+
+
 def test_an_unknown_verb_names_the_known_ones_and_its_line(story):
     path = story(STORY.replace("empty", "burn"))
     with pytest.raises(BadScenario, match=r"story\.txt:20: no verb 'burn'; there are empty, put$"):
@@ -119,9 +125,10 @@ def test_an_unknown_verb_names_the_known_ones_and_its_line(story):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("put apples\n1 apples\n", r":1: behind the command 'put apples' comes ----"),
-        ("# only\n\nput apples\n", r":3: behind the command 'put apples' comes ----"),
-        ("put a\nput b\n----\n", r":1: behind the command 'put a' comes ----"),
+        ("put a\n1 a\n", r":1: after the command 'put a' a line ---- has to follow, found '1 a'"),
+        ("put a\n---\n", r":1: after the command 'put a' a line ---- has to follow, found '---'"),
+        ("# only\n\nput a\n", r":3: after the command 'put a' a line ---- has to follow, found the end of the file"),
+        ("# only\r\nput a\r\n----\r\n1 a\r\n", r":2: the line ends with CRLF: save the file with"),
         ("\n----\nput\n", r":2: ---- without a command"),
         ("\n=put a\n----\n", r":2: '=put a' does not begin with a verb"),
         ("bob:put a\n----\n", r":1: 'bob:put a' does not begin with a verb"),
@@ -155,6 +162,23 @@ def test_an_error_inside_a_verb_says_which_line_it_was(story):
     with pytest.raises(TypeError) as raised:
         run_scenario(story("# A slip of the pen.\nput apples cuont=3\n----\n"), VERBS)
     assert raised.value.__notes__[0].endswith("story.txt:2: put apples cuont=3")
+
+
+async def put_later(state, arguments):
+    return "1 a"
+
+
+@pytest.mark.parametrize(
+    ("verb", "came"), [(put_later, "not coroutine"), (lambda state, arguments: 3, "not int")], ids=["async", "a number"]
+)
+def test_a_verb_that_returns_no_text_is_named(story, verb, came):
+    with pytest.raises(TypeError, match=f"verb 'av' has to be a plain function that returns text.*{came}") as raised:
+        run_scenario(story("ann: av 2\n----\n"), {"av": verb})
+    assert raised.value.__notes__[0].endswith("story.txt:1: ann: av 2")
+
+
+def test_a_verb_that_returns_none_says_nothing(story):
+    run_scenario(story("av\n----\n"), {"av": lambda state, arguments: None})
 
 
 def test_a_blank_line_in_an_output_is_refused_since_it_could_not_be_read_back(story):

@@ -51,8 +51,10 @@ class AwaitPoint:
 class AwaitCoverage:
     """Which await points of `packages` were hit while this was active."""
 
-    def __init__(self, packages: Sequence[str]) -> None:
-        files = [path for package in packages for path in _files(package)]
+    def __init__(self, packages: str | Sequence[str]) -> None:
+        files = [
+            path for package in ([packages] if isinstance(packages, str) else packages) for path in _files(package)
+        ]
         self.points: Final[frozenset[AwaitPoint]] = frozenset(point for path in files for point in _points_of(path))
         self.hit: Final[set[AwaitPoint]] = set()
 
@@ -72,7 +74,7 @@ class AwaitCoverage:
 
     def report(self, minimum: float = 100, allowed: Path | None = None) -> str:
         """The coverage as text. Below `minimum` percent, not counting the allow-list, it raises AssertionError."""
-        excused = _allow_list(allowed) if allowed is not None else frozenset()
+        excused = allow_list(allowed) if allowed is not None else frozenset()
         missed = [point for point in self.missed if not any(f"{point.file}:{point.line}".endswith(e) for e in excused)]
         share = 100.0 * (1 - len(missed) / len(self.points)) if self.points else 100.0
         text = "\n".join([f"await points hit: {len(self.hit)} of {len(self.points)}", *(f"  not {p}" for p in missed)])
@@ -82,7 +84,7 @@ class AwaitCoverage:
 
 
 @contextmanager
-def await_coverage(packages: Sequence[str]) -> Iterator[AwaitCoverage]:
+def await_coverage(packages: str | Sequence[str]) -> Iterator[AwaitCoverage]:
     """Collect over any number of sweeps."""
     coverage = start(packages)
     try:
@@ -91,7 +93,7 @@ def await_coverage(packages: Sequence[str]) -> Iterator[AwaitCoverage]:
         stop(coverage)
 
 
-def start(packages: Sequence[str]) -> AwaitCoverage:
+def start(packages: str | Sequence[str]) -> AwaitCoverage:
     """Begin to collect; for callers who cannot hold a block open."""
     _active.append(AwaitCoverage(packages))
     return _active[-1]
@@ -163,7 +165,8 @@ def _point_at(code: types.CodeType, instruction: int) -> AwaitPoint | None:
     return points[offsets[place - 1]] if place else None
 
 
-def _allow_list(path: Path) -> frozenset[str]:
+def allow_list(path: Path) -> frozenset[str]:
+    """The awaits that a file excuses, each with a reason."""
     lines = (line.strip() for line in path.read_text().splitlines())
     entries = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
     for entry in entries:

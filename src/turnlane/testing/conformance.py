@@ -8,6 +8,7 @@ file says, byte for byte, and what comes is kept until a line of the file tells 
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import secrets
 import sys
@@ -29,6 +30,7 @@ from trio_websocket import (
 )
 
 from ..client.line import Address
+from ..core.reasons import Reason
 from ..core.secret import Secret
 from .wire_cases import (
     MORE,
@@ -51,7 +53,21 @@ from .wire_server import PATIENCE_S, serve_cases
 MESSAGES_READ_AHEAD: Final = 64
 MESSAGE_BYTES_MAX: Final = 16_777_216
 
+_KEPT_OUT: Final = (401, 403, 404)
+"""Answers to a handshake that say: not with this token, not from here, not at this path."""
+
+_NO_TOKEN_FOR_IT: Final = (
+    Reason.MISSING_AUTHORIZATION.value,
+    Reason.INVALID_TOKEN.value,
+    Reason.TOKEN_EXPIRED.value,
+    Reason.ROLE_NOT_AUTHORIZED.value,
+)
+
 Hook = Callable[[], Awaitable[None]]
+
+
+class NotLetIn(Wrong):
+    """The server does not let this client in, or not do what a case asks. Nothing can be said of its wire."""
 
 
 @define(slots=True, eq=False)
@@ -96,7 +112,8 @@ class Side:
         for answer in self.answers:
             if answer["id"] == wanted:
                 if (fault := misfit(told, answer, bound)) is not None:
-                    raise Wrong(f"{fault}; the answer is {shown(answer)}")
+                    kind = NotLetIn if _code(answer) in _NO_TOKEN_FOR_IT else Wrong
+                    raise kind(f"{fault}; the answer is {shown(answer)}")
                 self.answers.remove(answer)
                 return True, ""
         return False, "no answer came"
@@ -122,6 +139,14 @@ def _kind(frame: Any) -> tuple[Any, Any]:
     return frame["method"], frame["params"].get("type")
 
 
+def _code(answer: Any) -> Any:
+    """The reason code of an error; None where it is none, or has another form."""
+    value = answer
+    for name in ("error", "data", "code"):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
 def _ending(reason: CloseReason | None) -> tuple[int, str]:
     return (1006, "") if reason is None else (reason.code, reason.reason or "")
 
@@ -135,11 +160,18 @@ async def run_case(
     server: Mapping[str, Hook] | None = None,
 ) -> Outcome:
     """Play the client of a case against a server. `server` does what the case asks of whoever runs it: drain, trim."""
-    started, hooks = trio.current_time(), server or {}
+    return (await _run(case, url, token, patience_s, server or {}))[0]
+
+
+async def _run(
+    case: WireCase, url: str, token: str | Secret | None, patience_s: float, hooks: Mapping[str, Hook]
+) -> tuple[Outcome, bool]:
+    """What came of it, and whether the server let the client in."""
+    started = trio.current_time()
     if case.only_for_clients:
-        return Outcome(case, skipped="it is for clients: no server can be made to say this at will")
+        return Outcome(case, skipped="it is for clients: no server can be made to say this at will"), True
     if missing := case.needs - set(hooks):
-        return Outcome(case, skipped=f"the server has to {', '.join(sorted(missing))}, and nobody told how")
+        return Outcome(case, skipped=f"the server has to {', '.join(sorted(missing))}, and nobody told how"), True
     secret = Secret(token) if isinstance(token, str) else token
     player = Player(case, Address.of(url), secret, patience_s, hooks)
     found: BaseException | None = None
@@ -151,8 +183,11 @@ async def run_case(
         found = _first(group)
     if isinstance(found, OSError):
         raise found
-    wrong = f"the handshake was refused: {found}" if isinstance(found, ConnectionRejected) else found
-    return Outcome(case, None if wrong is None else str(wrong), seconds=trio.current_time() - started)
+    let_in = not isinstance(found, NotLetIn)
+    if isinstance(found, ConnectionRejected):
+        let_in = found.status_code not in _KEPT_OUT
+        found = Wrong(f"the handshake was refused: {found.status_code} {(found.body or b'').decode(errors='replace')}")
+    return Outcome(case, None if found is None else str(found), seconds=trio.current_time() - started), let_in
 
 
 def _first(fault: BaseException) -> BaseException:
@@ -182,7 +217,7 @@ class Player:
                 await _STEPS[line.what](self, line)
                 self._look()
             except Wrong as wrong:
-                raise Wrong(f"line {line.number}, {line.what} {line.words[:200]}: {wrong}") from None
+                raise type(wrong)(f"line {line.number}, {line.what} {line.words[:200]}: {wrong}") from None
         for side in self.sides.values():
             if side.answers:
                 raise Wrong(f"an answer came that the case does not tell: {shown(side.answers[0])}")
@@ -346,11 +381,17 @@ async def run_cases(
     patience_s: float = PATIENCE_S,
     server: Mapping[str, Hook] | None = None,
 ) -> list[Outcome]:
-    """Cases one after the other, each with sessions of its own; `told` is called after each. Raises OSError."""
-    outcomes = []
+    """Cases one after the other, each with sessions of its own; `told` is called after each.
+
+    Raises OSError where nobody listens, and `NotLetIn` where the server keeps this client out before any case was ok.
+    """
+    outcomes: list[Outcome] = []
     for case in cases() if chosen is None else chosen:
-        outcomes.append(await run_case(case, url, token, patience_s=patience_s, server=server))
-        told(outcomes[-1])
+        outcome, let_in = await _run(case, url, token, patience_s, server or {})
+        if not let_in and not any(one.ok and not one.skipped for one in outcomes):
+            raise NotLetIn(str(outcome.wrong))
+        outcomes.append(outcome)
+        told(outcome)
     return outcomes
 
 
@@ -359,9 +400,12 @@ def main_conformance(arguments: Sequence[str] | None = None) -> int:
 
     Exit status 0 when nothing was wrong, 1 when something was, 2 when the cases could not be run.
     """
+    from ..cli.frame import No
+    from ..cli.reaching import daemon_at
+
     parser = argparse.ArgumentParser(prog="python -m turnlane.testing conformance")
     parser.add_argument("url", metavar="URL", nargs="?", help="ws://HOST:PORT or wss://HOST:PORT of the server")
-    parser.add_argument("--token", help="a token with all rights, for a server that asks for one")
+    parser.add_argument("--token", help="a token with all rights (default: that of the local daemon of this user)")
     parser.add_argument("--case", action="append", default=[], metavar="NAME", help="only this one (repeatable)")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write the results as JUnit XML")
     parser.add_argument("--list", action="store_true", help="only name the cases and what they show")
@@ -369,25 +413,34 @@ def main_conformance(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     known = {case.name: case for case in cases()}
     if strangers := sorted(set(given.case) - set(known)):
-        return _could_not(f"no case {strangers[0]}: there are {', '.join(known)}")
+        nearest = difflib.get_close_matches(strangers[0], known, n=1, cutoff=0)[0]
+        return _could_not(f"no case {strangers[0]}: the nearest name is {nearest}, and --list shows all")
     chosen = [known[name] for name in given.case] or list(known.values())
     if given.list:
         sys.stdout.write("".join(f"{case.name}: {case.title}\n" for case in chosen))
         return 0
     try:
         if given.serve:
-            host, _, port = given.serve.rpartition(":")
-            trio.run(_serve, host, int(port), chosen)
+            trio.run(_serve, *_host_and_port(given.serve), chosen)
         if not given.url:
             return _could_not("the URL of a server is missing")
-        return _judged(trio.run(lambda: run_cases(given.url, chosen, given.token, told=_tell)), given.junit)
-    except (OSError, ValueError, KeyboardInterrupt, BaseExceptionGroup) as fault:
+        url, token = daemon_at(given.url, given.token)
+        return _judged(trio.run(lambda: run_cases(url, chosen, token, told=_tell)), given.junit)
+    except (No, NotLetIn, OSError, ValueError, KeyboardInterrupt, BaseExceptionGroup) as fault:
         first = _first(fault)
         if isinstance(first, KeyboardInterrupt):
             return 0 if given.serve else 130
-        if not isinstance(first, OSError | ValueError):
+        if not isinstance(first, No | NotLetIn | OSError | ValueError):
             raise
         return _could_not(str(first))
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    """Port 0 lets the system choose one."""
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise ValueError("--serve takes HOST:PORT, port 1 to 65535")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 async def _serve(host: str, port: int, chosen: Sequence[WireCase]) -> None:

@@ -48,6 +48,9 @@ from attrs import define, field, frozen
 
 _SOURCE: Final = Path(__file__).with_name("shim.c")
 _MODES: Final = ("before", "after", "torn")
+_ERRORS: Final = ("EIO", "ENOSPC", "EDQUOT", "EINTR", "short")
+_METHODS: Final = ("auto", "shim", "ports")
+_SHOWN_MAX: Final = 3
 _RECOVERY_CALLS_MAX: Final = 1_000
 _CHILD_SECONDS_MAX: Final = 60
 _MEMORY: Final = Path("/dev/shm")
@@ -164,17 +167,28 @@ class CrashReport:
     """False where `seconds_max` or the number of findings ended it early."""
     seconds: float
 
+    @property
+    def ok(self) -> bool:
+        """Nothing was found, and all of it was tried."""
+        return self.complete and not self.findings
+
     def __str__(self) -> str:
-        what, done = ("images", self.runs) if self.method == "images" else ("kills", self.died)
-        return (
-            f"{self.method}: {self.points} points, {self.runs} runs, {self.died} kills, {len(self.findings)} findings, "
+        state = "FAILED" if self.findings else "ok" if self.complete else "ok so far, ended early"
+        tried, what, done = f"{self.runs} runs with {self.died} kills", "kills", self.died
+        if self.method == "images":
+            tried, what, done = f"{self.runs} images", "images", self.runs
+        lines = [
+            f"{self.method}: {state}, {len(self.findings)} findings in {tried} at {self.points} points, "
             f"{self.seconds:.1f} s ({done / self.seconds:.0f} {what}/s)"
-        )
+        ]
+        lines += map(str, self.findings[:_SHOWN_MAX])
+        if len(self.findings) > _SHOWN_MAX:
+            lines.append(f"and {len(self.findings) - _SHOWN_MAX} more in `findings`")
+        return "\n  ".join(lines)
 
     def raise_if_broken(self) -> CrashReport:
         if self.findings:
-            shown = "\n  ".join(str(finding) for finding in self.findings[:10])
-            raise AssertionError(f"{len(self.findings)} of {self.runs} runs lost or broke something:\n  {shown}")
+            raise AssertionError(str(self))
         return self
 
 
@@ -220,7 +234,11 @@ def crash_store(
     "ENOSPC", "EDQUOT", "EINTR", or "short"), once and (except "EINTR") from then on. With `depth=2` recovery is killed
     at each of its own calls as well, each time from what the first kill left; with `depth=3` so is the one after it.
     """
-    assert set(modes) <= set(_MODES) and depth in (1, 2, 3), (modes, depth)
+    for what, given, known in (("mode", modes, _MODES), ("error", errors, _ERRORS), ("method", (method,), _METHODS)):
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"no {what} {unknown[0]!r}: known are {', '.join(known)}")
+    if depth not in (1, 2, 3):
+        raise ValueError(f"depth has to be 1, 2 or 3, and is {depth!r}")
     if method == "auto":
         try:
             build_shim(cache)
@@ -251,8 +269,8 @@ def _all_points(
     whole = server.run(Plan(0, "before"))
     groups = whole.untouched()
     if whole.count == 0:
-        raise RuntimeError("the workload makes no durable call below ctx.path")
-    findings = list(_judged(Plan(0, "untouched"), 1, whole, groups, judge))
+        raise RuntimeError(_nothing_counted(method))
+    findings = [*nothing_acknowledged(groups), *_judged(Plan(0, "untouched"), 1, whole, groups, judge)]
     numbers = range(1, whole.count + 1) if points == "every" else [int(point) for point in points]
     plans = [Plan(number, mode, depth=depth) for number in numbers for mode in modes]
     for number in numbers:
@@ -271,6 +289,22 @@ def _all_points(
         died += outcome.killed
         findings += _judged(plan, runs, outcome, groups, judge)
     return CrashReport(method, whole.count, runs, died, tuple(findings), complete, monotonic() - started)
+
+
+def _nothing_counted(method: str) -> str:
+    if method == "shim":
+        return "the workload makes no durable call below ctx.path"
+    only = "only calls of ctx.port(...) are counted, and there are none"
+    if shutil.which(os.environ.get("CC", "cc")) is None:
+        return f"no C compiler, so {only}: install cc or set $CC"
+    return f"with method ports {only}"
+
+
+def nothing_acknowledged(groups: Sequence[Sequence[int]]) -> Iterator[CrashFinding]:
+    """Where nothing was promised nothing can be lost, so whatever is recovered would pass."""
+    if not _flat(groups):
+        told = "the workload acknowledged nothing: call ctx.acknowledged(n) after each acknowledgement"
+        yield CrashFinding(0, "untouched", told, (), (), run=1)
 
 
 def _judged(
@@ -351,6 +385,13 @@ class ForkServer:
     """The other process, seen from here: one line of JSON each way a run."""
 
     def __init__(self, workload: str, recover: str, method: str, place: Path, cache: Path | None) -> None:
+        for role, name in (("workload", workload), ("recover", recover)):
+            if not isinstance(name, str):
+                raise TypeError(
+                    f"{role} has to be a text 'module:function', since another process imports it: {name!r}"
+                )
+            if not all(name.partition(":")):
+                raise ValueError(f"{role} has to be a text 'module:function', and is {name!r}")
         self._place, self._runs = place, 0
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
@@ -368,6 +409,9 @@ class ForkServer:
         os.close(theirs_out)
         self._in: IO[str] = os.fdopen(ours_in, "r")
         self._out: IO[str] = os.fdopen(ours_out, "w")
+        if wrong := json.loads(self._in.readline() or '""'):
+            self.close()
+            raise ValueError(wrong)
 
     def run(self, plan: Plan) -> Outcome:
         """The workload, with one fault; then recovery."""
@@ -602,14 +646,24 @@ def _say(out: IO[str], value: Any) -> None:
 
 
 def _resolve(name: str) -> Callable[..., Any]:
+    """Raises ValueError."""
     module, _, function = name.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    try:
+        found: Callable[..., Any] | None = getattr(importlib.import_module(module), function, None)
+    except Exception as error:
+        raise ValueError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"no function {function!r} in {module}")
     return found
 
 
 def _main(workload: str, recover: str, method: str, source: str, to: str) -> None:
     with os.fdopen(int(source)) as requests, os.fdopen(int(to), "w") as answers:
-        functions = _resolve(workload), _resolve(recover)
+        try:
+            functions = _resolve(workload), _resolve(recover)
+        except ValueError as wrong:
+            return _say(answers, str(wrong))
+        _say(answers, "")
         for line in requests:
             _say(answers, _Run(*functions, method, json.loads(line)).answer())
 

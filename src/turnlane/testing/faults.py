@@ -200,7 +200,9 @@ def require_known(kind: str, *, recovers: bool = False) -> None:
         raise RuntimeError("the fault `sigterm` needs the main thread")
     elif kind == "kill":
         if not recovers:
-            raise ValueError("the fault `kill` needs recover=: what is done with the state that is left")
+            raise ValueError(
+                "the fault `kill` needs recover= (--recover MODULE:NAME): what is done with the state that is left"
+            )
         forks.require_alone("the fault `kill`")
     elif kind not in FAULTS:
         raise ValueError(

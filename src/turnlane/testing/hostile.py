@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import difflib
 import functools
 import os
 import random
@@ -108,7 +109,7 @@ class AssaultReport:
 
 async def assault(
     target: str | Dial,
-    attacks: Sequence[str] | None = None,
+    attacks: str | Sequence[str] | None = None,
     *,
     together: int = 1,
     seconds: float = 60.0,
@@ -122,11 +123,14 @@ async def assault(
     `target` is a `ws://` URL or a function that gives a connected stream. Each attack is kept up for `seconds`: its
     script is thrown until they are over, at least once. `attacks` are names of `ATTACKS` (default: all; those that need
     a token are left out without one). `pid` is the server's process, for its memory. The sessions that are made on the
-    server are closed again. Raises ValueError for an unknown attack, and what `connect` raises when the neighbours are
-    not served before it begins (in a group).
+    server are closed again. Raises ValueError for an unknown attack or process, and what `connect` raises when the
+    neighbours are not served before it begins (in a group).
     """
-    if together < 1 or neighbours < 0:
-        raise ValueError("together is at least 1, neighbours at least 0")
+    for name, number, least in (("together", together, 1), ("neighbours", neighbours, 0), ("seconds", seconds, 0)):
+        if not number >= least:
+            raise ValueError(f"{name} has to be at least {least}, and is {number:g}")
+    if pid is not None and not _is_there(pid):
+        raise ValueError(f"no process {pid}")
     chosen = _chosen(attacks, token is not None)
     run = _Assault(target, token, seconds, together, random.Random(seed))
     url, dial = (target, None) if isinstance(target, str) else ("ws://localhost", target)
@@ -161,10 +165,22 @@ async def assault(
     )
 
 
-def _chosen(names: Sequence[str] | None, with_token: bool) -> list[Attack]:
-    unknown = [name for name in names or () if name not in ATTACKS]
-    if unknown:
-        raise ValueError(f"no attack {unknown[0]!r}; known are {', '.join(ATTACKS)}")
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return pid > 0
+    return pid > 0
+
+
+def _chosen(names: str | Sequence[str] | None, with_token: bool) -> list[Attack]:
+    names = (names,) if isinstance(names, str) else names
+    for name in names or ():
+        if name not in ATTACKS:
+            nearest = difflib.get_close_matches(name, ATTACKS, n=1, cutoff=0)[0]
+            raise ValueError(f"no attack {name!r}: the nearest name is {nearest!r}")
     wanted = [ATTACKS[name] for name in (ATTACKS if names is None else names)]
     return [attack for attack in wanted if with_token or not attack.needs_token]
 

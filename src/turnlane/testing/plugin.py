@@ -78,13 +78,17 @@ _settings: Final = pytest.StashKey[_Settings]()
 _scenario: Final = pytest.StashKey[Callable[..., Any]]()
 
 
-def swept(**arguments: Any) -> Callable[[F], F]:
+def swept(*bare: object, **arguments: Any) -> Callable[[F], F]:
     """Sweep this async test. Takes the arguments of `sweep`; seeds not given are those of the level."""
+    if bare:
+        raise TypeError("@swept has arguments by name only: write @swept()")
     return pytest.mark.turnlane(kind="sweep", **arguments)
 
 
-def explored(**arguments: Any) -> Callable[[F], F]:
+def explored(*bare: object, **arguments: Any) -> Callable[[F], F]:
     """Explore the orders of this async test's tasks. Takes the arguments of `explore`."""
+    if bare:
+        raise TypeError("@explored has arguments by name only: write @explored()")
     return pytest.mark.turnlane(kind="explore", **arguments)
 
 
@@ -119,6 +123,14 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.getoption
     if option("--turnlane-level") not in LEVELS:
         raise pytest.UsageError(f"TURNLANE_LEVEL must be one of {', '.join(LEVELS)}")
+    for name, (fits, expected) in _EXPECTED.items():
+        value = option(name)
+        try:
+            good = value is None or fits(value)
+        except (ValueError, OSError) as error:
+            raise pytest.UsageError(f"{name}: {error}") from error
+        if not good:
+            raise pytest.UsageError(f"{name}={value}: give {expected}")
     config.stash[_settings] = _Settings(
         level=option("--turnlane-level"),
         seeds=option("--turnlane-seeds"),
@@ -127,6 +139,28 @@ def pytest_configure(config: pytest.Config) -> None:
         token=option("--turnlane-replay"),
         crash=_crash_method(option("--turnlane-crash")),
     )
+
+
+def _is_token(text: str) -> bool:
+    from .tokens import decode
+
+    return bool(decode(text))
+
+
+def _is_allow_list(path: Path) -> bool:
+    from .awaits import allow_list
+
+    allow_list(path)
+    return True
+
+
+_EXPECTED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "--turnlane-seeds": (lambda seeds: seeds >= 1, "a number above 0"),
+    "--turnlane-jobs": (lambda jobs: jobs >= 1, "a number above 0"),
+    "--turnlane-await-min": (lambda percent: 0 <= percent <= 100, "a percentage from 0 to 100"),
+    "--turnlane-replay": (_is_token, "a token"),
+    "--turnlane-await-allow": (_is_allow_list, "a file of awaits"),
+}
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -175,7 +209,7 @@ def _seam_state() -> str:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and _is_ours(item):
             item.stash[_scenario] = item.obj
@@ -186,6 +220,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     token = config.stash[_settings].token
     if token is not None:
         _keep_only(token, config, items)
+        if not items and not session.testsfailed:  # a file that cannot be imported says so itself
+            raise pytest.UsageError("--turnlane-replay: " + _no_test_of(token))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -194,7 +230,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if packages and not session.config.getoption("collectonly"):
         from .awaits import start
 
-        session.config.stash[_settings].awaits = start(packages)
+        try:
+            session.config.stash[_settings].awaits = start(packages)
+        except ModuleNotFoundError as error:
+            raise pytest.UsageError(f"--turnlane-await-cov: {error}") from error
 
 
 def _is_ours(item: pytest.Function) -> bool:
@@ -222,6 +261,12 @@ def _keep_only(token: str, config: pytest.Config, items: list[pytest.Item]) -> N
             kept.append(item)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def _no_test_of(token: str) -> str:
+    from .tokens import decode
+
+    return f"no collected test is {decode(token).scenario}; is its file among the arguments?"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -331,7 +376,8 @@ def _search(item: pytest.Function, scenario: Scenario, arguments: dict[str, Any]
     if settings.seconds_left is not None:
         arguments["seconds_max"] = min(settings.seconds_left, arguments.get("seconds_max") or settings.seconds_left)
     started = time.monotonic()
-    report = (sweep if kind == "sweep" else explore)(scenario, **arguments)
+    with _refusals_said():
+        report = (sweep if kind == "sweep" else explore)(scenario, **arguments)
     if settings.seconds_left is not None:
         settings.seconds_left = max(0.0, settings.seconds_left - (time.monotonic() - started))
     _judge(evolve(report, command=f"pytest '{item.nodeid}' --turnlane-replay={{token}}"))
@@ -339,10 +385,24 @@ def _search(item: pytest.Function, scenario: Scenario, arguments: dict[str, Any]
 
 def _replay(token: str, scenario: Scenario, arguments: dict[str, Any]) -> None:
     from .tokens import rerun
+    from .world import DEFAULT_CHECKERS
 
-    report, run = rerun(token, scenario=scenario, check=arguments.get("check"), recover=arguments.get("recover"))
-    sys.stdout.write(f"{run.history}\n\n{report}\n")
+    judged_by = arguments.get("check", DEFAULT_CHECKERS)
+    with _refusals_said():
+        report, run = rerun(token, scenario=scenario, check=judged_by, recover=arguments.get("recover"))
+    sys.stdout.write(f"{run.history}\n")
     _judge(report)
+
+
+@contextmanager
+def _refusals_said() -> Iterator[None]:
+    """What the kit refuses is a sentence about the test, and its own frames say nothing more."""
+    from .search import NotDeterministic
+
+    try:
+        yield
+    except (ValueError, TypeError, NotDeterministic, RuntimeError) as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 def _judge(report: Report) -> None:

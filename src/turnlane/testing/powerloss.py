@@ -42,7 +42,16 @@ from typing import Final, NamedTuple
 
 from attrs import define, field, frozen
 
-from .crash import CrashFinding, CrashReport, ForkServer, Judge, Recovery, whole_groups, working_place
+from .crash import (
+    CrashFinding,
+    CrashReport,
+    ForkServer,
+    Judge,
+    Recovery,
+    nothing_acknowledged,
+    whole_groups,
+    working_place,
+)
 
 _SUBSETS_MAX: Final = 12
 """With at most so many pending changes, every subset of them is an image."""
@@ -418,6 +427,8 @@ def power_loss(
     Both are `module:function`, as for `crash_store`. At most `images` different images are opened; the same seed gives
     the same ones. `unkept` names files (without their directory) that are written through a map and hold nothing.
     """
+    if images < 1:
+        raise ValueError(f"images has to be at least 1, and is {images!r}")
     started = monotonic()
     with working_place() as place:
         server = ForkServer(workload, recover, "shim", place, cache)
@@ -449,7 +460,7 @@ def _all_images(
 ) -> CrashReport:
     tried = _in_turn(cuts, seed, images)
     known: dict[bytes, Recovery] = {}
-    findings: list[CrashFinding] = []
+    findings = [*nothing_acknowledged(groups)]
     complete = True
     while len(known) < images:
         if len(findings) >= _FINDINGS_MAX or (end is not None and monotonic() > end):

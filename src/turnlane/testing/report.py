@@ -55,12 +55,19 @@ class Finding:
     tasks: str
     history: str
     token: str
+    explored: bool = False
+    """Whether the order of tasks was what was tried."""
     reordered: int = 0
     """In how many batches its tasks run in another order than that of spawning, if the order is part of the finding."""
 
     def text(self, command: str) -> str:
         """The finding on one screen, with the command that replays it."""
-        happened = f"{self.fault} at point {self.point}, {self.where}" if self.fault else f"no fault, {self.where}"
+        if self.fault:
+            happened = f"{self.fault} at point {self.point}"
+        else:
+            happened = "in this order of tasks" if self.explored else "no fault"
+        if self.where.file:
+            happened += f", {self.where}"
         if self.reordered:
             happened += f", {self.reordered} of the batches reordered"
         return "\n".join(

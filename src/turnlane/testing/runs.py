@@ -21,7 +21,7 @@ import inspect
 import os
 import pickle
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
@@ -331,8 +331,8 @@ def _judge(world: World, run: Run, check: Sequence[Checker]) -> None:
 def _judge_sync(checker: Checker, world: World, run: Run) -> None:
     try:
         found = checker(world) if callable(checker) else checker.check(world)
-    except AssertionError as error:
-        found = (Violation(name_of(checker), str(error)),)
+    except Exception as error:
+        found = (_raised_by(checker, error),)
     if isinstance(found, Sequence):
         run.violations += [(name_of(checker), violation) for violation in found]
 
@@ -340,8 +340,39 @@ def _judge_sync(checker: Checker, world: World, run: Run) -> None:
 async def _judge_async(checker: Callable[[World], Awaitable[object]], world: World, run: Run) -> None:
     try:
         await checker(world)
-    except AssertionError as error:
-        run.violations.append((name_of(checker), Violation(name_of(checker), str(error))))
+    except Exception as error:
+        run.violations.append((name_of(checker), _raised_by(checker, error)))
+
+
+def _raised_by(checker: object, error: Exception) -> Violation:
+    """A judge that breaks has seen something that it did not expect, and the run that showed it must not be lost."""
+    text = str(error) if isinstance(error, AssertionError) else f"raised {type(error).__name__}: {error}"
+    return Violation(name_of(checker), text)
+
+
+def require_judges(check: object) -> tuple[Checker, ...]:
+    """The judges, if they are some."""
+    if not isinstance(check, Iterable) or isinstance(check, str):
+        name = check if isinstance(check, str) else name_of(check)
+        raise TypeError(f"check is a sequence of judges: check=[{name}]")
+    judges = tuple(check)
+    for judge in judges:
+        if not callable(judge) and not callable(getattr(judge, "check", None)):
+            raise TypeError(f"{judge!r} in check is no judge: that is a function of the world, or has check(world)")
+    return judges
+
+
+def require_scenario(scenario: Any, what: str = "a scenario") -> None:
+    """Refuse what could only fail in every run."""
+    function = scenario
+    while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
+        function = function.func if isinstance(function, functools.partial) else function.__wrapped__
+    if not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(type(function).__call__):
+        raise TypeError(f"{what} is an async function of the world, which {function!r} is not: write `async def`")
+    try:
+        inspect.signature(scenario).bind(None)
+    except TypeError as error:
+        raise TypeError(f"{what} is an async function of the world alone; {function!r}: {error}") from None
 
 
 def _stray(error: BaseException, where: str = "") -> tuple[str, Violation]:

@@ -19,6 +19,7 @@ story is told twice before it is written down, since lines that come out differe
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -51,7 +52,7 @@ class Arguments:
     """Whom the command is about, if it says so: `child: open`."""
 
 
-Verb = Callable[[Any, Arguments], str]
+Verb = Callable[[Any, Arguments], str | None]
 
 
 @frozen
@@ -89,7 +90,7 @@ def _read(path: Path) -> str:
 
 
 def _require_same(text: str, other: str, name: str, other_name: str) -> None:
-    if text != other:
+    if text.removesuffix("\n") != other.removesuffix("\n"):
         lines = difflib.unified_diff(text.split("\n"), other.split("\n"), name, other_name, lineterm="")
         raise ScenarioDiffers("\n".join(lines))
 
@@ -110,7 +111,12 @@ def _perform(place: str, command: str, verbs: Mapping[str, Verb], state: object)
     if name not in verbs:
         raise BadScenario(f"{place}: no verb {name!r}; there are {', '.join(sorted(verbs))}")
     try:
-        came = verbs[name](state, arguments)
+        came: Any = verbs[name](state, arguments)
+        if inspect.iscoroutine(came):
+            came.close()  # or Python warns that nobody awaited it
+        if not isinstance(came, str | None):
+            kind = type(came).__name__
+            raise TypeError(f"verb {name!r} has to be a plain function that returns text, not {kind}")
     except Exception as error:
         error.add_note(f"{place}: {command}")
         raise
@@ -163,8 +169,11 @@ def _blocks(path: Path, text: str) -> Iterator[_Block]:
             continue
         if line == RULE:
             raise BadScenario(f"{path}:{at}: {RULE} without a command above it")
+        if line.endswith("\r"):
+            raise BadScenario(f"{path}:{at}: the line ends with CRLF: save the file with plain line feeds (LF)")
         if at == len(lines) or lines[at] != RULE:
-            raise BadScenario(f"{path}:{at}: behind the command {line!r} comes {RULE}")
+            found = repr(lines[at]) if at < len(lines) else "the end of the file"
+            raise BadScenario(f"{path}:{at}: after the command {line!r} a line {RULE} has to follow, found {found}")
         yield _Block(tuple(above), at, line)
         commands += 1
         above = []

@@ -19,7 +19,7 @@ from typing import Any, Final
 from attrs import define, evolve, field
 
 from . import awaits, forks
-from .faults import Step
+from .faults import CALLER, SCENARIO, Step
 from .report import Finding, Location, Report, Violation
 from .runs import Plan, Run, perform
 from .shrinking import fails_with, shrink
@@ -38,7 +38,8 @@ class NotDeterministic(Exception):
     def __init__(self, point: int, first: object, second: object) -> None:
         super().__init__(
             f"two runs of one plan part at point {point}: {first} / {second}. The usual causes: a real thread, a real "
-            "socket, `time`, unseeded `random`, iteration over a set"
+            "socket, `time`, unseeded `random`, iteration over a set, state left by the run before (a pytest fixture made "
+            "once, a module variable)"
         )
         self.point, self.first, self.second = point, first, second
 
@@ -66,6 +67,10 @@ class Tally:
     """By checker and await line, with the number of the unit of work that showed it."""
     parked_at: set[Location] = field(factory=set)
     landed_at: set[Location] = field(factory=set)
+    opened: set[str] = field(factory=set)
+    """The scopes that were open at a point of a recording run."""
+    called: set[str] = field(factory=set)
+    """The operations of ports that a recording run called."""
     incomplete: bool = False
     notes: list[str] = field(factory=list)
 
@@ -77,6 +82,8 @@ class Tally:
         self.missed += other.missed
         self.parked_at |= other.parked_at
         self.landed_at |= other.landed_at
+        self.opened |= other.opened
+        self.called |= other.called
         self.incomplete |= other.incomplete
         self.notes += other.notes
         for key, (unit, finding) in other.found.items():
@@ -99,6 +106,8 @@ class Search:
     seconds_max: float | None
     allow_incomplete: bool
     seeds: tuple[int, ...]
+    scope: str = SCENARIO
+    faults: tuple[str, ...] = ()
 
     started: float = field(factory=time.perf_counter)
     tally: Tally = field(factory=Tally)
@@ -151,7 +160,9 @@ class Search:
             parts = next(((a, b) for a, b in lines if a != b), ("histories", "of different lengths"))
             raise NotDeterministic(len(steps), *parts)
         self.tally.parked_at |= {step.where for step in steps if step.lines}
-        if first.violations:
+        self.tally.opened |= {label.partition("#")[0] for step in steps for label in step.scopes}
+        self.tally.called |= set(first.injector.calls)
+        if first.violations and plan.mode == "sweep":
             self.tally.notes.append("broken without any fault")
         self.keep(first)
         return first
@@ -186,7 +197,7 @@ class Search:
         tally, findings = self.tally, self.tally.findings()
         empty = self.wants_injections and not tally.injections and not findings
         if empty:
-            tally.notes.append("no point was hit, so nothing was tried")
+            tally.notes += self._why_empty()
         return Report(
             ok=not findings and not empty and (self.allow_incomplete or not tally.incomplete),
             scenario=scenario_name(self.scenario),
@@ -202,6 +213,22 @@ class Search:
             notes=tuple(dict.fromkeys(tally.notes)),
             command=replay_command(self.scenario, self.check, self.recover),
         )
+
+    def _why_empty(self) -> list[str]:
+        """A name that nothing had is usually misspelt."""
+        missed = []
+        if self.scope not in (SCENARIO, CALLER, "all") and self.scope not in self.tally.opened:
+            missed.append(f"scope {self.scope!r} was never opened; opened were: {_listed(self.tally.opened)}")
+        for kind in self.faults:
+            if kind.startswith("port:") and (operation := kind.split(":")[1]) not in self.tally.called:
+                missed.append(
+                    f"port operation {operation!r} was never called; called were: {_listed(self.tally.called)}"
+                )
+        return [f"{why}, so nothing was tried" for why in missed or ["no point was hit"]]
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
 
 
 def share_out(search: Search, walk: Callable[[], None], workers: int) -> None:

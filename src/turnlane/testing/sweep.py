@@ -22,7 +22,7 @@ from attrs import evolve
 
 from .faults import CALLER, SCENARIO, UNSCOPED, Hit, Step, may_hit, require_known, require_possible
 from .report import Location, Report
-from .runs import Plan, Run
+from .runs import Plan, Run, require_judges, require_scenario
 from .search import BudgetSpent, NotDeterministic, Search, bounded, share_out
 from .world import DEFAULT_CHECKERS, Checker, ClockKind, Scenario
 
@@ -31,6 +31,7 @@ SECOND_CANCEL_WITHIN: Final = 8
 """How far behind the first the second cancel of `cancel_twice` is sampled when no `pairs` are asked for."""
 
 _MODE: Final = re.compile(r"shuffle|dfs|pct:[1-9][0-9]*")
+_AT: Final = re.compile(r"every|(every|first|last|sample):0*[1-9][0-9]*|lines:.+:[0-9]+(-[0-9]+)?")
 
 
 def sweep(
@@ -58,10 +59,15 @@ def sweep(
     share the points; what the scenario leaves in variables of the caller stays in them.
     """
     _refuse_inside_trio("sweep")
-    for kind in faults:
-        require_known(kind, recovers=recover is not None)
+    require_scenario(scenario)
+    if recover is not None:
+        require_scenario(recover, "recover")
+    _require_names(faults, recovers=recover is not None)
+    _require_at(at)
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    search = Search(scenario, tuple(check), recover, runs_max, seconds_max, allow_incomplete, chosen)
+    _require_some(faults=len(faults), seeds=len(chosen), sizes=len(sizes), workers=workers)
+    search = Search(scenario, require_judges(check), recover, runs_max, seconds_max, allow_incomplete, chosen)
+    search.scope, search.faults = scope, tuple(faults)
 
     def every_plan() -> None:
         for size in sizes:
@@ -101,10 +107,12 @@ def explore(
         raise ValueError(f"no mode {mode!r}; there are 'shuffle', 'dfs' and 'pct:N' with N change points")
     if mode == "dfs" and faults:
         raise ValueError("dfs tries orders only: let the scenario cancel by itself, as one of its tasks")
-    for kind in faults:
-        require_known(kind)
+    require_scenario(scenario)
+    _require_names(faults)
     seeds = tuple(range(runs)) if mode != "dfs" else (0,)
-    search = Search(scenario, tuple(check), None, 1_000_000, seconds_max, allow_incomplete, seeds)
+    _require_some(runs=len(seeds), sizes=len(sizes))
+    search = Search(scenario, require_judges(check), None, 1_000_000, seconds_max, allow_incomplete, seeds)
+    search.faults = tuple(faults)
 
     def every_order() -> None:
         for size in sizes:
@@ -120,6 +128,25 @@ def explore(
 def _refuse_inside_trio(name: str) -> None:
     if trio.lowlevel.in_trio_run():
         raise RuntimeError(f"{name}() calls trio.run itself and must not be called from inside trio")
+
+
+def _require_names(faults: Sequence[str], *, recovers: bool = False) -> None:
+    if isinstance(faults, str):
+        raise TypeError(f'faults is a sequence of names: ("{faults}",)')
+    for kind in faults:
+        require_known(kind, recovers=recovers)
+
+
+def _require_some(**counts: int) -> None:
+    """Refuse what would try nothing and then look clean."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name}: there must be at least one, or nothing is tried")
+
+
+def _require_at(at: object) -> None:
+    if not isinstance(at, str) or not _AT.fullmatch(at):
+        raise ValueError(f"{at!r} is not every, every:N, first:N, last:N, sample:N or lines:FILE:FROM-TO (N above 0)")
 
 
 def _sweep_seed(search: Search, plan: Plan, faults: Sequence[str], at: str, scope: str, pairs: int) -> None:
@@ -199,15 +226,14 @@ def _sweep_calls(search: Search, recorded: Run, kind: str) -> None:
 
 def points_at(at: str, steps: Sequence[Step], scope: str, seed: int) -> Iterator[int]:
     """The numbers of the points that `at` chooses among those where the scope is open."""
+    _require_at(at)
     inside = [n for n, step in enumerate(steps, 1) if scope in (SCENARIO, CALLER) or scope in step.scopes]
     word, _, rest = at.partition(":")
     if word == "lines":
         return (n for n in inside if _touches(steps[n - 1].lines, rest))
-    count = int(rest) if rest.isdigit() and int(rest) else None
+    count = int(rest or 1)
     if word == "every":
-        return iter(inside[:: count or 1])
-    if word not in ("first", "last", "sample") or count is None:
-        raise ValueError(f"{at!r} is not every, every:N, first:N, last:N, sample:N or lines:FILE:FROM-TO")
+        return iter(inside[::count])
     if word == "sample":
         return iter(sorted(random.Random(seed).sample(inside, min(count, len(inside)))))
     return iter(inside[:count] if word == "first" else inside[-count:])

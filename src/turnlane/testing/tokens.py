@@ -20,6 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import trio
@@ -27,7 +28,7 @@ from attrs import evolve, frozen
 
 from .faults import SCENARIO, Hit, require_known
 from .report import Finding, Report, Violation
-from .runs import DIGEST_LETTERS, Plan, Run, perform
+from .runs import DIGEST_LETTERS, Plan, Run, perform, require_judges
 from .world import DEFAULT_CHECKERS, Checker, Scenario, World
 
 PREFIX: Final = "tlr1-"
@@ -138,20 +139,50 @@ def scenario_name(scenario: Callable[..., Any]) -> str:
     while isinstance(scenario, functools.partial):
         scenario = scenario.func
     name = getattr(scenario, "__qualname__", type(scenario).__qualname__)
-    return f"{getattr(scenario, '__module__', '?')}:{name}"
+    module = getattr(scenario, "__module__", "?")
+    return f"{_name_of_main() if module == '__main__' else module}:{name}"
+
+
+def _name_of_main() -> str:
+    """The name under which another process can import the script that runs now; `__main__` if there is none."""
+    main = sys.modules["__main__"]
+    if getattr(main, "__spec__", None) is not None:  # python -m
+        return str(main.__spec__.name)  # type: ignore[union-attr]
+    file = Path(getattr(main, "__file__", None) or "")
+    return file.stem if file.suffix == ".py" and file.stem.isidentifier() else "__main__"
+
+
+def _module_named(name: str) -> ModuleType | None:
+    return sys.modules.get("__main__" if name == _name_of_main() else name)
 
 
 def resolve(name: str) -> Any:
     """What `module:name` names."""
     module, _, path = name.partition(":")
-    if not path or "<locals>" in path:
+    if not path:
+        raise LookupError(f"{name!r} names no module: --check takes MODULE:NAME, and so does --recover")
+    if "<locals>" in path:
         raise LookupError(f"{name} cannot be imported; pass it: replay(token, scenario=...)")
-    found: Any = importlib.import_module(module)
+    found: Any = _module_named(module) or _imported(module)
     for part in path.split("."):
         found = getattr(found, part, None)
+    if found is None and module == "__main__":
+        raise LookupError(
+            f"{name} cannot be imported: it was in a script or a session: put it into a module, or call "
+            "replay(token, scenario=..., check=[...]) there"
+        )
     if found is None:
-        raise LookupError(f"{name} is not there any more")
+        raise LookupError(f"{module} has no {path!r}")
     return found
+
+
+def _imported(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # one that this module imports
+        raise ModuleNotFoundError(f"{error}: give its folder with --path", name=error.name) from error
 
 
 def as_scenario(function: Callable[..., Any], given: Mapping[str, Any] | None = None) -> Scenario:
@@ -175,11 +206,12 @@ def replay_command(
     scenario: Callable[..., Any], check: Sequence[Checker], recover: Callable[..., Any] | None = None
 ) -> str:
     """The command that runs a token of this scenario again, from the directory of now."""
-    module = sys.modules.get(scenario_name(scenario).partition(":")[0])
+    name_of_module = scenario_name(scenario).partition(":")[0]
+    module = _module_named(name_of_module)
     parts = ["python -m turnlane.testing replay"]
     if module is not None and getattr(module, "__file__", None) and not hasattr(module, "__path__"):
         folder = os.path.dirname(os.path.abspath(str(module.__file__)))
-        for _ in range(module.__name__.count(".")):
+        for _ in range(name_of_module.count(".")):
             folder = os.path.dirname(folder)
         parts.append(f"--path {os.path.relpath(folder)}")
     named = [("--check", checker) for checker in check]
@@ -217,6 +249,7 @@ def rerun(
     if known.scenario not in (name, _hashed(name)):
         raise LookupError(f"the token is of {known.scenario}, not of {name}")
     judges, recover = _judges_of(target, check, recover)
+    judges = require_judges(judges)
     for hit in known.plan.hits:
         require_known(hit.kind, recovers=recover is not None)
     started = time.perf_counter()
@@ -228,13 +261,19 @@ def rerun(
     if run.digest() != known.digest:
         notes.append("the scenario has changed since")
     findings = tuple(finding_of(run, checker, violation, name) for checker, violation in run.violations)
+    missed = bool(known.plan.hits) and not run.injector.landed
+    if missed:
+        why = "nothing received it" if run.injector.applied else "the run ended before its point"
+        notes.append(f"the fault did not land: {why}, so this is not the run that was seen; sweep the scenario again")
+    if not findings and check is None and _mark_of(target) is None:
+        notes.append('judged only by the default checkers; the finding\'s own judge stands in its "again:" line')
     report = Report(
-        ok=not findings,
+        ok=not findings and not missed,
         scenario=name,
         seeds=(known.plan.seed,),
         points=run.points,
         runs=1,
-        missed=int(bool(known.plan.hits) and not run.injector.landed),
+        missed=int(missed),
         seconds=time.perf_counter() - started,
         findings=findings,
         notes=tuple(notes),
@@ -272,6 +311,7 @@ def finding_of(run: Run, checker: str, violation: Violation, scenario: str) -> F
         tasks=injector.tasks_seen,
         history=run.history,
         token=str(Token(scenario, plan, run.digest(), versions())),
+        explored=plan.mode != "sweep",
         reordered=sum(map(bool, plan.choices)),
     )
 
