@@ -68,3 +68,9 @@ def test_an_await_behind_a_shield_counts_when_the_fault_came_while_the_task_stoo
 def _line_of(text):
     with open(all_awaits.__file__) as file:
         return next(number for number, line in enumerate(file, 1) if text in line)
+
+
+def test_a_single_name_is_one_package():
+    with await_coverage("all_awaits") as one, await_coverage(["all_awaits"]) as listed:
+        pass
+    assert one.points == listed.points != frozenset()

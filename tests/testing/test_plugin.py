@@ -11,7 +11,9 @@ import sys
 import pytest
 
 import turnlane
-from turnlane.testing.plugin import LEVELS
+from turnlane.testing.plugin import LEVELS, explored, swept
+from turnlane.testing.runs import Plan
+from turnlane.testing.tokens import Token, versions
 
 pytest_plugins = ["pytester"]
 
@@ -391,3 +393,58 @@ def run_alone(*lines):
         f"parent.__path__ = {list(turnlane.__path__)!r}",
     ]
     subprocess.run([sys.executable, "-c", "\n".join([*parent, *lines])], check=True)
+
+
+def test_a_wrong_option_is_a_usage_error_before_any_test(suite):
+    for option, said in {
+        "--turnlane-jobs=0": "give a number above 0",
+        "--turnlane-seeds=0": "give a number above 0",
+        "--turnlane-await-min=101": "give a percentage from 0 to 100",
+        "--turnlane-replay=tlr1-abc": "checksum",
+        "--turnlane-await-cov=nope": "no package named 'nope'",
+        "--turnlane-await-allow=no_such_file": "No such file",
+    }.items():
+        result = suite.runpytest_inprocess("-p", "no:cacheprovider", option)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR, option
+        assert said in result.stderr.str() + result.stdout.str(), option
+
+
+def test_a_token_of_no_collected_test_is_a_usage_error(suite):
+    token = Token("elsewhere:test_it", Plan(), "00000000", versions())
+    result = suite.runpytest_inprocess("-p", "no:cacheprovider", f"--turnlane-replay={token}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "no collected test is elsewhere:test_it" in result.stderr.str() + result.stdout.str()
+
+
+@pytest.mark.parametrize("mark", [swept, explored])
+def test_a_mark_without_parentheses_is_refused(mark):
+    with pytest.raises(TypeError, match=rf"write @{mark.__name__}\(\)"):
+
+        @mark
+        async def scenario(world):
+            pass
+
+
+def test_what_the_kit_refuses_is_one_sentence_of_the_test(suite):
+    suite.makepyfile(
+        test_refused="""
+        from turnlane.testing import swept
+
+        @swept(at="every:0")
+        async def test_refused(world):
+            pass
+        """
+    )
+    result = suite.runpytest_inprocess("-p", "no:cacheprovider", "test_refused.py")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["'every:0' is not every, every:N*"])
+    assert "Traceback" not in result.stdout.str()
+    assert "sweep.py" not in result.stdout.str()
+
+
+def test_a_replay_prints_its_report_once(suite):
+    first = suite.runpytest_inprocess("-p", "no:cacheprovider", "-k", "loses")
+    token = re.search(r"--turnlane-replay=(tlr1-\w+)", first.stdout.str()).group(1)
+    again = suite.runpytest_inprocess("-p", "no:cacheprovider", f"--turnlane-replay={token}").stdout.str()
+    assert again.count(":test_loses: FAILED;") == 1
+    assert "Captured stdout" in again

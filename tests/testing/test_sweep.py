@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import signal
 import sys
@@ -515,3 +516,85 @@ def test_rare_branches_become_common_except_in_the_plain_seed():
     assert sweep(scenario, seeds=30).ok
     assert any(true for seed, true in drawn if seed)
     assert not any(true for seed, true in drawn if not seed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"seeds": 0}, ValueError, "seeds: there must be at least one"),
+        ({"faults": ()}, ValueError, "faults: there must be at least one"),
+        ({"workers": 0}, ValueError, "workers: there must be at least one"),
+        *(({"at": at}, ValueError, "is not every, every:N") for at in ("every:0", "every:abc", "lines:a.py", 3, [1])),
+        ({"faults": "cancel"}, TypeError, r'faults is a sequence of names: \("cancel",\)'),
+        ({"check": programs.nothing_is_lost}, TypeError, r"check=\[nothing_is_lost\]"),
+        ({"check": ["x"]}, TypeError, "'x' in check is no judge"),
+    ],
+)
+def test_what_would_try_nothing_or_cannot_be_read_is_refused_before_anything_runs(arguments, error, said):
+    async def scenario(world):
+        raise AssertionError("it ran")
+
+    with pytest.raises(error, match=said):
+        sweep(scenario, **arguments)
+
+
+def test_an_exploration_of_no_run_is_refused():
+    with pytest.raises(ValueError, match="runs: there must be at least one"):
+        explore(programs.conversation, runs=0)
+
+
+def test_a_scenario_is_an_async_function_of_the_world_however_it_is_made():
+    class Walk:
+        async def __call__(self, world):
+            await trio.sleep(1)
+
+    async def walk(seconds, world):
+        await trio.sleep(seconds)
+
+    for scenario in (Walk(), functools.partial(walk, 1)):
+        assert sweep(scenario).ok
+    for wrong in (lambda world: None, walk, 3):
+        for search in (sweep, explore):
+            with pytest.raises(TypeError, match="a scenario is an async function of the world"):
+                search(wrong)
+
+
+def test_a_judge_that_breaks_is_a_finding_with_a_token():
+    def broken(world):
+        return world.no_such_thing
+
+    async def broken_too(world):
+        await trio.sleep(1)
+        raise KeyError("gone")
+
+    async def scenario(world):
+        await trio.sleep(1)
+
+    report = sweep(scenario, check=[broken, broken_too])
+    assert {finding.checker: finding.message.partition(":")[0] for finding in report.findings} == {
+        "broken": "raised AttributeError",
+        "broken_too": "raised KeyError",
+    }
+    assert all(finding.token for finding in report.findings)
+
+
+def test_a_sweep_that_hit_nothing_says_which_name_nothing_had():
+    class Store:
+        async def append(self, item):
+            await trio.sleep(1)
+
+    async def scenario(world):
+        with world.scope("request"):
+            await world.port("store", Store()).append(1)
+
+    said = str(sweep(scenario, scope="requst"))
+    assert "scope 'requst' was never opened around an await; opened were: request" in said
+    said = str(sweep(scenario, faults=("port:store.apend:error",)))
+    assert "port operation 'store.apend' was never called; called were: store.append" in said
+
+
+def test_a_finding_of_an_order_says_that_it_is_the_order():
+    said = str(explore(programs.claim_with_an_await_inside, runs=50, check=[programs.one_owner]))
+    assert "in this order of tasks" in said
+    assert "no fault" not in said
+    assert "broken without any fault" not in str(explore(programs.conversation, runs=2, check=[programs.one_owner]))

@@ -14,7 +14,7 @@ import trio_programs as programs
 from turnlane.testing import BadToken, explore, replay, sweep
 from turnlane.testing.faults import Hit
 from turnlane.testing.runs import Plan, perform
-from turnlane.testing.tokens import PREFIX, TOKEN_LETTERS_MAX, Token, decode, rerun, scenario_name, versions
+from turnlane.testing.tokens import PREFIX, TOKEN_LETTERS_MAX, Token, decode, rerun, resolve, scenario_name, versions
 
 HITS = (Hit("cancel", 7), Hit("cancel", 12, "caller"), Hit("port:store.append:storage_full!", 3))
 PLANS = [
@@ -107,7 +107,7 @@ def test_a_scenario_inside_a_function_must_be_given():
         replay(token)
     report = replay(token, scenario=local)
     assert report.ok
-    assert not report.notes
+    assert [note.partition(";")[0] for note in report.notes] == ["judged only by the default checkers"]
     with pytest.raises(LookupError, match="not of"):
         replay(token, scenario=programs.conversation)
 
@@ -118,3 +118,57 @@ def test_the_command_line_says_what_is_wrong_with_a_token():
     )
     assert done.returncode == 2
     assert "checksum" in done.stderr
+
+
+def test_a_replay_without_the_judge_of_its_finding_says_so():
+    _, finding = found()
+    assert "judged only by the default checkers" in str(replay(finding.token))
+    assert "judged only" not in str(replay(finding.token, check=[programs.nothing_is_lost]))
+
+
+def test_a_replay_whose_fault_does_not_land_is_not_ok():
+    name = scenario_name(programs.transfer_that_keeps)
+    report = replay(str(Token(name, Plan(hits=(Hit("cancel", 50_000),)), "00000000", versions())))
+    assert not report.ok
+    assert report.missed == 1
+    assert "the fault did not land: the run ended before its point" in str(report)
+
+
+def test_a_name_that_cannot_be_resolved_is_answered_with_what_to_do():
+    for name, said in {
+        "one_seat_each": "--check takes MODULE:NAME",
+        "no_such_module:x": "give its folder with --path",
+        "trio_programs:x": "trio_programs has no 'x'",
+        "__main__:no_such_scenario": "put it into a module",
+    }.items():
+        with pytest.raises((LookupError, ImportError), match=said):
+            resolve(name)
+    token = str(Token(scenario_name(programs.conversation), Plan(hits=(Hit("kill", 1),)), "00000000", versions()))
+    with pytest.raises(ValueError, match="--recover MODULE:NAME"):
+        replay(token)
+
+
+def test_the_finding_of_a_script_is_replayed_by_its_command(tmp_path):
+    script = tmp_path / "seats.py"
+    script.write_text("""
+import trio
+from turnlane.testing import sweep
+
+async def scenario(world):
+    try:
+        await trio.sleep(1)
+    finally:
+        world.note("left", lost=trio.current_effective_deadline() < 0)
+
+def nothing_is_lost(world):
+    assert not world.history.of("left")[-1].fields["lost"]
+
+if __name__ == "__main__":
+    print(sweep(scenario, check=[nothing_is_lost]))
+""")
+    told = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout
+    command = told.rpartition("again: ")[2].split()
+    assert "seats:nothing_is_lost" in command
+    again = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+    assert again.returncode == 1, again.stderr
+    assert "changed since" not in again.stdout

@@ -38,8 +38,8 @@ class NotDeterministic(Exception):
     def __init__(self, point: int, first: object, second: object) -> None:
         super().__init__(
             f"two runs of one plan part at point {point}: {first} / {second}. The usual causes: a real thread, a real "
-            "socket, `time`, unseeded `random`, iteration over a set, state left by the run before (a pytest fixture made "
-            "once, a module variable)"
+            "socket, `time`, unseeded `random`, iteration over a set, state left by the run before (a pytest fixture "
+            "made once, a module variable)"
         )
         self.point, self.first, self.second = point, first, second
 
@@ -218,7 +218,9 @@ class Search:
         """A name that nothing had is usually misspelt."""
         missed = []
         if self.scope not in (SCENARIO, CALLER, "all") and self.scope not in self.tally.opened:
-            missed.append(f"scope {self.scope!r} was never opened; opened were: {_listed(self.tally.opened)}")
+            missed.append(
+                f"scope {self.scope!r} was never opened around an await; opened were: {_listed(self.tally.opened)}"
+            )
         for kind in self.faults:
             if kind.startswith("port:") and (operation := kind.split(":")[1]) not in self.tally.called:
                 missed.append(
