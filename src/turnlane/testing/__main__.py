@@ -23,7 +23,7 @@ def _replay(chosen: argparse.Namespace) -> int:
         check = [resolve(name) for name in chosen.check] or None
         recover: Any = resolve(chosen.recover) if chosen.recover else None
         report, run = rerun(chosen.token, check=check, recover=recover)
-    except (LookupError, ValueError, ImportError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError, ImportError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     sys.stdout.write(f"{run.history}\n\n{report}\n")

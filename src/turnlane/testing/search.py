@@ -160,7 +160,7 @@ class Search:
             parts = next(((a, b) for a, b in lines if a != b), ("histories", "of different lengths"))
             raise NotDeterministic(len(steps), *parts)
         self.tally.parked_at |= {step.where for step in steps if step.lines}
-        self.tally.opened |= {label.partition("#")[0] for step in steps for label in step.scopes}
+        self.tally.opened |= {label for step in steps for label in step.scopes}
         self.tally.called |= set(first.injector.calls)
         if first.violations and plan.mode == "sweep":
             self.tally.notes.append("broken without any fault")
@@ -218,9 +218,8 @@ class Search:
         """A name that nothing had is usually misspelt."""
         missed = []
         if self.scope not in (SCENARIO, CALLER, "all") and self.scope not in self.tally.opened:
-            missed.append(
-                f"scope {self.scope!r} was never opened around an await; opened were: {_listed(self.tally.opened)}"
-            )
+            opened = {label.partition("#")[0] for label in self.tally.opened if "#" in label}
+            missed.append(f"scope {self.scope!r} was never opened around an await; opened were: {_listed(opened)}")
         for kind in self.faults:
             if kind.startswith("port:") and (operation := kind.split(":")[1]) not in self.tally.called:
                 missed.append(
