@@ -19,7 +19,7 @@ from turnlane.testing.simulation import run_seeds, scenes, swarm_rates
 from turnlane.testing.world import World
 
 LEVEL = os.environ.get("TURNLANE_LEVEL", "default")
-TURNS = {"default": 2_000, "ci": 100_000, "nightly": 10_000_000, "release": 100_000_000}[LEVEL]
+TURNS = {"default": 2_000, "ci": 40_000, "nightly": 10_000_000, "release": 100_000_000}[LEVEL]
 
 
 @pytest.mark.timeout(0 if LEVEL in ("nightly", "release") else 1_500)

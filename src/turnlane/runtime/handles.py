@@ -299,7 +299,7 @@ class Session:
 
     @marks.on_cancel("resumable")
     async def outcome(self, turn_id: str) -> TurnOutcome:
-        """Wait for the terminal of a turn of this session."""
+        """Wait for the terminal of a turn of this session. Raises Refused `deauthorized_drain` where it has a new owner."""
         turn = TurnId(turn_id)
         while True:
             actor = self._actor = await self._runtime.resident(self._actor)
@@ -314,6 +314,8 @@ class Session:
                     Reason.CANCELLED_BEFORE_START, "the start was taken back before it became a turn, or never was"
                 )
             await waiting.wait()
+            if (lost := actor.owner.lost) is not None and lost.reason is Reason.DEAUTHORIZED_DRAIN:
+                raise Refused(lost.reason, lost.message)  # somebody else's session now: ask there
 
     @marks.on_cancel("resumable")
     async def read(self, after: Seq = 0, limit: int = 1_000) -> Page:

@@ -256,7 +256,7 @@ class Residents:
             over.set()
         now, window_ns = self.runtime.ports.clock.now(), self.runtime.limits.restart_window_ms * 1_000_000
         recent = [at for at in self._falls.pop(actor.stream, []) if now - at < window_ns]
-        self._falls[actor.stream] = [*recent, now]
+        self._falls[actor.stream] = [*recent, now][-self.runtime.limits.actor_restarts_max :]
         if len(self._falls) > FALLS_REMEMBERED:
             del self._falls[next(iter(self._falls))]
         if self.runtime.nursery is None or self.runtime.writer.broken is not None:

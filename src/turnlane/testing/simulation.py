@@ -78,7 +78,7 @@ _RUNS: Final = itertools.count(1)
 SEEDS_PER_PROCESS: Final = 2_000
 TELL_EVERY_S: Final = 60.0
 DIGEST_LETTERS: Final = 16
-BATCHES_MAX: Final = 3_000_000
+BATCHES_MAX: Final = 500_000
 """Turns of trio's loop; a run with more of them goes in circles."""
 
 
