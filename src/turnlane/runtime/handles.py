@@ -299,7 +299,7 @@ class Session:
 
     @marks.on_cancel("resumable")
     async def outcome(self, turn_id: str) -> TurnOutcome:
-        """Wait for the terminal of a turn of this session. Raises Refused `deauthorized_drain` if it has a new owner."""
+        """Wait for the terminal of a turn of this session. Raises Refused `deauthorized_drain` when replaced."""
         turn = TurnId(turn_id)
         while True:
             actor = self._actor = await self._runtime.resident(self._actor)
