@@ -363,11 +363,11 @@ class TwoOwnersIn(MemoryLeases):
     """A grant does not raise the epoch, so that an older owner still passes for the holder."""
 
     def acquire(self, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Any:
-        before, _ = self._leases.get(scope, (None, False))
+        before, _ = self._row(scope)
         lease = super().acquire(scope, owner, lease_id, wall)
         if before is not None and isinstance(lease, Lease):
             lease = evolve(lease, epoch=before.epoch)
-            self._leases[scope] = lease, True
+            self._keep(lease, held=True)
         return lease
 
 
@@ -377,7 +377,7 @@ class EpochForgotten(MemoryLeases):
     def release(self, scope: str, owner: str, epoch: int) -> bool:
         released = super().release(scope, owner, epoch)
         if released:
-            del self._leases[scope]
+            del self._store._checkpoints[f"lease/{scope}"]
         return released
 
 

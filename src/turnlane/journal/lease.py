@@ -17,6 +17,7 @@ from turnlane.core.ports import CorruptStream, Lease
 from turnlane.core.reasons import Reason, Rejected
 
 from . import layout
+from .memory import MemoryStore
 
 if TYPE_CHECKING:
     from turnlane.core.ids import Epoch
@@ -27,12 +28,17 @@ if TYPE_CHECKING:
 _TABLE: Final = "leases"
 
 
-def grant(old: Lease | None, held: bool, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Lease | Rejected:
-    """The one rule: the same life keeps its lease, any other gets the next epoch."""
+def refusal(scope: str, owner: str, lease_id: str) -> Rejected | None:
+    """Why nothing is granted under these names."""
     for name, value in (("scope", scope), ("owner", owner), ("lease_id", lease_id)):
         if not printable(value) and not (name == "scope" and value and value.isprintable()):
             message = f"{name}: expected 1 to 128 printable characters, got {len(value)}"
             return Rejected(Reason.INVALID_PARAMS, message, {"path": name})
+    return None
+
+
+def grant(old: Lease | None, held: bool, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Lease:
+    """The one rule: the same life keeps its lease, any other gets the next epoch."""
     if old is not None and held and (old.owner, old.lease_id) == (owner, lease_id):
         return old
     return Lease(scope, owner, lease_id, old.epoch + 1 if old is not None else 1, wall)
@@ -45,14 +51,13 @@ class LmdbLeases:
         self._store = store
 
     def acquire(self, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Lease | Rejected:
-        refused = grant(None, False, scope, owner, lease_id, wall)
-        if isinstance(refused, Rejected):
-            return refused  # before the scope becomes a key
+        if (refused := refusal(scope, owner, lease_id)) is not None:
+            return refused
 
-        def write(row: bytes | None) -> tuple[Lease | Rejected, bytes | None]:
+        def write(row: bytes | None) -> tuple[Lease, bytes | None]:
             old, held = _unpack(scope, row) if row is not None else (None, False)
             lease = grant(old, held, scope, owner, lease_id, wall)
-            return lease, None if lease is old or isinstance(lease, Rejected) else _pack(lease, held=True)
+            return lease, None if lease is old else _pack(lease, held=True)
 
         return self._store.update_row(_TABLE, scope, write)
 
@@ -88,10 +93,12 @@ class StoreLeases:
         self._store.save_checkpoint(f"lease/{lease.scope}", _pack(lease, held=held))
 
     def acquire(self, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Lease | Rejected:
+        if (refused := refusal(scope, owner, lease_id)) is not None:
+            return refused
         with self._lock:
             old, held = self._row(scope)
             lease = grant(old, held, scope, owner, lease_id, wall)
-            if isinstance(lease, Lease) and lease is not old:
+            if lease is not old:
                 self._keep(lease, held=True)
             return lease
 
@@ -109,32 +116,11 @@ class StoreLeases:
             return True
 
 
-class MemoryLeases:
+class MemoryLeases(StoreLeases):
     """The same without a disk."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._leases: dict[str, tuple[Lease, bool]] = {}
-
-    def acquire(self, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Lease | Rejected:
-        with self._lock:
-            old, held = self._leases.get(scope, (None, False))
-            lease = grant(old, held, scope, owner, lease_id, wall)
-            if isinstance(lease, Lease):
-                self._leases[scope] = lease, True
-            return lease
-
-    def read(self, scope: str) -> Lease | None:
-        lease, held = self._leases.get(scope, (None, False))
-        return lease if held else None
-
-    def release(self, scope: str, owner: str, epoch: Epoch) -> bool:
-        with self._lock:
-            lease, _ = self._leases.get(scope, (None, False))
-            if lease is None or (lease.owner, lease.epoch) != (owner, epoch):
-                return False
-            self._leases[scope] = lease, False
-            return True
+        super().__init__(MemoryStore())
 
 
 def _pack(lease: Lease, *, held: bool) -> bytes:

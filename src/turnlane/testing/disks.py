@@ -23,7 +23,6 @@ from turnlane.core.ids import Seq
 from turnlane.core.ports import CorruptStream, JournalBroken, JournalClosed
 from turnlane.core.reasons import Reason
 from turnlane.core.step import Batch, InDoubt, Lane, Page
-from turnlane.journal.lease import MemoryLeases
 from turnlane.journal.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -62,12 +61,11 @@ class SimStore(MemoryStore):
 
 @define(slots=True, eq=False)
 class SimDisk:
-    """What survives a host: its store and its leases."""
+    """What survives a host: its store, with the leases in it."""
 
     world: World
     name: str
     store: SimStore = field(factory=SimStore)
-    leases: MemoryLeases = field(factory=MemoryLeases)
     slow_ms: int = 0
     """Each commit takes so long."""
     full: bool = False

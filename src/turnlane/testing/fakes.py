@@ -14,6 +14,8 @@ from typing import Final
 
 import trio
 
+from turnlane.core.instants import Instant, WallInstant
+
 WALL_START_US: Final = 1_750_000_000_000_000
 """A wall instant in June 2025: plausible for people, and the same in every run."""
 
@@ -25,15 +27,15 @@ class FakeClock:
         self._wall_base_us = wall_us
         self._now_ns = 0
 
-    def now(self) -> int:
+    def now(self) -> Instant:
         """Monotonic nanoseconds."""
         if trio.lowlevel.in_trio_run():
             self._now_ns = max(self._now_ns, round(trio.current_time() * 1_000_000_000))
-        return self._now_ns
+        return Instant(self._now_ns)
 
-    def wall(self) -> int:
+    def wall(self) -> WallInstant:
         """Microseconds since 1970 UTC."""
-        return self._wall_base_us + self.now() // 1_000
+        return WallInstant(self._wall_base_us + self.now() // 1_000)
 
     def step_wall(self, ms: int) -> None:
         """Set the wall clock forward or back, as an operator or a time server does. Monotonic time does not notice."""

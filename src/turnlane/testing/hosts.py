@@ -18,7 +18,6 @@ import trio
 from attrs import define, field
 
 from turnlane.client import Bounds, Client, connect
-from turnlane.core.instants import Instant, WallInstant
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.observations import ConnectionFailed
 from turnlane.core.ports import StoreError
@@ -29,7 +28,7 @@ from turnlane.embed import open_runtime
 from turnlane.runtime.runtime import Runtime
 
 from .disks import DiskPorts, SimDisk
-from .fakes import WALL_START_US
+from .fakes import FakeClock
 
 if TYPE_CHECKING:
     from .world import World
@@ -42,22 +41,6 @@ RESTART_S: Final = 1.0
 SETTLE_LOOK_S: Final = 0.1
 LEAVE_S: Final = 60.0
 CLIENT_BOUNDS: Final = Bounds(answer_ms_max=60_000)
-
-
-@define(slots=True, eq=False)
-class HostClock:
-    """The port `Clock` of one host, whose wall clock may be stepped."""
-
-    _stepped_us: int = 0
-
-    def now(self) -> Instant:
-        return Instant(round(trio.current_time() * 1e9))
-
-    def wall(self) -> WallInstant:
-        return WallInstant(WALL_START_US + self._stepped_us + self.now() // 1_000)
-
-    def step(self, ms: int) -> None:
-        self._stepped_us += ms * 1_000
 
 
 @define(slots=True, eq=False)
@@ -94,7 +77,7 @@ class Host:
         keys: KeyRing | None = None,
     ) -> None:
         self.world, self.name, self.disk = world, name, disk
-        self.clock = HostClock()
+        self.clock = FakeClock()
         self.life: Life | None = None
         self.lives = 0
         self.stray: list[BaseException] = []
@@ -200,7 +183,7 @@ class Host:
     def step_clock(self, ms: int) -> None:
         """The wall clock alone, either direction."""
         self.world.note("clock step", host=self.name, ms=ms)
-        self.clock.step(ms)
+        self.clock.step_wall(ms)
 
     async def settle(self, seconds: float) -> None:
         """Back to life, and until no turn is open, at most so long."""
@@ -267,7 +250,6 @@ class Host:
         async with (
             open_runtime(
                 store=life.ports.store,
-                leases=self.disk.leases,
                 agents=self._agents,
                 limits=self._limits,
                 clock=self.clock,

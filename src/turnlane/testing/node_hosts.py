@@ -21,7 +21,6 @@ from attrs import define, field
 import turnlane
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.observations import AgentFailed, NodeDisowned
-from turnlane.journal.lease import MemoryLeases
 from turnlane.journal.memory import MemoryStore
 from turnlane.runtime.agent import Agent
 
@@ -57,7 +56,6 @@ class Stage:
     limits: Limits = DEFAULT_LIMITS
     clock: Any = field(factory=FakeClock)
     store: MemoryStore = field(factory=MemoryStore)
-    leases: MemoryLeases = field(factory=MemoryLeases)
     ids: CountingIds = field(factory=CountingIds)
     seen: Seen = field(factory=Seen)
     failed: list[BaseException] = field(factory=list)
@@ -70,7 +68,6 @@ class Stage:
         self.store = self.store.reopened()
         async with turnlane.open_runtime(
             store=self.store,
-            leases=self.leases,
             agents=agents,
             limits=self.limits,
             clock=self.clock,
