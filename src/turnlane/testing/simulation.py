@@ -82,6 +82,10 @@ BATCHES_MAX: Final = 500_000
 """Turns of trio's loop; a run with more of them goes in circles."""
 
 
+Scene = Callable[[World, dict[str, float], list[Violation]], Awaitable[None]]
+"""Plays in a world, under rates of faults, and adds what it finds by itself."""
+
+
 def checked_rates(rates: Mapping[str, float]) -> dict[str, float]:
     """ValueError for a fault that does not exist, or more of it than the design claims to survive."""
     for name, rate in rates.items():
@@ -150,7 +154,7 @@ def simulate(
     gc.disable()
     try:
         with marks.listening(world), schedule.ordered(_Bounded(seed)):
-            trio.run(scenes()[scene], world, drawn, found, clock=trio.testing.MockClock(autojump_threshold=0))
+            trio.run(_play, scenes()[scene], world, drawn, found, clock=trio.testing.MockClock(autojump_threshold=0))
     except trio.TrioInternalError as error:
         if not isinstance(error.__cause__, schedule.Stuck):
             raise
@@ -176,22 +180,27 @@ class _Bounded(schedule.Order):
         super().arrange(batch)
 
 
-async def _storm(world: World, rates: dict[str, float], found: list[Violation]) -> None:
-    world.note("rates", **rates)
+async def _play(scene: Scene, world: World, rates: dict[str, float], found: list[Violation]) -> None:
+    """A scene, within its time; whatever left one of its hosts and should not have is a finding."""
     with trio.move_on_after(LONGEST_S) as bound:
-        async with world.host(agent=counted_node(world)) as host:
-            with world.faults(swarm=False, **rates):
-                async with trio.open_nursery() as nursery:
-                    if rates.keys() & _WEATHER.keys():
-                        nursery.start_soon(_weather, world, host)
-                    await converse(world, host, SESSIONS)
-                    nursery.cancel_scope.cancel()
-            await world.quiet(QUIET_S)
-            await end_sessions(world, host, found)
-            found += [stray(leaf) for error in host.stray for leaf in leaves(error)]
+        await scene(world, rates, found)
+    found += [stray(leaf) for host in world.hosts.values() for error in host.stray for leaf in leaves(error)]
     if bound.cancelled_caught:
         found.append(Violation("ends", f"not within {LONGEST_S:g} virtual seconds"))
     world.note("end")
+
+
+async def _storm(world: World, rates: dict[str, float], found: list[Violation]) -> None:
+    world.note("rates", **rates)
+    async with world.host(agent=counted_node(world)) as host:
+        with world.faults(swarm=False, **rates):
+            async with trio.open_nursery() as nursery:
+                if rates.keys() & _WEATHER.keys():
+                    nursery.start_soon(_weather, world, host)
+                await converse(world, host, SESSIONS)
+                nursery.cancel_scope.cancel()
+        await world.quiet(QUIET_S)
+        await end_sessions(world, host, found)
 
 
 def counted_node(world: World) -> ScriptedNode:
@@ -205,7 +214,7 @@ async def _takeover(world: World, rates: dict[str, float], found: list[Violation
     """Host 1 stands still; host 2 takes its disk and its work; host 1 wakes up and believes that nothing happened."""
     node, dice, disk = counted_node(world), world.dice("takeover"), world.disk()
     calm = {name: rate for name, rate in rates.items() if name not in _WEATHER and name != "disk_error"}
-    with trio.move_on_after(LONGEST_S) as bound, world.faults(swarm=False, **calm):
+    with world.faults(swarm=False, **calm):
         async with world.host(agent=node) as old, trio.open_nursery() as nursery:
             nursery.start_soon(converse, world, old, SESSIONS)
             await trio.sleep(dice.choice((0.0, 0.01, 0.1, 1.0, 3.0)))
@@ -222,9 +231,6 @@ async def _takeover(world: World, rates: dict[str, float], found: list[Violation
                 await new.settle(QUIET_S)
                 await end_sessions(world, new, found)
                 nursery.cancel_scope.cancel()  # who still looks for host 1
-                found += [stray(leaf) for error in (*old.stray, *new.stray) for leaf in leaves(error)]
-    if bound.cancelled_caught:
-        found.append(Violation("ends", f"not within {LONGEST_S:g} virtual seconds"))
 
 
 async def converse(world: World, host: Host, sessions: tuple[str, ...], name: str = "talker") -> None:
@@ -295,7 +301,6 @@ async def _clock_step(world: World, host: Host) -> None:
 _WEATHER: Final = {"crash": _crash, "power": _power, "pause": _pause, "clock_step": _clock_step}
 
 
-Scene = Callable[[World, dict[str, float], list[Violation]], Awaitable[None]]
 SCENES: Final[dict[str, Scene]] = {"storm": _storm, "takeover": _takeover}
 
 
