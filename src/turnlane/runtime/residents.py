@@ -179,8 +179,8 @@ class Residents:
         if state.parent is not None and state.phase is not SessionPhase.ENDED:
             parent = await self.awake(session_stream(state.tenant, state.parent))
             above = parent.state.turn
-            # A turn of a former life is over, even while its end is still on its way to the disk.
             marks.sometimes(above is not None and above.turn == state.parent_turn, "residents.child_before_its_parent")
+            # A turn of a former life is over, even while its end is still on its way to the disk.
             if above is None or above.turn != state.parent_turn or above.plan.epoch < self.runtime.epoch:
                 await actor.submit(rules.CloseSession("now", Reason.PARENT_ENDED, f"parent:{state.parent_turn}"))
         if state.rows:

@@ -136,9 +136,8 @@ class Runtime:
                 self.nursery = self.nodes = None
                 self.phase = "closed"
                 self.writer.close()
-        with suppress(
-            StoreError
-        ):  # a journal that broke keeps nothing; whoever opens it next gets the next epoch anyway
+        # A journal that broke keeps nothing; whoever opens it next gets the next epoch anyway.
+        with suppress(StoreError):
             self.ports.leases.release("runtime", self.claim_owner, self.epoch)
 
     @marks.on_cancel("resumable")

@@ -271,26 +271,25 @@ def row_ends_between_terminal_and_close(patch: Patch) -> None:
     patch.set(ends, "terminal_batch", terminal_batch)
 
 
-@planted_bug(found_by="log_folds", within=40, arena="narrow")
-def live_state_forgets_a_cancelled_start(patch: Patch) -> None:
-    """The log says that a waiting start was taken back, the state in memory does not."""
-    real = patch.real(owner, "evolve_session")
+def _forget_cancelled_starts(patch: Patch, room: Any) -> None:
+    real = patch.real(room, "evolve_session")
 
     def fold(state: Any, event: Any, seq: Any) -> Any:
         return state if type(event).__name__ == "DispatchCancelled" and state.turn is None else real(state, event, seq)
 
-    patch.set(owner, "evolve_session", fold)
+    patch.set(room, "evolve_session", fold)
+
+
+@planted_bug(found_by="log_folds", within=40, arena="narrow")
+def live_state_forgets_a_cancelled_start(patch: Patch) -> None:
+    """The log says that a waiting start was taken back, the state in memory does not."""
+    _forget_cancelled_starts(patch, owner)
 
 
 @planted_bug(found_by="log_folds", within=60, arena="storm")
 def fold_forgets_a_cancelled_start(patch: Patch) -> None:
     """A session that is folded anew takes up the starts that were taken back."""
-    real = rules.evolve_session
-
-    def fold(state: Any, event: Any, seq: Any) -> Any:
-        return state if type(event).__name__ == "DispatchCancelled" and state.turn is None else real(state, event, seq)
-
-    patch.set(rules, "evolve_session", fold)
+    _forget_cancelled_starts(patch, rules)
 
 
 @planted_bug(found_by="log_equals_state", within=10, arena="sleepy")

@@ -263,15 +263,20 @@ def call_made_before_its_intent(patch: Patch) -> None:
     patch.set(Turn, "effect", effect)
 
 
-@planted_bug(found_by="effect_once", within=60, arena="nodes")
-def call_repeated_although_it_completed(patch: Patch) -> None:
-    """The result of a call under the same key is not looked for beyond memory: the call is made again."""
+def _keep_no_keys(patch: Patch, beginning: str) -> None:
+    """What must be found again when memory has forgotten it is not kept."""
     real = SessionActor._extra_keys
 
     def extra_keys(self: SessionActor, event: Any, state: Any) -> Any:
-        return (key for key in real(self, event, state) if not key.key.startswith(session.EFFECT_KEY))
+        return (key for key in real(self, event, state) if not key.key.startswith(beginning))
 
     patch.set(SessionActor, "_extra_keys", extra_keys)
+
+
+@planted_bug(found_by="effect_once", within=60, arena="nodes")
+def call_repeated_although_it_completed(patch: Patch) -> None:
+    """The result of a call under the same key is not looked for beyond memory: the call is made again."""
+    _keep_no_keys(patch, session.EFFECT_KEY)
 
 
 @planted_bug(found_by="effect_once", within=20, arena="nodes")
@@ -370,12 +375,7 @@ def start_answers_with_the_wrong_seq(patch: Patch) -> None:
 @planted_bug(found_by="answers_are_true", within=60, arena="sleepy")
 def old_turn_never_was(patch: Patch) -> None:
     """How a turn ended is forgotten when memory has no room for it."""
-    real = SessionActor._extra_keys
-
-    def extra_keys(self: SessionActor, event: Any, state: Any) -> Any:
-        return (key for key in real(self, event, state) if not key.key.startswith(session.TURN_KEY))
-
-    patch.set(SessionActor, "_extra_keys", extra_keys)
+    _keep_no_keys(patch, session.TURN_KEY)
 
 
 @planted_bug(found_by="answers_are_true", within=60, arena="nodes")
