@@ -195,7 +195,7 @@ def client_resumes_at_the_head(patch: Patch) -> None:
     patch.set(Following, "attach_params", attach_params)
 
 
-@planted_bug(found_by="no_gap_no_repeat", within=40, arena="nodes")
+@planted_bug(found_by="no_gap_no_repeat", within=40, arena="narrow")
 def client_swallows_what_was_skipped(patch: Patch) -> None:
     """The client takes the announcement of skipped events and does not pass it on."""
     real = Following._skipped
