@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import frozen
+from attrs import define, frozen
 
 from .ids import Seq
 
 
-@frozen
+@define(slots=True)
 class Event:
     """One kept event. `data` is its payload as JSON; `cursor` resumes right behind it; `at` is RFC 3339 in UTC."""
 

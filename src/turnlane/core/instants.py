@@ -6,6 +6,7 @@ survive a restart. The text form is RFC 3339 in UTC with six decimals, always th
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, NewType
 
 Instant = NewType("Instant", int)
@@ -16,7 +17,8 @@ WallInstant = NewType("WallInstant", int)
 
 MICROS_PER_MS: Final = 1_000
 NANOS_PER_MS: Final = 1_000_000
-_MICROS_PER_DAY: Final = 86_400_000_000
+_SECONDS_PER_DAY: Final = 86_400
+_MICROS_PER_DAY: Final = _SECONDS_PER_DAY * 1_000_000
 _FORM: Final = "expected an instant such as 2026-11-21T09:00:00.123456Z"
 
 
@@ -31,9 +33,15 @@ def wall_after_ms(at: WallInstant, ms: int) -> WallInstant:
 
 
 def wall_text(at: WallInstant) -> str:
-    """`2026-11-21T09:00:00.123456Z`. Civil-from-days arithmetic, since core reads no clock library."""
-    days, rest = divmod(at, _MICROS_PER_DAY)
-    seconds, micros = divmod(rest, 1_000_000)
+    """`2026-11-21T09:00:00.123456Z`."""
+    seconds, micros = divmod(at, 1_000_000)
+    return f"{_second_text(seconds)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second_text(at: int) -> str:
+    """Civil-from-days arithmetic, since core reads no clock library. Remembered: each event of a second asks."""
+    days, seconds = divmod(at, _SECONDS_PER_DAY)
     z = days + 719_468
     era, day_of_era = divmod(z, 146_097)
     year_of_era = (day_of_era - day_of_era // 1_460 + day_of_era // 36_524 - day_of_era // 146_096) // 365
@@ -44,7 +52,7 @@ def wall_text(at: WallInstant) -> str:
     year = year_of_era + era * 400 + (1 if month <= 2 else 0)
     hours, seconds = divmod(seconds, 3_600)
     minutes, seconds = divmod(seconds, 60)
-    return f"{year:04d}-{month:02d}-{day:02d}T{hours:02d}:{minutes:02d}:{seconds:02d}.{micros:06d}Z"
+    return f"{year:04d}-{month:02d}-{day:02d}T{hours:02d}:{minutes:02d}:{seconds:02d}"
 
 
 def wall_from_text(text: str) -> WallInstant:

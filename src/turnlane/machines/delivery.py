@@ -21,7 +21,7 @@ from ..core.reasons import Reason
 from ..core.step import Kept, Lane, Order, Position
 
 
-@frozen
+@define(slots=True)
 class Send:
     """Send this event; `place` is the position once it is processed."""
 

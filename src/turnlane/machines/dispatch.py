@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
-from attrs import define, evolve, frozen
+from attrs import define, frozen
 
+from ..core.evolving import evolve
 from ..core.ids import DispatchId, Seq, TurnId
 from ..core.instants import WallInstant, wall_after_ms, wall_from_text, wall_text
 from ..core.limits import Limits
@@ -271,21 +272,21 @@ def evolved(rows: Rows, event: DispatchEvent, seq: Seq) -> Rows:
     assert before is not None
     if phase in ENDED:
         return {dispatch: row for dispatch, row in rows.items() if dispatch != event.dispatch}
-    return {**rows, event.dispatch: evolve(_changed(before, event), phase=phase)}
+    return {**rows, event.dispatch: _changed(before, event, phase)}
 
 
-def _changed(row: Row, event: DispatchEvent) -> Row:
+def _changed(row: Row, event: DispatchEvent, phase: RowPhase) -> Row:
     match event:
         case DispatchClaimed(generation=generation, attempts=attempts, turn=turn):
-            return evolve(row, generation=generation, attempts=attempts, turn=turn)
+            return evolve(row, phase=phase, generation=generation, attempts=attempts, turn=turn)
         case DispatchRequeued(not_before=not_before, attempts=attempts):
             at = WallInstant(0) if not_before is None else wall_from_text(not_before)
-            return evolve(row, not_before=at, attempts=attempts)
+            return evolve(row, phase=phase, not_before=at, attempts=attempts)
         case DispatchDeferred(not_before=not_before):
-            return evolve(row, not_before=wall_from_text(not_before), deferrals=row.deferrals + 1)
+            return evolve(row, phase=phase, not_before=wall_from_text(not_before), deferrals=row.deferrals + 1)
         case DispatchMerged(key=key, removed=True):
-            return evolve(row, parts=tuple(part for part in row.parts if part.key != key))
+            return evolve(row, phase=phase, parts=tuple(part for part in row.parts if part.key != key))
         case DispatchMerged(key=key, parts=parts):
-            return evolve(row, parts=(*row.parts, Part(key, parts)))
+            return evolve(row, phase=phase, parts=(*row.parts, Part(key, parts)))
         case _:
-            return row
+            return evolve(row, phase=phase)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import define, evolve, frozen
+from attrs import define, frozen
 
+from ..core.evolving import evolve
 from ..core.ids import EffectId, TurnId
 from ..core.limits import Limits
 from ..core.reasons import Reason, Rejected

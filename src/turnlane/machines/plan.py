@@ -11,9 +11,10 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
 
-from attrs import asdict, evolve, frozen
+from attrs import asdict, frozen
 
 from ..core.canonical import canonical_json, sha256_hex
+from ..core.evolving import evolve
 from ..core.ids import Epoch, SessionId, TurnId
 from ..core.limits import Limits
 from ..core.reasons import Reason, Rejected
@@ -109,18 +110,32 @@ def freeze(
         provenance=dict(bundle.provenance),
         defaulted=defaulted,
     )
-    return _hashed(plan)
+    plan_hash = sha256_hex(canonical_json(_without(plan, *_DERIVED)))
+    shape_hash = _shape_hash(profile, deadline_ms, on_detach, plan)
+    return evolve(plan, plan_hash=plan_hash, plan_shape_hash=shape_hash, seed=seed_of(plan_hash, epoch))
 
 
-def _hashed(plan: Plan) -> Plan:
-    fields: dict[str, Any] = asdict(plan)
-    for derived in ("plan_hash", "plan_shape_hash", "seed"):
-        del fields[derived]
-    plan_hash = sha256_hex(canonical_json(fields))
-    for particular in ("turn", "session", "epoch", "provenance"):
-        del fields[particular]
-    shape_hash = sha256_hex(canonical_json(fields))
-    return evolve(plan, plan_hash=plan_hash, plan_shape_hash=shape_hash, seed=seed_of(plan_hash, plan.epoch))
+_DERIVED: Final = ("plan_hash", "plan_shape_hash", "seed")
+_PARTICULAR: Final = ("turn", "session", "epoch", "provenance")
+_SHAPES: Final[dict[tuple[Profile, int | None, str | None], str]] = {}
+_SHAPES_MAX: Final = 256
+
+
+def _without(plan: Plan, *names: str) -> dict[str, Any]:
+    fields: dict[str, Any] = asdict(plan, recurse=False)
+    for name in names:
+        del fields[name]
+    return fields
+
+
+def _shape_hash(profile: Profile, deadline_ms: int | None, on_detach: str | None, plan: Plan) -> str:
+    """The hash of what plans of this profile and these wishes have in common; computed once for them."""
+    shape = profile, deadline_ms, on_detach
+    if shape not in _SHAPES:
+        if len(_SHAPES) >= _SHAPES_MAX:
+            _SHAPES.clear()
+        _SHAPES[shape] = sha256_hex(canonical_json(_without(plan, *_DERIVED, *_PARTICULAR)))
+    return _SHAPES[shape]
 
 
 def seed_of(plan_hash: str, epoch: Epoch) -> int:

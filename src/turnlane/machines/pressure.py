@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from attrs import evolve, frozen
+from attrs import frozen
 
+from ..core.evolving import evolve
 from ..core.reasons import Reason
 
 

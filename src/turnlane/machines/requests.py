@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from attrs import define, evolve, frozen
+from attrs import define, frozen
 
+from ..core.evolving import evolve
 from ..core.ids import RequestId, Seq, TurnId
 from ..core.instants import WallInstant, wall_after_ms, wall_from_text, wall_text
 from ..core.limits import Limits

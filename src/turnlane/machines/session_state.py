@@ -7,12 +7,13 @@ Source: docs/turns.md (The session).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, Final, get_args
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
+from ..core.evolving import evolve
 from ..core.ids import DEFAULT_TENANT, DispatchId, Epoch, Seq, SessionId, Tenant, TurnId
 from ..core.instants import WallInstant, wall_from_text
 from ..core.limits import Limits
@@ -272,66 +273,96 @@ Answer = Step | Rejected | Deferred
 
 
 def evolve_session(state: Session, event: Any, seq: Seq) -> Session:
-    """Fold one event. No judgement: it already happened."""
-    match event:
-        case turns.TurnOutput():
-            return state  # the hot path: kept output changes no state, so recovery reads control events only
-        case SessionCreated():
-            return Session(
-                event.session,
-                event.tenant,
-                SessionPhase.STARTING,
-                event.profile,
-                Policy(event.overlap),
-                event.metadata,
-                event.external,
-                event.parent,
-                event.parent_turn,
-                tuple((SessionId(session), TurnId(turn)) for session, turn in event.ancestors),
-            )
-        case SessionActivated():
-            return evolve(state, phase=SessionPhase.ACTIVE)
-        case SessionDraining():
-            return evolve(state, phase=SessionPhase.DRAINING)
-        case SessionEnded():
-            return evolve(state, phase=SessionPhase.ENDED, ended_seq=seq)
-        case SessionDegraded(cause=cause):
-            return evolve(state, degraded=cause, degraded_turn=None if state.turn is None else state.turn.turn)
-        case SessionRestored():
-            return evolve(state, degraded=None, degraded_turn=None)
-        case TurnKeyCancelled(key=key, turn_id=turn_id, until=until):
-            name = f"key:{key}" if key is not None else f"turn:{turn_id}"
-            others = {other: at for other, at in state.tombstones.items() if other != name}
-            return evolve(state, tombstones={**others, name: wall_from_text(until)})
-        case turns.TurnClosed():
-            return _turn_closed(state)
-        case turns.TurnCommitted() | turns.TurnAborted():
-            assert state.turn is not None, event
-            closing = turns.evolved(state.turn, event, seq)
-            ended = EndedTurn(
-                event.turn,
-                Outcome(event.outcome),
-                Reason(event.reason),
-                event.fence_seq,
-                seq,
-                closing.opened_seq,
-                closing.plan.plan_hash,
-                closing.dispatch,
-                state.rows[closing.dispatch].position if closing.dispatch in state.rows else 0,
-            )
-            return evolve(state, turn=closing, ended_turns=(*state.ended_turns, ended))
-        case turns.SessionDeauthorized() | GateDecided() | GateSummarised():
-            return state
-    if isinstance(event, effects_ledger.EffectEvent):
-        return evolve(state, effects=effects_ledger.evolved(state.effects, event))
-    if isinstance(event, queue.DispatchEvent):
-        before, rows = state.rows.get(event.dispatch), queue.evolved(state.rows, event, seq)
-        if before is None or event.dispatch in rows or before.attempts:
-            return evolve(state, rows=rows)
-        return evolve(state, rows=rows, withdrawn=(*state.withdrawn, before.turn))
-    if isinstance(event, turns.TurnEvent):
-        return evolve(state, turn=turns.evolved(state.turn, event, seq))
-    return state  # an event of a newer version: kept for its readers, nothing of ours hangs on it
+    """Fold one event. No judgement: it already happened. An event that `_FOLDS` does not know changes nothing."""
+    fold = _FOLDS.get(type(event))
+    return state if fold is None else fold(state, event, seq)
+
+
+def _created(_: Session, event: SessionCreated, __: Seq) -> Session:
+    return Session(
+        event.session,
+        event.tenant,
+        SessionPhase.STARTING,
+        event.profile,
+        Policy(event.overlap),
+        event.metadata,
+        event.external,
+        event.parent,
+        event.parent_turn,
+        tuple((SessionId(session), TurnId(turn)) for session, turn in event.ancestors),
+    )
+
+
+def _degraded(state: Session, event: SessionDegraded, _: Seq) -> Session:
+    return evolve(state, degraded=event.cause, degraded_turn=None if state.turn is None else state.turn.turn)
+
+
+def _key_cancelled(state: Session, event: TurnKeyCancelled, _: Seq) -> Session:
+    name = f"key:{event.key}" if event.key is not None else f"turn:{event.turn_id}"
+    others = {other: at for other, at in state.tombstones.items() if other != name}
+    return evolve(state, tombstones={**others, name: wall_from_text(event.until)})
+
+
+def _effect(state: Session, event: effects_ledger.EffectEvent, _: Seq) -> Session:
+    return evolve(state, effects=effects_ledger.evolved(state.effects, event))
+
+
+def _dispatch(state: Session, event: queue.DispatchEvent, seq: Seq) -> Session:
+    before, rows = state.rows.get(event.dispatch), queue.evolved(state.rows, event, seq)
+    if before is None or event.dispatch in rows or before.attempts:
+        return evolve(state, rows=rows)
+    return evolve(state, rows=rows, withdrawn=(*state.withdrawn, before.turn))
+
+
+def _turn(state: Session, event: turns.TurnEvent, seq: Seq) -> Session:
+    return evolve(state, turn=turns.evolved(state.turn, event, seq))
+
+
+def _turn_ended(state: Session, event: turns.TurnCommitted | turns.TurnAborted, seq: Seq) -> Session:
+    assert state.turn is not None, event
+    closing = turns.evolved(state.turn, event, seq)
+    ended = EndedTurn(
+        event.turn,
+        Outcome(event.outcome),
+        Reason(event.reason),
+        event.fence_seq,
+        seq,
+        closing.opened_seq,
+        closing.plan.plan_hash,
+        closing.dispatch,
+        state.rows[closing.dispatch].position if closing.dispatch in state.rows else 0,
+    )
+    return evolve(state, turn=closing, ended_turns=(*state.ended_turns, ended))
+
+
+def _turn_closed(state: Session, _: turns.TurnClosed, __: Seq) -> Session:
+    assert state.turn is not None
+    past = {**state.past_requests, **state.turn.requests}
+    kept = {
+        key: effect
+        for key, effect in state.effects.items()
+        if effect.phase == "unknown" or (effect.phase == "completed" and effect.turn != state.turn.turn)
+    }  # what the turn itself completed lies under its key; what an operator settled lies only here
+    return evolve(state, turn=None, past_requests=past, effects=kept)
+
+
+_FOLDS: Final[Mapping[type, Callable[[Session, Any, Seq], Session]]] = {
+    **dict.fromkeys(get_args(turns.TurnEvent), _turn),
+    **dict.fromkeys(get_args(effects_ledger.EffectEvent), _effect),
+    **dict.fromkeys(get_args(queue.DispatchEvent), _dispatch),
+    turns.TurnOutput: lambda state, _, __: state,
+    turns.TurnCommitted: _turn_ended,
+    turns.TurnAborted: _turn_ended,
+    turns.TurnClosed: _turn_closed,
+    SessionCreated: _created,
+    SessionActivated: lambda state, _, __: evolve(state, phase=SessionPhase.ACTIVE),
+    SessionDraining: lambda state, _, __: evolve(state, phase=SessionPhase.DRAINING),
+    SessionEnded: lambda state, _, seq: evolve(state, phase=SessionPhase.ENDED, ended_seq=seq),
+    SessionDegraded: _degraded,
+    SessionRestored: lambda state, _, __: evolve(state, degraded=None, degraded_turn=None),
+    TurnKeyCancelled: _key_cancelled,
+}
+"""Kept output changes no state, so recovery reads control events only."""
 
 
 def bounded(state: Session, limits: Limits) -> Session:
@@ -373,17 +404,6 @@ def open_requests(state: Session) -> list[requests.Request]:
 
 def known_end(state: Session, turn: TurnId) -> EndedTurn | None:
     return next((ended for ended in reversed(state.ended_turns) if ended.turn == turn), None)
-
-
-def _turn_closed(state: Session) -> Session:
-    assert state.turn is not None
-    past = {**state.past_requests, **state.turn.requests}
-    kept = {
-        key: effect
-        for key, effect in state.effects.items()
-        if effect.phase == "unknown" or (effect.phase == "completed" and effect.turn != state.turn.turn)
-    }  # what the turn itself completed lies under its key; what an operator settled lies only here
-    return evolve(state, turn=None, past_requests=past, effects=kept)
 
 
 def ended_already(state: Session) -> Rejected:

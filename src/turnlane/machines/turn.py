@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Final
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
+from ..core.evolving import evolve
 from ..core.ids import DispatchId, Epoch, RequestId, Seq, SessionId, TurnId
 from ..core.instants import Instant, WallInstant
 from ..core.reasons import Reason

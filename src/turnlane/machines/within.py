@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import evolve
-
 from ..core.canonical import digest_of
+from ..core.evolving import evolve
 from ..core.ids import TurnId
 from ..core.instants import WallInstant, wall_from_text
 from ..core.limits import Limits
