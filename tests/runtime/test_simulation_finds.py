@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import trio
+from attrs import evolve
 
+from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.ports import JournalBroken
 from turnlane.core.reasons import Reason, Refused
+from turnlane.runtime.residents import Residents
 from turnlane.testing import acting
 from turnlane.testing.nodes import below, hang, say, wait
 
@@ -74,4 +77,42 @@ async def test_a_replaced_host_with_work_that_is_due_stands_still(world):
                 await session.start_turn(acting(say("still here")))
             await trio.sleep(60)
             await theirs.close()
+    world.check()
+
+
+async def test_a_turn_that_ends_while_the_store_is_asked_for_it_is_told_as_it_ended(world, monkeypatch):
+    """The store was read before the end was kept, and memory was not asked again: it was told as never begun."""
+    read = Residents._read_key
+
+    async def on_its_way(self, stream, key):
+        found = await read(self, stream, key)
+        await trio.sleep(0.01)
+        return found
+
+    monkeypatch.setattr(Residents, "_read_key", on_its_way)
+    async with world.host(limits=evolve(DEFAULT_LIMITS, keys_cached_max=8)) as host:
+        session = await host.runtime.open_session("s")
+        for _ in range(10):  # so that not all keys are in memory
+            await (await session.start_turn(acting(say("x")))).outcome()
+        turn = await session.start_turn(acting(wait(0.005)))
+        assert (await turn.outcome()).outcome == "completed"
+        await session.close()
+    world.check()
+
+
+async def test_a_session_that_is_never_idle_is_woken_from_a_recent_snapshot(world):
+    """Only what left memory had a snapshot: after a crash a long session was folded from its first event."""
+    limits = evolve(DEFAULT_LIMITS, snapshot_lag_items=32)
+    async with world.host(limits=limits) as host:
+        session = await host.runtime.open_session("s")
+        for _ in range(20):
+            await (await session.start_turn(acting(say("x")))).outcome()
+        head = session.status()["head_seq"]
+        await host.crash()
+        await host.restart()
+        kept = host.disk.store.load_snapshot("default/session/s")
+        assert kept is not None and head - 2 * 32 <= kept[0] <= head
+        session = await host.runtime.session("s")
+        assert session.status()["head_seq"] >= head
+        await session.close()
     world.check()

@@ -334,13 +334,15 @@ class StreamOwner:
         if known is not None or self.keys_complete:
             return known
         found = await self.read_key(self.stream, key)
-        if found is not None:
-            self._remember(found)
+        if found is None:
+            marks.sometimes(key in self.keys, "owner.key_kept_while_the_store_was_read")
+            return self.keys.get(key)
+        self._remember(found)
         return found
 
     def _remember(self, key: StoredKey) -> None:
         self.keys[key.key] = key
-        if len(self.keys) > self.limits.keys_cached_max:
+        if len(self.keys) > self.limits.keys_cached_max or marks.buggify("owner.key_forgotten"):
             del self.keys[next(iter(self.keys))]
             self.keys_complete = False
 

@@ -96,7 +96,7 @@ class Residents:
             wait_s = float("inf") if recovering else self.runtime.limits.session_wake_ms_max / 1000
             with trio.move_on_after(wait_s) as bound:
                 try:
-                    state, head = await self.runtime.ports.read_hop(self.fold, stream)
+                    state, head, snapshot_seq = await self.runtime.ports.read_hop(self._fold, stream)
                 except StoreError as error:
                     raise Refused(error.reason, error.message) from error
             if bound.cancelled_caught:
@@ -104,6 +104,7 @@ class Residents:
                 raise Refused(Reason.SESSION_WAKING, message, self.runtime.limits.defer_base_ms / 1000)
             self._make_room()
             actor = self._build(stream, state, head)
+            actor.snapshot_seq = snapshot_seq
             self.actors[stream] = actor
         finally:
             del self._waking[stream]
@@ -112,18 +113,23 @@ class Residents:
         return actor
 
     def fold(self, stream: str) -> tuple[SessionState, int]:
-        """Snapshot, then control events: kept output changes no state. Runs where reads may block."""
+        """State and head. Runs where reads may block."""
+        state, head, _ = self._fold(stream)
+        return state, head
+
+    def _fold(self, stream: str) -> tuple[SessionState, int, int]:
+        """Snapshot, then control events: kept output changes no state. And the seq of the snapshot."""
         store, encoder = self.runtime.ports.store, self.runtime.ports.encoder
         tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
         state, after = SessionState(SessionId(name), tenant), 0
         if (snapshot := store.load_snapshot(stream)) is not None:
             marks.sometimes(True, "residents.woken_from_a_snapshot")
             after, state = snapshot[0], encoder.decode_state(snapshot[1])
-        head = store.head(stream).seq
+        head, snapshot_seq = store.head(stream).seq, after
         if after + 1 < store.floor(stream):
             raise CorruptStream(stream, after + 1, "the log begins later and no snapshot covers what is gone")
         if after > head:
-            after, state = 0, SessionState(SessionId(name), tenant)
+            after, snapshot_seq, state = 0, 0, SessionState(SessionId(name), tenant)
         while after < head:
             page = store.read(stream, after, self.runtime.limits.page_items_max, Lane.CONTROL)
             if not page.events:
@@ -134,7 +140,7 @@ class Residents:
                 except (KeyError, AssertionError, ValueError) as error:
                     raise CorruptStream(stream, kept.seq, f"{kept.type} does not follow: {error!r}") from error
             after = page.events[-1].seq
-        return rules.bounded(state, self.runtime.limits), head
+        return rules.bounded(state, self.runtime.limits), head, snapshot_seq
 
     def _build(self, stream: str, state: SessionState, head: int) -> SessionActor:
         actor = SessionActor(self.runtime, state.session, state.tenant, stream)
@@ -205,21 +211,32 @@ class Residents:
         return passable(actor) and (actor.last_used < limit or marks.buggify("residents.passivated_early"))
 
     async def _passivate(self, actor: SessionActor) -> None:
-        state, head = actor.state, actor.owner.head
-        if state.phase is SessionPhase.ABSENT:  # its opening found no room: nothing is kept of it
+        head = actor.owner.head
+        if actor.state.phase is SessionPhase.ABSENT:  # its opening found no room: nothing is kept of it
             self.forget(actor)
             return
-        try:
-            await self.runtime.writer.call(
-                self.runtime.ports.store.save_snapshot,
-                actor.stream,
-                head,
-                self.runtime.ports.encoder.encode_state(state),
-            )
-        except StoreError:
-            return  # a snapshot is a cache; without one the session stays where it is
+        if not await self._snapshot(actor):
+            return  # without one the session stays where it is
         if passable(actor) and actor.owner.head == head and self.actors.get(actor.stream) is actor:
             self.forget(actor)
+
+    def keep_snapshot(self, actor: SessionActor) -> None:
+        """Beside the session's work, once it has grown by `snapshot_lag_items`: a wake-up after a crash stays short."""
+        head = actor.owner.tail.head
+        if head - actor.snapshot_seq >= self.runtime.limits.snapshot_lag_items and self.runtime.nursery is not None:
+            actor.snapshot_seq = head
+            self.runtime.nursery.start_soon(self._snapshot, actor, name="snapshot")
+
+    async def _snapshot(self, actor: SessionActor) -> bool:
+        """The state at the committed head; False when it is not kept. A snapshot is a cache."""
+        state, head = actor.state, actor.owner.tail.head
+        store, encoder = self.runtime.ports.store, self.runtime.ports.encoder
+        try:
+            await self.runtime.writer.call(store.save_snapshot, actor.stream, head, encoder.encode_state(state))
+        except StoreError:
+            return False
+        actor.snapshot_seq = head
+        return True
 
     def _make_room(self) -> None:
         if len(self.actors) < self.runtime.limits.resident_sessions_max:

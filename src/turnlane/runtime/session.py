@@ -7,14 +7,14 @@ a place in the log. All judgement is in `machines/session.py`; here is when it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import trio
-from attrs import define, evolve, field
+from attrs import define, field
 
 from ..core import marks
+from ..core.evolving import evolve
 from ..core.ids import DispatchId, SessionId, Tenant, TurnId
 from ..core.observations import TurnEnded, TurnFenced
 from ..core.reasons import Deferred, Reason, Refused, Rejected
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 ENDING = (turns.CancelTurn, turns.CommitTurn, turns.FailTurn, turns.ExpireTurn, turns.LoseAuthority)
 """Commands that could end the open turn; all that wait at one instant are judged together."""
+STARTING = (rules.StartTurn, rules.OpenQueued)
 
 
 TURN_KEY = "\x01turn/"
@@ -64,6 +65,8 @@ class SessionActor:
     last_used: int = 0
     running: bool = False
     opened_at: int = 0
+    snapshot_seq: int = 0
+    """The head at its last snapshot."""
     _gate: GateBook = field(init=False)
     _queued: int = 0
     _nursery: trio.Nursery | None = None
@@ -140,6 +143,7 @@ class SessionActor:
     async def _live(self, nursery: trio.Nursery) -> None:
         while True:
             await self._empty_mailbox()
+            self.runtime.residents.keep_snapshot(self)
             if await self._pump():
                 continue
             if self._idle(nursery):
@@ -222,8 +226,13 @@ class SessionActor:
             return command
         marks.point("session.handle")
         before = self.state.phase
-        with self._opening(command):
+        # A start that the gate let in counts against the bounds until it has its permit, or its refusal.
+        opening = isinstance(command, STARTING) and command.gate is None
+        self.runtime.permits.opening[self.tenant] += opening
+        try:
             answer = await self.owner.handle(command, keyed, self._extra_keys)
+        finally:
+            self.runtime.permits.opening[self.tenant] -= opening
         if isinstance(answer, Rejected | Deferred):
             self.runtime.counts.refused(type(command).__name__, answer.reason)
         if isinstance(command, rules.StartTurn):
@@ -235,16 +244,6 @@ class SessionActor:
         for turn in [turn for turn in self.ends if not self.knows(turn)]:
             self.ends.pop(turn).set()
         return answer
-
-    @contextmanager
-    def _opening(self, command: Any) -> Iterator[None]:
-        """A start that the gate let in counts against the bounds until it has its permit, or its refusal."""
-        opening = isinstance(command, rules.StartTurn | rules.OpenQueued) and command.gate is None
-        self.runtime.permits.opening[self.tenant] += opening
-        try:
-            yield
-        finally:
-            self.runtime.permits.opening[self.tenant] -= opening
 
     def _extra_keys(self, event: Any, state: Session) -> Iterable[StoredKey]:
         """What must be found again when memory has forgotten it: ends of turns, results of effects."""
