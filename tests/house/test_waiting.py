@@ -102,6 +102,7 @@ QUEUES = {
     "client/session.py:Events._ready": "`buffer_items_max` and `buffer_bytes_max` of its bounds: then the client stops "
     "reading, or follows anew",
     "client/lines.py:Lines._whole": "the lines of one read of 64 KiB",
+    "inbox.py:Inbox._messages": "what one read of the socket held (`taken`), or one message of the library",
     "machines/delivery.py:Reader._control_of.found": "no queue between tasks: control events of two pages",
     "nodes/builtin.py:calculate.parser": "no queue between tasks: the tokens of one expression (EXPRESSION_CHARS_MAX)",
     "nodes/builtin.py:make_agent.builtin.speech": "no queue between tasks: the parts of one input, and its steering",

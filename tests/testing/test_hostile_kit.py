@@ -187,6 +187,7 @@ def unmasked_is_taken(patch: pytest.MonkeyPatch) -> None:
 
 
 def utf8_is_left_to_the_library(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(FrameMeter, "_split", lambda self, payload: False)
     patch.setattr(FrameMeter, "_read_payload", lambda self, part: setattr(self, "_left", self._left - len(part)))
 
 

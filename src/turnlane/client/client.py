@@ -265,7 +265,9 @@ class Client:
                 stream = await self._dial()
             async with trio.open_nursery() as nursery:
                 try:
-                    return await self._converse(nursery, Line(stream), task_status)
+                    return await self._converse(
+                        nursery, Line(stream, self.bounds.incoming_message_bytes_max), task_status
+                    )
                 finally:
                     nursery.cancel_scope.cancel(reason="the connection has ended")
         except (OSError, trio.TooSlowError) as error:
@@ -281,12 +283,13 @@ class Client:
     async def _converse(self, nursery: trio.Nursery, line: Line, task_status: trio.TaskStatus[None]) -> Loss:
         with trio.fail_after(self.bounds.connect_ms_max / 1000):
             socket = await shake_hands(nursery, line, self._address, self._token, self.bounds)
+            nursery.start_soon(line.inbox.pump, socket)
             if socket.subprotocol != PROTOCOL:
                 return Loss(Verdict(False), Disconnected(f"{self._where} does not speak {PROTOCOL}"))
             token = None if self._token is None else self._token.reveal().decode()
             await socket.send_message(self.conversation.connected(token))
             while not self.conversation.ready:
-                refused = self._handle(self.conversation.received(await socket.get_message()))
+                refused = self._handle(self.conversation.received(await line.inbox.get()))
                 if refused is not None:
                     return refused
         self.connections += 1
@@ -297,6 +300,7 @@ class Client:
         nursery.start_soon(link.keep_alive, nursery)
         with trio.CancelScope() as self._reading:
             await link.read()
+        line.inbox.close()
         await socket.aclose()
         return goodbye()
 

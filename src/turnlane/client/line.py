@@ -9,6 +9,8 @@ import trio
 from attrs import frozen
 
 from ..core import marks
+from ..inbox import Inbox
+from .splitter import Splitter
 
 DEFAULT_PATH = "/v1/ws"
 
@@ -66,9 +68,17 @@ class Address:
 
 
 class Line(trio.abc.Stream):
-    """A stream that notes when it last received bytes (`heard_at`, trio's time) and when nothing more comes."""
+    """A stream that notes when it last received bytes (`heard_at`, trio's time) and when nothing more comes.
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    Short messages are split off beneath the library and go into `inbox`; `inbox.pump` has to run beside its reader.
+    """
+
+    short_frames = True
+    """A switch for measurements."""
+
+    def __init__(self, stream: trio.abc.Stream, message_bytes_max: int) -> None:
+        self.inbox = Inbox()
+        self._splitter = Splitter(message_bytes_max)
         self._stream = stream
         self.heard_at = trio.current_time()
         self.ended = trio.Event()
@@ -83,16 +93,31 @@ class Line(trio.abc.Stream):
 
     @marks.on_cancel("resumable")
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        try:
-            data = await self._stream.receive_some(max_bytes)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self.ended.set()
-            raise
-        if data:
+        while True:
+            await self.inbox.taken()
+            try:
+                data = await self._stream.receive_some(max_bytes)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self.ended.set()
+                raise
+            if not data:
+                self.ended.set()
+                return data
             self.heard_at = trio.current_time()
-        else:
-            self.ended.set()
-        return data
+            passed = self._split(bytes(data))
+            if passed and self.inbox.is_read:
+                await self.inbox.taken()  # what came first is answered first
+            if passed:
+                return passed
+
+    def _split(self, data: bytes) -> bytes:
+        splitter, inbox = self._splitter, self.inbox
+        short = self.short_frames and inbox.may_split and not marks.buggify("line.no_short_frames")
+        passed, messages, begun = splitter.feed(data, short)
+        inbox.passed(begun, begun)
+        for message in messages:
+            inbox.put(message)
+        return passed
 
     @marks.on_cancel("poisoning")
     async def aclose(self) -> None:

@@ -81,7 +81,7 @@ class Link:
 
     async def read(self) -> None:
         while True:
-            self.handle(self.conversation.received(await self.socket.get_message()))
+            self.handle(self.conversation.received(await self.line.inbox.get()))
             if self.conversation.has_outgoing:
                 self.outgoing.set()
             await self._wait_for_room()

@@ -102,6 +102,7 @@ class Connection:
             marks.scope_hook("connection", nursery.cancel_scope)
             for task in (self._read, self._start_calls, self._write, self._watch_guard, self._keep_alive):
                 nursery.start_soon(task)
+            nursery.start_soon(self.guard.inbox.pump, self.socket)
             nursery.start_soon(self._initialize_in_time)
             await self._end.wait()
             with trio.move_on_after(self.limits.close_ms_max / 1000):
@@ -148,7 +149,7 @@ class Connection:
     async def _read(self) -> None:
         try:
             while True:
-                message = await self.socket.get_message()
+                message = await self.guard.inbox.get()
                 data = message.encode() if isinstance(message, str) else message
                 decision = self.protocol.receive(data, trio.current_time())
                 if isinstance(decision, Call) and decision.method == "initialize":

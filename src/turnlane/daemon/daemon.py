@@ -204,7 +204,9 @@ class Daemon:
         if settings.auth:
             keys = (local_key(settings.state),) if settings.makes_local_key else settings.keys
             self._ring = KeyRing(keys, issuer=settings.issuer, audience=settings.audience, limits=settings.limits)
-        self.server = Server(self.runtime, settings.door(), self._ring, self.version)
+        self.server = Server(
+            self.runtime, settings.door(), self._ring, self.version, short_frames=settings.short_frames
+        )
         tokens = OperatorTokens((*settings.operator.tokens, *self._local_operator_token()))
         notices = () if settings.auth else (Blocker("auth_off", "the websocket listener takes everybody"),)
         self.api = OperatorApi(self.runtime, settings.operator, self.metrics, tokens, notices=notices)

@@ -16,6 +16,7 @@ from attrs import frozen
 
 from ..core.limits import DEFAULT_LIMITS, Limits
 from ..core.reasons import Reason
+from ..inbox import SHORT_BYTES_MAX
 from .rates import Rates, TokenBucket
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -51,6 +52,12 @@ class FrameMeter:
         self.last_frame_at = now
         self.ping_spans: list[tuple[int, int]] = []
         """Where pings lie in what `feed` returned last."""
+        self.short_frames = False
+        """Whether whole text messages of one short frame may be split off: `split` instead of delivered bytes."""
+        self.split: list[str] = []
+        """Those of the last `feed`, behind everything of earlier feeds."""
+        self.begun = self.ended = 0
+        """Messages whose beginning was delivered, and whose end."""
         self._limits = limits
         self._text_only = text_only
         self._held = b""
@@ -72,7 +79,7 @@ class FrameMeter:
 
     def feed(self, data: bytes, now: float) -> bytes:
         self.bytes += len(data)
-        self.ping_spans = []
+        self.ping_spans, self.split = [], []
         if self.verdict is not None or self.peer_closed:
             return b""
         if not self.closing:
@@ -84,7 +91,7 @@ class FrameMeter:
         if self._held:
             data, self._held = self._held + data, b""
         passed: list[bytes] = []
-        start = at = begun = 0  # data[start:at] passes and is not yet in `passed`
+        start = at = begun = split = 0  # data[start:at] passes and is not yet in `passed`; so many bytes were split off
         size = len(data)
         while at < size:
             if not self._in_frame:
@@ -98,6 +105,19 @@ class FrameMeter:
                 if self._drop:
                     passed.append(data[start:at])
                     start = at + taken
+                elif self._opcode == TEXT or self._opcode == BINARY:
+                    whole = self._fin and self._opcode == TEXT and self._left <= min(SHORT_BYTES_MAX, size - at - taken)
+                    if whole and self.short_frames and self._split(data[at + taken : at + taken + self._left]):
+                        passed.append(data[start:at])
+                        split += taken + self._left
+                        start = at = at + taken + self._left
+                        self._in_frame = False
+                        continue
+                    if self._judged():
+                        at = max(start, begun)
+                        break
+                    self.begun += 1
+                    self.short_frames = False  # no message overtakes one that the library has
                 at += taken
             taken = min(self._left, size - at)
             if taken:
@@ -111,7 +131,7 @@ class FrameMeter:
             if self._drop:
                 start = at
             elif self._opcode == PING:
-                self.ping_spans.append((begun, at))
+                self.ping_spans.append((begun - split, at - split))
             if self._opcode == CLOSE and not self._in_frame:
                 break
         if not passed and start == 0 and at == size:
@@ -218,6 +238,18 @@ class FrameMeter:
             except UnicodeDecodeError:
                 self._judge(1007, "text is not UTF-8")
 
+    def _split(self, payload: bytes) -> bool:
+        """A message of one frame, taken off the stream; False when it is judged."""
+        try:
+            text = self._unmask(payload).decode()
+        except UnicodeDecodeError:
+            self._judge(1007, "text is not UTF-8")
+            return False
+        self.split.append(text)
+        self._message = None
+        self.messages += 1
+        return True
+
     def _unmask(self, part: bytes) -> bytes:
         """XOR as one big integer: the payload is touched once, without a loop in Python."""
         size, turn = len(part), self._mask_at & 3
@@ -239,6 +271,7 @@ class FrameMeter:
                     return
             self._message = None
             self.messages += 1
+            self.ended += 1
 
     def _end_close(self) -> None:
         payload, self._control = bytes(self._control), bytearray()

@@ -29,6 +29,7 @@ from attrs import frozen
 from ..core import marks
 from ..core.limits import DEFAULT_LIMITS, Limits
 from ..core.reasons import Reason
+from ..inbox import Inbox
 from .frames import CLOSE, FrameMeter, Verdict, ends_in_close, pieces
 from .handshake import EARLY_BYTES_MAX, Accepted, DoorRules, Refusal, handshake_timeout, read_handshake, refusal_bytes
 from .rates import Rates, people_rates
@@ -79,7 +80,11 @@ class Guard(trio.abc.Stream):
         *,
         send_buffer_bytes: int | None = SEND_BUFFER_BYTES,
         text_only: bool = True,
+        short_frames: bool = False,
     ) -> None:
+        self.inbox = Inbox()
+        """What the peer sends, whole messages; `inbox.pump` has to run beside its reader."""
+        self._short_frames = short_frames
         self._transport = transport
         self._limits = limits
         self._socket = transport.socket if isinstance(transport, trio.SocketStream) else None
@@ -132,8 +137,9 @@ class Guard(trio.abc.Stream):
 
     def begin_close(self) -> None:
         """Call this before the library's `aclose`, in the same synchronous stretch: from here on it is given no ping,
-        and no message may be written."""
+        and no message may be written. What was not taken yet is not answered any more."""
         self._meter.closing = True
+        self.inbox.close()
 
     def status(self) -> GuardStatus:
         meter = self._meter
@@ -209,6 +215,10 @@ class Guard(trio.abc.Stream):
                 if is_ping and self._meter.closing:
                     continue
                 return part
+            if self._meter.verdict is not None:
+                with trio.move_on_after(self._limits.close_ms_max / 1000):
+                    await self.inbox.settled()  # what came before the fault is answered before the end
+                self._give(self._meter.verdict)
             if self._verdict is not None:
                 return await self._end_reading()
             if self._early:
@@ -223,11 +233,11 @@ class Guard(trio.abc.Stream):
             if len(data) > most:
                 data, self._early = data[:most], data[most:]
             frames = self._meter.frames
-            passed = self._meter.feed(data, trio.current_time())
+            passed = self._feed(data)
             crowded = self._meter.frames - frames > _FRAMES_PER_SLICE_MAX
             self._slice_bytes = _SLICE_BYTES if crowded else _RECEIVE_BYTES
-            if self._meter.verdict is not None:
-                self._give(self._meter.verdict)
+            if self._meter.verdict is None:
+                await self.inbox.taken()
             if not self._meter.ping_spans:
                 if passed:
                     return passed
@@ -241,6 +251,16 @@ class Guard(trio.abc.Stream):
             if at < len(passed):
                 self._ready.append((passed[at:], False))
             return self._ready.popleft()[0]
+
+    def _feed(self, data: bytes) -> bytes:
+        meter, inbox = self._meter, self.inbox
+        meter.short_frames = self._short_frames and inbox.may_split and not marks.buggify("guard.no_short_frames")
+        begun, ended = meter.begun, meter.ended
+        passed = meter.feed(data, trio.current_time())
+        inbox.passed(meter.begun - begun, meter.ended - ended)
+        for message in meter.split:
+            inbox.put(message)
+        return passed
 
     async def _end_reading(self) -> bytes:
         """After a verdict the library hears nothing until our close frame is out, then the end of the stream.

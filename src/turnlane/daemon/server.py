@@ -41,6 +41,8 @@ class Server:
     keys: KeyRing | None
     version: str
     wall_s: Callable[[], int] = wall_seconds
+    short_frames: bool = True
+    """Whether small messages are split off beneath the websocket library (`turnlane/inbox.py`)."""
     connections: set[Connection] = field(factory=set)
     draining: bool = False
     refused: Counter[Reason] = field(factory=Counter)
@@ -84,7 +86,7 @@ class Server:
     async def handle(self, stream: trio.abc.Stream) -> None:
         """One accepted socket, behind the barrier."""
         address = _address_of(stream)
-        guard = Guard(stream, self.limits)
+        guard = Guard(stream, self.limits, short_frames=self.short_frames)
         try:
             if (refusal := self._at_the_door(address)) is not None:
                 await guard.refuse(refusal)

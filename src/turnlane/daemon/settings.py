@@ -81,6 +81,8 @@ class Settings:
     profile: ProfileSettings
     limits: Limits
     gc: bool
+    short_frames: bool
+    """Small messages are split off beneath the websocket library; off for comparison."""
     log_format: str
     log_level: str
     tenants: Mapping[str, Quotas]
