@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
-
-from ..codec import CLASSES, Codec, UnknownEvent
-from ..core.ids import SessionId, split_stream
 from ..core.step import Lane
 from ..machines import dispatch as queue
-from ..machines.session import Session, evolve_session, open_requests
+from ..machines.session import Session, open_requests
 from .conduct import CONDUCT
 from .report import Violation
 from .seen import TERMINALS, is_below
@@ -262,7 +258,7 @@ def log_equals_state(seen: Seen) -> Iterable[Violation]:
         told[stream].append(status)
     for stream, statuses in told.items():
         log = seen.logs.get(stream, [])
-        steps = zip([0, *(event.seq for event in log)], _states(stream, log), strict=False)
+        steps = zip([0, *(event.seq for event in log)], seen.folded(stream), strict=False)
         seq, state = next(steps)
         for status in sorted(statuses, key=lambda status: status["head_seq"]):
             while seq < status["head_seq"] and (step := next(steps, None)) is not None:
@@ -299,28 +295,10 @@ def dispatches_end_with_turns(seen: Seen) -> Iterable[Violation]:
 def log_folds(seen: Seen) -> Iterable[Violation]:
     """Every log folds: no event that its state does not allow."""
     for stream, log in seen.logs.items():
-        followed = sum(1 for _ in _states(stream, log)) - 1
+        followed = len(seen.folded(stream)) - 1
         if followed < len(log):
             event = log[followed]
             yield Violation("log_folds", f"{stream}: {event.type} at {event.seq} does not follow")
-
-
-def _states(stream: str, log: Sequence[Logged]) -> Iterator[Session]:
-    """The state before the first event and after each, until one does not follow."""
-    tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
-    state, codec = Session(SessionId(name), tenant), Codec()
-    yield state
-    for event in log:
-        try:
-            state = evolve_session(state, _decoded(codec, event), event.seq)
-        except (KeyError, AssertionError):
-            return
-        yield state
-
-
-def _decoded(codec: Codec, event: Logged) -> Any:
-    cls = CLASSES.get(event.type)
-    return UnknownEvent(event.type, event.data) if cls is None else msgspec.convert(event.data, cls)
 
 
 def _terminal(log: Sequence[Logged], turn: str) -> Logged | None:

@@ -110,21 +110,26 @@ class DiskPorts:
 
     async def commit(self, function: Callable[..., T], *args: Any) -> T:
         """Write, wait for the sync, make it visible. Never in a thread: virtual time would run away."""
-        await trio.lowlevel.checkpoint()
-        await self.awake()
         disk, world = self.disk, self.disk.world
+        calm = not world.rates and not disk.slow_ms
+        if calm:
+            await trio.lowlevel.checkpoint()
+        await self.awake()
         try:
             disk.called(function.__name__)
         except BaseException:
             self.broken.set()
             raise
-        if world.rates or disk.slow_ms:
+        if not calm:
             pause_s = disk.slow_ms / 1000
             if world.happens("slow_commit"):
                 pause_s += world.dice("disk/slow").randint(1, SLOW_MS_MAX) / 1000
             self._writing = function, args
-            with trio.CancelScope(shield=True):  # as a thread that is not abandoned
-                await trio.sleep(pause_s)
+            if pause_s:
+                with trio.CancelScope(shield=True):  # as a thread that is not abandoned
+                    await trio.sleep(pause_s)
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
             self._writing = None
         if self._gone:
             raise JournalClosed(Reason.JOURNAL_BROKEN, "the machine is gone")
@@ -139,11 +144,13 @@ class DiskPorts:
         return answer
 
     async def look(self, function: Callable[..., T], *args: Any) -> T:
-        """A read."""
+        """A read. What it found may be old when it comes back."""
         await trio.lowlevel.checkpoint()
         await self.awake()
         self.disk.called(function.__name__)
-        return function(*args)
+        answer = function(*args)
+        await trio.lowlevel.checkpoint()
+        return answer
 
     def lose(self, *, power: bool) -> None:
         """The process dies, or the machine: decide about the group that is being written, and close the store."""

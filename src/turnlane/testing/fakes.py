@@ -29,8 +29,12 @@ class FakeClock:
 
     def now(self) -> Instant:
         """Monotonic nanoseconds."""
-        if trio.lowlevel.in_trio_run():
-            self._now_ns = max(self._now_ns, round(trio.current_time() * 1_000_000_000))
+        try:
+            now_ns = round(trio.current_time() * 1_000_000_000)
+        except RuntimeError:  # outside of a run
+            return Instant(self._now_ns)
+        if now_ns > self._now_ns:
+            self._now_ns = now_ns
         return Instant(self._now_ns)
 
     def wall(self) -> WallInstant:

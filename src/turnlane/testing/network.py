@@ -93,6 +93,8 @@ class Pipe:
         self._moved = trio.Event()
 
     async def wait_moved(self, until: float = float("inf")) -> None:
+        if until == float("inf"):
+            return await self._moved.wait()
         with trio.CancelScope(deadline=until):
             await self._moved.wait()
 
@@ -124,7 +126,8 @@ class End(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        await trio.lowlevel.checkpoint()
+        if self._in.wakes_at() <= trio.current_time() or self._in.broken or self._in.ended or self._closed:
+            await trio.lowlevel.checkpoint()
         while True:
             if self._closed:
                 raise trio.ClosedResourceError

@@ -41,6 +41,10 @@ TURNS_KEPT: Final = 8
 """So many handles of ended turns a node keeps, to speak through them later."""
 
 
+TOOL_S: Final = 0.02
+"""How long a tool call takes: long enough to be cut short."""
+
+
 @frozen
 class Act:
     """One thing a node does. `ACTS` says what each kind means."""
@@ -261,7 +265,7 @@ async def _ask(node: ScriptedNode, turn: Turn, prompt: Any, deadline: float | No
 async def _effect(node: ScriptedNode, turn: Turn, name: str, key: str | None) -> None:
     async with turn.effect(name, {}, key) as call:
         if call.run:
-            await trio.lowlevel.checkpoint()
+            await trio.sleep(TOOL_S)
             call.result = name if node.tool is None else node.tool(turn, name)
     await node.speak(turn, {"effect": name, "run": call.run, "result": call.result})
 
@@ -305,7 +309,7 @@ DRAWS: Final[Mapping[str, tuple[int, Drawn]]] = {
     "say": (40, lambda dice, _: say(f"{dice.randrange(100)} ")),
     "wait": (20, lambda dice, _: wait(dice.choice((0.0, 0.001, 0.01, 0.1, 1.0)))),
     "flood": (6, lambda dice, _: flood(dice.choice((2, 17, 40, 300)))),
-    "effect": (6, lambda dice, _: effect(dice.choice(("pay", "mail")), dice.choice((None, "key-1", "key-2")))),
+    "effect": (14, lambda dice, _: effect(dice.choice(("pay", "mail")), dice.choice((None, "key-1", "key-2")))),
     "ask": (4, lambda dice, _: ask("go on?", dice.choice((0.5, 5.0)))),
     "below": (4, lambda dice, size: below(*random_acts(dice, size // 2))),
     "lie": (4, lambda dice, _: lie(dice.choice(LIES))),

@@ -30,6 +30,7 @@ THEMES: Final = ("planted_bugs", "planted_turns", "planted_wire")
 CHECKERS: Final = (*DEFAULT, no_forgery_kept)
 
 STORM: Final = {"crash": 0.2, "power": 0.2, "disk_error": 0.02, "slow_commit": 0.3, "connection_cut": 0.05}
+LINES: Final = {"connection_cut": 0.05, "delay": 0.3, "slow_commit": 0.1}
 ARENAS: Final[Mapping[str, Callable[[int], Simulated]]] = {
     **{
         name: partial(simulate, check=CHECKERS, scene="storm", rates=rates)
@@ -39,10 +40,10 @@ ARENAS: Final[Mapping[str, Callable[[int], Simulated]]] = {
             ("nodes", {"node_fault": 0.5, "slow_commit": 0.3}),
             ("storm", {**STORM, "node_fault": 0.3}),
             ("full", {"disk_full": 0.02, "slow_commit": 0.3}),
-            ("lines", {"connection_cut": 0.05, "delay": 0.3, "slow_commit": 0.1}),
         )
     },
     **{name: partial(simulate, check=CHECKERS, scene=name) for name in ("takeover", *MORE_SCENES)},
+    "lines": partial(simulate, check=CHECKERS, scene="lines", rates=LINES),
 }
 """Where a bug is hunted: by the seed alone, in fair weather, among bad agents, in a storm, while the disk is full or
 lines are cut, while a host is replaced, and in the scenes of `scenes.py`."""

@@ -5,8 +5,8 @@ See `planted.py`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
@@ -194,7 +194,7 @@ def deadline_fires_for_the_next_turn(patch: Patch) -> None:
     patch.set(rules, "_timer", timer)
 
 
-@planted_bug(found_by="deadlines_hold", within=60, arena="nodes")
+@planted_bug(found_by="deadlines_hold", within=60, arena="swarm")
 def soft_cancel_never_ends(patch: Patch) -> None:
     """A turn that is asked to end is neither told nor bounded."""
     _never_armed(patch, "soft:")
@@ -279,7 +279,7 @@ def call_repeated_although_it_completed(patch: Patch) -> None:
     _keep_no_keys(patch, session.EFFECT_KEY)
 
 
-@planted_bug(found_by="effect_once", within=20, arena="nodes")
+@planted_bug(found_by="effect_once", within=20, arena="storm")
 def call_repeated_although_it_may_have_happened(patch: Patch) -> None:
     """A call that was cut short and may have happened is made again."""
     real = effects_ledger.intending
@@ -344,12 +344,14 @@ def permit_leaks(patch: Patch) -> None:
 def start_on_its_way_never_arrives(patch: Patch) -> None:
     """A start that was let in counts as on its way for ever."""
 
-    @contextmanager
-    def opening(self: SessionActor, command: Any) -> Iterator[None]:
-        self.runtime.permits.opening[self.tenant] += isinstance(command, rules.StartTurn | rules.OpenQueued)
-        yield
+    real = SessionActor._handle
 
-    patch.set(SessionActor, "_opening", opening)
+    async def handle(self: SessionActor, command: Any, keyed: Any) -> Any:
+        answer = await real(self, command, keyed)
+        self.runtime.permits.opening[self.tenant] += isinstance(command, rules.StartTurn | rules.OpenQueued)
+        return answer
+
+    patch.set(SessionActor, "_handle", handle)
 
 
 @planted_bug(found_by="ends", within=20, arena="narrow")

@@ -38,6 +38,7 @@ from .simulation import (
     converse,
     counted_node,
     end_sessions,
+    storm,
 )
 from .talkers import Started, Talker, stream_of
 from .world import World
@@ -73,8 +74,8 @@ async def narrow(world: World, rates: dict[str, float], found: list[Violation]) 
     """Nobody hangs, nothing crashes: when the talk is over nothing is open, and the watchers have seen all of it."""
     async with world.host(agent=counted_node(world), limits=NARROW) as host:
         async with trio.open_nursery() as nursery:
-            watchers = [Talker(world, host, f"watcher-{name}", True, 0, (name,)) for name in SESSIONS]
-            watchers += [Talker(world, host, f"far-watcher-{name}", False, 0, (name,)) for name in SESSIONS]
+            watchers = [Talker(world, host, f"watcher-{name}", True, True, 0, (name,)) for name in SESSIONS]
+            watchers += [Talker(world, host, f"far-watcher-{name}", False, True, 0, (name,)) for name in SESSIONS]
             for watcher in watchers:
                 nursery.start_soon(_watch, host, watcher)
             with world.faults(swarm=False, **_calm(rates)):
@@ -129,7 +130,7 @@ async def sleepy(world: World, rates: dict[str, float], found: list[Violation]) 
     async with world.host(agent=counted_node(world), limits=SLEEPY) as host:
         for number in range(ROUNDS):
             talkers = [
-                Talker(world, host, f"round-{number}-{one}", one % 2 == 0, STEPS_PER_TALKER // 2, SESSIONS)
+                Talker(world, host, f"round-{number}-{one}", one % 2 == 0, True, STEPS_PER_TALKER // 2, SESSIONS)
                 for one in range(world.size)
             ]
             with world.faults(swarm=False, **calm):
@@ -301,11 +302,17 @@ async def flooded(world: World, rates: dict[str, float], found: list[Violation])
         found.append(Violation("control_first", f"the end of the turn came {late:g} s after its cancel"))
 
 
+async def lines(world: World, rates: dict[str, float], found: list[Violation]) -> None:
+    """A storm in which everybody speaks over the wire."""
+    await storm(world, rates, found, inside_share=0.0)
+
+
 MORE_SCENES: Final[Mapping[str, Scene]] = {
     "narrow": narrow,
     "sleepy": sleepy,
     "strangers": strangers,
     "flooded": flooded,
+    "lines": lines,
 }
 
 SCENES.update(MORE_SCENES)

@@ -75,16 +75,21 @@ class Order(random.Random):
     def shuffle(self, x: MutableSequence[Any]) -> None:
         if self._halted:
             raise Stuck("the run was left: its tasks ignore every cancel")
-        before = [task for task in x if task in self.watched] if self._shuffles and len(x) > 1 else []
+        heard = self.watched and self._shuffles and len(x) > 1
+        before = [task for task in x if task in self.watched] if heard else []
         self.arrange(x)
         if len(before) > 1:
             self.taken.append(index_of(before, [task for task in reversed(x) if task in self.watched]))
 
     def arrange(self, batch: MutableSequence[Any]) -> None:
         """Put a batch, given in the order of spawning, into the order in which it is popped from its end."""
+        if len(batch) < 2:
+            return
         batch.reverse()
-        if self._shuffles:
+        if self._shuffles and len(batch) > 2:
             super().shuffle(batch)
+        elif self._shuffles and self.random() < 0.5:  # most batches are pairs
+            batch.reverse()
 
 
 class Priorities(Order):

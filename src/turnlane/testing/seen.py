@@ -11,15 +11,17 @@ from typing import Any, Final
 import msgspec
 from attrs import define, field, frozen
 
+from ..codec import CLASSES, UnknownEvent
 from ..core.given import Event, Skipped
-from ..core.ids import split_stream
+from ..core.ids import SessionId, split_stream
 from ..core.ports import EventStore
+from ..machines.session import Session, evolve_session
 from .report import Violation
 
 TERMINALS: Final = ("turn.committed", "turn.aborted")
 
 
-@frozen
+@define(slots=True)
 class Logged:
     """One event as the log holds it."""
 
@@ -35,7 +37,7 @@ class Logged:
     """Microseconds on the wall clock of its host."""
 
 
-@frozen
+@define(slots=True)
 class Got:
     """One thing an attachment was given: an event (`seq`), or a skipped range of its data lane."""
 
@@ -94,6 +96,23 @@ class Seen:
     settled: bool = True
     """Whether everything had time to end; False where a run was cut short."""
 
+    _folded: dict[str, list[Session]] = field(factory=dict)
+
+    def folded(self, stream: str) -> Sequence[Session]:
+        """The states of a session before the first event of its log and after each, until one does not follow."""
+        if (states := self._folded.get(stream)) is None:
+            tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
+            states = self._folded[stream] = [Session(SessionId(name), tenant)]
+            for event in self.logs.get(stream, []):
+                if event.type == "turn.output":  # changes no state
+                    states.append(states[-1])
+                    continue
+                try:
+                    states.append(evolve_session(states[-1], _decoded(event), event.seq))
+                except (KeyError, AssertionError):
+                    break
+        return states
+
     def log_of(self, session: str) -> list[Logged]:
         return next((log for stream, log in self.logs.items() if split_stream(stream)[2] == session), [])  # type: ignore[arg-type]
 
@@ -140,6 +159,11 @@ def _read_log(store: EventStore, stream: str) -> list[Logged]:
         ]
         if not page.events or log[-1].seq >= page.head:
             return log
+
+
+def _decoded(event: Logged) -> Any:
+    cls = CLASSES.get(event.type)
+    return UnknownEvent(event.type, event.data) if cls is None else msgspec.convert(event.data, cls)
 
 
 def is_below(log: Sequence[Logged]) -> bool:

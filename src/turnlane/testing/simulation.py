@@ -14,7 +14,6 @@ import argparse
 import gc
 import hashlib
 import importlib
-import itertools
 import multiprocessing
 import random
 import sys
@@ -26,7 +25,7 @@ from typing import Any, Final
 
 import trio
 import trio.testing
-from attrs import frozen
+from attrs import evolve, frozen
 
 from turnlane.core import marks
 from turnlane.core.limits import DEFAULT_LIMITS
@@ -58,13 +57,17 @@ BUDGET: Final[Mapping[str, float]] = {
 }
 """The most of each fault: for messages, commits, occasions of the weather, turns."""
 
-INSIDE_SHARE: Final = 0.8
-"""Of the talkers: programs inside the host process."""
+INSIDE_SHARE: Final = 0.9
+"""Of the talkers: programs inside the host process. A turn over the wire takes twice as long to simulate."""
+FOLLOWING_SHARE: Final = 0.5
+"""Of the talkers: those that read along."""
 SWARM_SHARE: Final = 0.4
 """Of the faults, in a given seed: fewer kinds at once reach further than all of them."""
 WEATHER_S: Final = (0.05, 3.0)
 PAUSE_S: Final = (0.1, 8.0)
 CLOCK_STEP_MS_MAX: Final = 3_600_000
+SIM_LIMITS: Final = evolve(DEFAULT_LIMITS, snapshot_lag_items=64)
+"""Snapshots are met in every run; what is woken without one is in other scenes."""
 SESSIONS: Final = ("s-0", "s-1", "s-2")
 """Fewer than talkers: they meet."""
 STEPS_PER_TALKER: Final = 24
@@ -72,9 +75,6 @@ QUIET_S: Final = 60.0
 LONGEST_S: Final = 3_600.0
 """Virtual; a run that lasts longer does not end."""
 TAKEOVER_EVERY: Final = 8
-SEEDS_PER_COLLECTION: Final = 20
-_RUNS: Final = itertools.count(1)
-"""Seeds of `run_seeds` in this process."""
 SEEDS_PER_PROCESS: Final = 2_000
 TELL_EVERY_S: Final = 60.0
 DIGEST_LETTERS: Final = 16
@@ -190,14 +190,17 @@ async def _play(scene: Scene, world: World, rates: dict[str, float], found: list
     world.note("end")
 
 
-async def _storm(world: World, rates: dict[str, float], found: list[Violation]) -> None:
+async def storm(
+    world: World, rates: dict[str, float], found: list[Violation], *, inside_share: float = INSIDE_SHARE
+) -> None:
+    """One host in bad weather."""
     world.note("rates", **rates)
-    async with world.host(agent=counted_node(world)) as host:
+    async with world.host(agent=counted_node(world), limits=SIM_LIMITS) as host:
         with world.faults(swarm=False, **rates):
             async with trio.open_nursery() as nursery:
                 if rates.keys() & _WEATHER.keys():
                     nursery.start_soon(_weather, world, host)
-                await converse(world, host, SESSIONS)
+                await converse(world, host, SESSIONS, inside_share=inside_share)
                 nursery.cancel_scope.cancel()
         await world.quiet(QUIET_S)
         await end_sessions(world, host, found)
@@ -215,11 +218,11 @@ async def _takeover(world: World, rates: dict[str, float], found: list[Violation
     node, dice, disk = counted_node(world), world.dice("takeover"), world.disk()
     calm = {name: rate for name, rate in rates.items() if name not in _WEATHER and name != "disk_error"}
     with world.faults(swarm=False, **calm):
-        async with world.host(agent=node) as old, trio.open_nursery() as nursery:
+        async with world.host(agent=node, limits=SIM_LIMITS) as old, trio.open_nursery() as nursery:
             nursery.start_soon(converse, world, old, SESSIONS)
             await trio.sleep(dice.choice((0.0, 0.01, 0.1, 1.0, 3.0)))
             old.pause()
-            async with world.host("host-2", agent=node, disk=disk) as new:
+            async with world.host("host-2", agent=node, disk=disk, limits=SIM_LIMITS) as new:
                 async with trio.open_nursery() as later:
                     later.start_soon(converse, world, new, SESSIONS, "late")
                     await trio.sleep(dice.choice((0.0, 0.1, 1.0, 5.0)))
@@ -233,12 +236,20 @@ async def _takeover(world: World, rates: dict[str, float], found: list[Violation
                 nursery.cancel_scope.cancel()  # who still looks for host 1
 
 
-async def converse(world: World, host: Host, sessions: tuple[str, ...], name: str = "talker") -> None:
+async def converse(
+    world: World,
+    host: Host,
+    sessions: tuple[str, ...],
+    name: str = "talker",
+    *,
+    inside_share: float = INSIDE_SHARE,
+) -> None:
     dice = world.dice("talkers")
     async with trio.open_nursery() as nursery:
         for number in range(world.size):
             steps = dice.randint(STEPS_PER_TALKER // 2, STEPS_PER_TALKER * 2)
-            talker = Talker(world, host, f"{name}-{number}", dice.random() < INSIDE_SHARE, steps, sessions)
+            inside, follows = dice.random() < inside_share, dice.random() < FOLLOWING_SHARE
+            talker = Talker(world, host, f"{name}-{number}", inside, follows, steps, sessions)
             nursery.start_soon(talker.run, name=talker.name)
 
 
@@ -301,7 +312,7 @@ async def _clock_step(world: World, host: Host) -> None:
 _WEATHER: Final = {"crash": _crash, "power": _power, "pause": _pause, "clock_step": _clock_step}
 
 
-SCENES: Final[dict[str, Scene]] = {"storm": _storm, "takeover": _takeover}
+SCENES: Final[dict[str, Scene]] = {"storm": storm, "takeover": _takeover}
 
 
 def scenes() -> Mapping[str, Scene]:
@@ -436,17 +447,32 @@ def run_seeds(
 def _each(seeds: Sequence[int], size: int, scene: str | None, jobs: int) -> Iterator[tuple[int, int, int, str]]:
     work = partial(_one_seed, size=size, scene=scene)
     if jobs == 1:
-        yield from map(work, seeds)
+        collecting = gc.isenabled()
+        _collect_between_seeds()
+        try:
+            yield from map(work, seeds)
+        finally:
+            gc.unfreeze()
+            if collecting:
+                gc.enable()
         return
     # Fresh processes, not forked ones: the caller may hold a store or a loop.
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=SEEDS_PER_PROCESS) as pool:
+    with multiprocessing.get_context("spawn").Pool(
+        jobs, _collect_between_seeds, maxtasksperchild=SEEDS_PER_PROCESS
+    ) as pool:
         yield from pool.imap(work, seeds)
+
+
+def _collect_between_seeds() -> None:
+    """No collection looks at what was there before the seeds, and none happens while one runs."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
 
 
 def _one_seed(seed: int, size: int, scene: str | None) -> tuple[int, int, int, str]:
     one = simulate(seed, size=size, scene=scene)
-    if next(_RUNS) % SEEDS_PER_COLLECTION == 0:
-        gc.collect()  # none happens while a seed runs
+    gc.collect()
     return seed, one.turns, one.events, str(one) if one.violations else ""
 
 

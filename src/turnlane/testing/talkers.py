@@ -36,6 +36,8 @@ def stream_of(session: str) -> str:
 PAUSES_S: Final = (0.0, 0.001, 0.01, 0.1, 0.5, 2.0)
 PATIENCE_S: Final = 20.0
 """How long a talker waits for anything before it does something else."""
+AGAIN_S: Final = 1.0
+"""Before it asks again where it was not let in: who asks at once, asks for ever within one instant."""
 OVERLAPS: Final = (None, "queue", "queue", "merge", "interrupt", "steer", "reject", "latest")
 
 
@@ -57,6 +59,8 @@ class Talker:
     host: Host
     name: str
     inside: bool
+    follows: bool
+    """Whether it reads what happens, or only acts and asks how it ended."""
     steps: int
     sessions: tuple[str, ...]
     dice: random.Random = field(init=False)
@@ -95,7 +99,7 @@ class Talker:
                         await self._talk(client)
             except (Disconnected, Refused) as error:  # not let in, or thrown out for good
                 self.world.note("turned away", talker=self.name, why=type(error).__name__)
-                await trio.sleep(1.0)
+                await trio.sleep(AGAIN_S)
 
     async def _inside(self, life: Life) -> None:
         try:
@@ -111,9 +115,11 @@ class Talker:
             except (Refused, OutcomeUnknown) as error:
                 if not await self._goes_on(error):
                     return
+                await trio.sleep(AGAIN_S)
                 continue
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._follow, session)
+                if self.follows:
+                    nursery.start_soon(self._follow, session)
                 here = self.session
                 while self.steps > 0 and self.session == here:
                     self.steps -= 1
@@ -125,10 +131,10 @@ class Talker:
         """After a no; False when this life of the host takes nothing more."""
         reason = error.reason.value if isinstance(error, Refused) else "outcome_unknown"
         self.world.note("no", talker=self.name, reason=reason)
-        if reason in ("session_ended", "session_draining"):
+        if reason in ("session_ended", "session_draining", "corrupt_stream"):
             self.move_to(f"{self.name}-{next(self._rounds)}")
-        elif reason in ("journal_broken", "draining"):
-            await trio.sleep(1.0)
+        elif reason in ("journal_broken", "draining", "deauthorized_drain"):
+            await trio.sleep(AGAIN_S)
             return not self.inside
         return True
 
@@ -201,9 +207,11 @@ class Talker:
         self.started.append(Started(session.id, given, how, handle.id))
 
     async def start_many(self, session: Any) -> None:
-        """A row of short turns that wait for one another."""
-        for _ in range(self.dice.choice((4, 8, 16))):
-            given = acting(say("short"))
+        """A row of short turns that wait for one another; the first may be one that misbehaves."""
+        dice = self.dice
+        acts: tuple[Act, ...] = random_acts(dice, dice.choice((2, 3, 5))) if self.world.happens("node_fault") else ()
+        for _ in range(dice.choice((4, 8, 16))):
+            given, acts = acting(*(acts or [say("short")])), ()
             how = {"overlap": "queue", "key": self.world.ids.new("key")}
             self.world.seen.keys.add(how["key"])
             handle = await session.start_turn(given, **how)
@@ -267,6 +275,7 @@ class Talker:
         """What the session says of itself."""
         status = session.status() if self.inside else await session.read_status()
         self.world.seen.statuses.append((stream_of(session.id), status))
+        self.questions += status["pending_requests"]
 
     async def read_slowly(self, _: Any) -> None:
         self._slow = not self._slow
@@ -283,13 +292,13 @@ Does = Callable[[Talker, Any], Awaitable[None]]
 
 STEPS: Final[Mapping[str, tuple[int, Does]]] = {
     "start": (40, Talker.start),
-    "start many": (12, Talker.start_many),
+    "start many": (40, Talker.start_many),
     "outcome": (12, Talker.outcome),
     "pause": (12, Talker.pause),
     "cancel": (12, Talker.cancel),
     "start again": (4, Talker.start_again),
     "steer": (4, Talker.steer),
-    "answer": (4, Talker.answer),
+    "answer": (10, Talker.answer),
     "reattach": (3, Talker.reattach),
     "look": (3, Talker.look),
     "read slowly": (2, Talker.read_slowly),

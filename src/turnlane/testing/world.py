@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
@@ -145,6 +146,7 @@ class World:
         self._injector: Injector | None = None
         self._injected: list[BaseException] = []
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._scopes_heard: Counter[str] = Counter()
         self._main: trio.lowlevel.Task | None = None
         self._exposed: dict[trio.lowlevel.Task, int] = {}
         self._cleanups: list[Callable[[], object]] = []
@@ -332,8 +334,8 @@ class World:
 
     def heard_scope(self, name: str, scope: object) -> None:
         assert isinstance(scope, trio.CancelScope), scope
-        count = sum(label.partition("#")[0] == name for label in self._scopes)
-        self._scopes[f"{name}#{count + 1}"] = scope
+        self._scopes_heard[name] += 1
+        self._scopes[f"{name}#{self._scopes_heard[name]}"] = scope
 
     def heard_sometimes(self, name: str, condition: bool) -> None:
         MARKS_REACHED[name] = MARKS_REACHED.get(name, False) or condition
