@@ -8,8 +8,6 @@ Prints, for each, the median of the ratios of the rounds (how many times faster 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -25,7 +23,8 @@ from turnlane.daemon.frames import FrameMeter, text_frame
 from turnlane.daemon.rates import Rates
 from turnlane.machines.session import Session, SessionPhase
 
-Side = Callable[[], object]
+from .rounds import Side, ratio
+
 MESSAGES: Final = 2_000
 COPIES: Final = 20_000
 COMMAND: Final = b'{"jsonrpc":"2.0","id":7,"method":"turn/cancel","params":{"session":"s-1","turn":"turn_000001"}}'
@@ -107,12 +106,6 @@ ABLATIONS: Final[dict[str, Callable[[], tuple[Side, Side]]]] = {
 }
 
 
-def seconds(side: Side) -> float:
-    began = time.perf_counter()
-    side()
-    return time.perf_counter() - began
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.ablations")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ABLATIONS)}; without: all")
@@ -124,10 +117,8 @@ def main() -> None:
         )
     for name in chosen.names or ABLATIONS:
         with_it, without = ABLATIONS[name]()
-        seconds(with_it), seconds(without)  # warm
-        ratios = sorted(seconds(without) / seconds(with_it) for _ in range(chosen.rounds))
-        median, what = statistics.median(ratios), (ABLATIONS[name].__doc__ or "").strip()
-        print(f"{name:10} {median:5.1f} x ({ratios[0]:.1f} to {ratios[-1]:.1f})  {what}", flush=True)
+        what = (ABLATIONS[name].__doc__ or "").strip()
+        print(f"{name:10} {ratio(without, with_it, chosen.rounds)}  {what}", flush=True)
 
 
 if __name__ == "__main__":
