@@ -1,7 +1,9 @@
 """A client of a running daemon: a turn, a barge-in, and a place to come back to.
 
-    turnlane serve --state state/          in one terminal
-    python examples/client.py ws://127.0.0.1:4101 [TOKEN]
+    turnlane serve --state state/ --auth off      in one terminal
+    python examples/client.py ws://127.0.0.1:4101
+
+With `--auth off` (on loopback only) no token is asked for; else give one as the second word (`turnlane token --help`).
 
 Cut the connection while it runs (or restart the daemon): it goes on where it was, with nothing lost or repeated.
 """

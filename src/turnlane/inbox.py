@@ -14,7 +14,7 @@ from collections import deque
 from typing import Final
 
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection
+from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection
 
 from .core import marks
 
@@ -32,7 +32,9 @@ class Inbox:
         self._messages: deque[str | bytes] = deque()
         self._begun = self._whole = 0
         self._closed = False
-        self._ended: ConnectionClosed | None = None
+        self._over = False
+        self._reason: CloseReason | None = None
+        """Not the error itself, whose traceback would hold all of a connection that is over."""
         self._filled = trio.Event()
         self._idle = True
         """The reader has done everything it was given."""
@@ -72,8 +74,8 @@ class Inbox:
         while not self._messages:
             self._idle = True
             self._done.set()
-            if self._ended is not None:
-                raise self._ended
+            if self._over:
+                raise ConnectionClosed(self._reason)
             self._filled = trio.Event()
             await self._filled.wait()
         return self._messages.popleft()
@@ -103,6 +105,6 @@ class Inbox:
                 self.passed(-1, -1)
                 await self.taken()
         except ConnectionClosed as closed:
-            self._ended = closed
+            self._over, self._reason = True, closed.reason
             self._whole = 0
             self._filled.set()

@@ -19,6 +19,7 @@ from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.reasons import Kind, Reason
 from turnlane.core.step import Lane
 from turnlane.daemon import access, config, protocol
+from turnlane.daemon.config import values
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "registry.md"
@@ -108,7 +109,8 @@ def _settings() -> Iterator[str]:
     rows = []
     for key, spec in config.KEYS.items():
         if not key.startswith("limits."):
-            rows.append((f"`{key}`", "none" if spec.default in (None, ()) else f"`{_plain(spec.default)}`"))
+            shown = str(spec.default).lower() if spec.read is values.boolean else _plain(spec.default)
+            rows.append((f"`{key}`", "none" if spec.default in (None, ()) else f"`{shown}`"))
     yield _table(("setting", "default"), rows)
 
 
