@@ -19,9 +19,10 @@ from turnlane.client.splitter import Splitter
 from turnlane.core.evolving import evolve
 from turnlane.core.ids import SessionId
 from turnlane.core.limits import DEFAULT_LIMITS
-from turnlane.daemon.frames import FrameMeter, text_frame
+from turnlane.daemon.frames import TEXT, FrameMeter, text_frame
 from turnlane.daemon.rates import Rates
 from turnlane.machines.session import Session, SessionPhase
+from turnlane.testing.peers import frame_bytes
 
 from .rounds import Side, ratio
 
@@ -29,7 +30,6 @@ MESSAGES: Final = 2_000
 COPIES: Final = 20_000
 COMMAND: Final = b'{"jsonrpc":"2.0","id":7,"method":"turn/cancel","params":{"session":"s-1","turn":"turn_000001"}}'
 HANDSHAKE: Final = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
-MASK: Final = b"\x11\x22\x33\x44"
 
 
 def evolving() -> tuple[Side, Side]:
@@ -64,8 +64,7 @@ def _drained(connection: wsproto.WSConnection, data: bytes) -> int:
 
 def commands() -> tuple[Side, Side]:
     """Small commands of a client, metered: split off, and through the library."""
-    masked = bytes(byte ^ MASK[index % 4] for index, byte in enumerate(COMMAND))
-    data = (bytes((0x81, 0x80 | len(COMMAND))) + MASK + masked) * MESSAGES
+    data = frame_bytes(TEXT, COMMAND) * MESSAGES
     unlimited = 1_000_000_000, 1_000_000_000
     library = _wsproto(client=False)
 

@@ -16,6 +16,7 @@ from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.daemon.frames import BINARY, CONTINUATION, TEXT, FrameMeter, text_frame
 from turnlane.daemon.rates import service_rates
 from turnlane.inbox import Inbox
+from turnlane.testing.peers import frame_bytes
 
 HEAD = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n"
 
@@ -105,21 +106,6 @@ async def test_a_closed_inbox_holds_up_nobody() -> None:
 # what is split off
 
 
-def frame(opcode: int, payload: bytes, fin: bool = True, mask: bytes | None = None) -> bytes:
-    size = len(payload)
-    head = bytes((opcode | (0x80 if fin else 0),))
-    flag = 0x80 if mask is not None else 0
-    if size < 126:
-        head += bytes((flag | size,))
-    elif size < 65_536:
-        head += bytes((flag | 126,)) + size.to_bytes(2)
-    else:
-        head += bytes((flag | 127,)) + size.to_bytes(8)
-    if mask is None:
-        return head + payload
-    return head + mask + bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
-
-
 Frame = tuple[int, bytes, bool]
 PIECES = st.lists(
     st.one_of(
@@ -182,7 +168,7 @@ def test_what_a_server_sends_is_all_there_whatever_is_split_off(
     sent = whole(frames)
     splitter = Splitter(1 << 20)
     passed, split, begun = b"", [], 0
-    data = HEAD + b"".join(frame(*one) for one in sent)
+    data = HEAD + b"".join(frame_bytes(opcode, payload, fin=fin, masked=False) for opcode, payload, fin in sent)
     for index, part in enumerate(chunks(data, cuts)):
         out, messages, more = splitter.feed(part, short[index % len(short)])
         passed, begun = passed + out, begun + more
@@ -201,7 +187,7 @@ def test_what_a_client_sends_is_all_there_whatever_is_split_off(
     sent = whole(frames)
     meter = FrameMeter(DEFAULT_LIMITS, service_rates(DEFAULT_LIMITS), 0.0, text_only=False)
     passed, split = b"", []
-    data = b"".join(frame(*one, mask=b"\1\2\3\4") for one in sent)
+    data = b"".join(frame_bytes(opcode, payload, fin=fin) for opcode, payload, fin in sent)
     for index, part in enumerate(chunks(data, cuts)):
         meter.short_frames = short[index % len(short)]
         out = meter.feed(part, float(index))
@@ -217,13 +203,13 @@ def test_what_a_client_sends_is_all_there_whatever_is_split_off(
 
 
 def test_a_message_never_overtakes_one_that_the_library_has() -> None:
-    data = HEAD + frame(BINARY, b"slow") + text_frame(b"quick")
+    data = HEAD + frame_bytes(BINARY, b"slow", masked=False) + text_frame(b"quick")
     passed, split, begun = Splitter(1 << 20).feed(data, True)
     assert (split, begun) == ([], 2) and passed == data
 
 
 def test_text_that_is_not_utf8_goes_to_the_library() -> None:
-    data = HEAD + frame(TEXT, b"\xff")
+    data = HEAD + frame_bytes(TEXT, b"\xff", masked=False)
     assert Splitter(1 << 20).feed(data, True) == (data, [], 1)
 
 

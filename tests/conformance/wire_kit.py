@@ -24,10 +24,10 @@ from turnlane.daemon.handshake import DoorRules
 from turnlane.daemon.server import Server
 from turnlane.daemon.tokens import KeyRing
 from turnlane.journal.memory import MemoryStore
+from turnlane.testing.peers import frame_bytes
 
 DEEP = os.environ.get("TURNLANE_LEVEL", "default") in ("ci", "heroic")
 WALL_START_S = 1_800_000_000
-MASK = b"\x37\xfa\x21\x3d"
 
 
 class TrioClock:
@@ -204,18 +204,7 @@ class WireError(Exception):
 
 def frame(payload: bytes, opcode: int = 1, *, fin: bool = True, masked: bool = True, first: int = 0) -> bytes:
     """A client's frame."""
-    size, flag = len(payload), 0x80 if masked else 0
-    head = bytes((first | (0x80 if fin else 0) | opcode,))
-    if size < 126:
-        head += bytes((flag | size,))
-    elif size < 65_536:
-        head += bytes((flag | 126,)) + size.to_bytes(2)
-    else:
-        head += bytes((flag | 127,)) + size.to_bytes(8)
-    if not masked:
-        return head + payload
-    wide = (MASK * (size // 4 + 1))[:size]
-    return head + MASK + (int.from_bytes(payload) ^ int.from_bytes(wide)).to_bytes(size)
+    return frame_bytes(opcode, payload, fin=fin, masked=masked, rsv=first >> 4)
 
 
 def message(method: str, request_id: Any = None, /, **params: Any) -> bytes:

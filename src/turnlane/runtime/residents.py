@@ -235,7 +235,6 @@ class Residents:
             await self.runtime.writer.call(store.save_snapshot, actor.stream, head, encoder.encode_state(state))
         except StoreError:
             return False
-        actor.snapshot_seq = head
         return True
 
     def _make_room(self) -> None:
