@@ -13,7 +13,7 @@ from trio_websocket import CloseReason, ConnectionClosed
 
 from turnlane.client.splitter import Splitter
 from turnlane.core.limits import DEFAULT_LIMITS
-from turnlane.daemon.frames import BINARY, CONTINUATION, TEXT, FrameMeter, text_frame
+from turnlane.daemon.frames import BINARY, CLOSE, CONTINUATION, TEXT, FrameMeter, text_frame
 from turnlane.daemon.rates import service_rates
 from turnlane.inbox import Inbox
 from turnlane.testing.peers import frame_bytes
@@ -206,6 +206,14 @@ def test_a_message_never_overtakes_one_that_the_library_has() -> None:
     data = HEAD + frame_bytes(BINARY, b"slow", masked=False) + text_frame(b"quick")
     passed, split, begun = Splitter(1 << 20).feed(data, True)
     assert (split, begun) == ([], 2) and passed == data
+
+
+def test_what_follows_a_close_frame_is_no_message() -> None:
+    data = HEAD + text_frame(b"before") + frame_bytes(CLOSE, b"\x03\xe8", masked=False)
+    splitter = Splitter(1 << 20)
+    passed, split, _ = splitter.feed(data + text_frame(b"behind"), True)
+    assert split == ["before"] and passed.endswith(text_frame(b"behind"))
+    assert splitter.feed(text_frame(b"later"), True)[:2] == (text_frame(b"later"), [])
 
 
 def test_text_that_is_not_utf8_goes_to_the_library() -> None:

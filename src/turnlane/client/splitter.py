@@ -12,6 +12,7 @@ from ..inbox import SHORT_BYTES_MAX
 
 _HEAD_END: Final = b"\r\n\r\n"
 _WHOLE_TEXT: Final = 0x81
+_CONTROL: Final = 0x8
 _CLOSE: Final = 0x8
 _FOR_EVER: Final = 1 << 62
 _UPGRADED: Final = b"HTTP/1.1 101"
@@ -75,11 +76,11 @@ class Splitter:
                     passed.append(data[start:at])
                     at = start = end
                     continue
-            if not data[at] & _CLOSE:
+            if not data[at] & _CONTROL:
                 begun += not self._fragments
                 self._fragments = data[at] < 0x80
                 short = False  # no message overtakes one that the library has
-            self._left = header + length
+            self._left = _FOR_EVER if data[at] & 0x0F == _CLOSE else header + length  # behind a close nothing counts
         passed.append(data[start:at])
         self._held = data[at:]
         return b"".join(passed), messages, begun
