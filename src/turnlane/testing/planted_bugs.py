@@ -307,7 +307,7 @@ def snapshot_of_an_earlier_nap(patch: Patch) -> None:
 # recovery
 
 
-@planted_bug(found_by="recovered_in_time", within=60, arena="storm")
+@planted_bug(found_by="recovered_in_time", within=60, arena="takeover")
 def lost_turn_forgotten(patch: Patch) -> None:
     """After a crash the turn that was open stays open."""
 

@@ -170,7 +170,7 @@ def _never_armed(patch: Patch, prefix: str) -> None:
     patch.set(Timers, "arm", arm)
 
 
-@planted_bug(found_by="deadlines_hold", within=40, arena="nodes")
+@planted_bug(found_by="deadlines_hold", within=40, arena="fair")
 def deadline_never_fires(patch: Patch) -> None:
     """The timer of a turn's budget is not armed."""
     _never_armed(patch, "budget:")
@@ -194,7 +194,7 @@ def deadline_fires_for_the_next_turn(patch: Patch) -> None:
     patch.set(rules, "_timer", timer)
 
 
-@planted_bug(found_by="deadlines_hold", within=60, arena="swarm")
+@planted_bug(found_by="deadlines_hold", within=60, arena="nodes")
 def soft_cancel_never_ends(patch: Patch) -> None:
     """A turn that is asked to end is neither told nor bounded."""
     _never_armed(patch, "soft:")

@@ -21,7 +21,7 @@ from turnlane.machines.requests import APPROVALS
 
 from .checkers import Answer, Attached
 from .hosts import Host, Life
-from .nodes import Act, acting, random_acts, say
+from .nodes import Act, acting, random_acts, say, wait
 from .seen import got_of
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def stream_of(session: str) -> str:
 PAUSES_S: Final = (0.0, 0.001, 0.01, 0.1, 0.5, 2.0)
 PATIENCE_S: Final = 20.0
 """How long a talker waits for anything before it does something else."""
+OVER_S: Final = 45.0
+"""By how much a turn outlasts what bounds it that means to: more than a host may be late without a fault."""
 AGAIN_S: Final = 1.0
 """Before it asks again where it was not let in: who asks at once, asks for ever within one instant."""
 OVERLAPS: Final = (None, "queue", "queue", "merge", "interrupt", "steer", "reject", "latest")
@@ -183,12 +185,16 @@ class Talker:
     async def start(self, session: Any) -> None:
         dice = self.dice
         acts: tuple[Act, ...] = random_acts(dice, dice.choice((2, 3, 5))) if self.world.happens("node_fault") else ()
-        given = acting(*(acts or [say(f"{number} ") for number in range(dice.choice((1, 1, 2, 3, 8)))]))
+        acts = acts or tuple(say(f"{number} ") for number in range(dice.choice((1, 1, 2, 3, 8))))
         how: dict[str, Any] = {"overlap": dice.choice(OVERLAPS), "key": self.world.ids.new("key")}
         if dice.random() < 0.1:
-            how["deadline"] = dice.choice((0.05, 1.0, 10.0))
+            how["deadline"] = deadline = dice.choice((0.05, 1.0, 10.0))
+            acts += (wait(dice.choice((0.0, deadline / 2, deadline + OVER_S))),)
+        elif dice.random() < 0.05:
+            acts += (wait(2 * OVER_S),)
         if dice.random() < 0.2:
             how["turn_id"] = self.world.ids.new("named")
+        given = acting(*acts)
         self.world.seen.keys.add(how["key"])
         try:
             handle = await session.start_turn(given, **how)
@@ -236,7 +242,7 @@ class Talker:
 
     async def cancel(self, session: Any) -> None:
         turn = self.dice.choice(self.turns[-3:]) if self.turns and self.dice.random() < 0.8 else None
-        mode = "soft" if self.dice.random() < 0.2 else "hard"
+        mode = "soft" if self.dice.random() < 0.4 else "hard"
         scope = "session" if self.dice.random() < 0.05 else "turn"
         answer = await session.cancel(turn if scope == "turn" else None, mode=mode, scope=scope)
         self.world.note("cancel", talker=self.name, turn=answer.turn, state=answer.state, fence=answer.fence_seq)
