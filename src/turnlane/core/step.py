@@ -27,6 +27,8 @@ class Lane(Enum):
     DATA = "data"
     TELEMETRY = "telemetry"
 
+    __hash__ = object.__hash__  # in C: a lane is looked up for each item; members are singletons
+
 
 class Order(IntEnum):
     """How an event stands to the data of its turn at an attachment (docs/turns.md, The fence)."""

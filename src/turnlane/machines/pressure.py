@@ -66,6 +66,11 @@ class Level:
     lane: str
     pressed: bool = False
 
+    @property
+    def silent(self) -> tuple[int, int]:
+        """From and to how many items, both included, nothing is said: no need to ask after each one."""
+        return (self.marks.low + 1, self.marks.items_max) if self.pressed else (0, self.marks.high - 1)
+
     def after_offer(self, items: int) -> tuple[Level, tuple[Signal, ...]]:
         """An item was accepted; the lane now holds `items`."""
         if self.pressed or items < self.marks.high:

@@ -71,11 +71,21 @@ class _OneLane(Generic[T]):
     items_max: int
     send: trio.MemorySendChannel[T]
     receive: trio.MemoryReceiveChannel[T]
+    silent_from: int = 0
+    silent_to: int = 0
+    """`level.silent`: the machine is asked only where it would speak."""
     items: int = 0
     """In the channel. Counted here: asking trio makes a record of everything there is to know."""
     peak: int = 0
     accepted: int = 0
     shed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.move_to(self.level)
+
+    def move_to(self, level: Level) -> None:
+        self.level = level
+        self.silent_from, self.silent_to = level.silent
 
 
 @define(slots=True, eq=False)
@@ -92,17 +102,17 @@ class Lanes(Generic[T]):
 
     def offer(self, lane: Lane, item: T) -> bool:
         """Put an item in; False when the lane is full. Never waits."""
-        one = self._lane(lane)
+        one = self._lanes.get(lane) or self._lane(lane)
         try:
             one.send.send_nowait(item)
         except trio.WouldBlock:
             return False
         one.accepted += 1
-        one.items += 1
-        one.peak = max(one.peak, one.items)
-        one.level, signals = one.level.after_offer(one.items)
-        for signal in signals:
-            self.observe(signal)
+        one.items = items = one.items + 1
+        if items > one.peak:
+            one.peak = items
+        if items > one.silent_to:
+            self._tell(one, one.level.after_offer(items))
         self.bell.ring()
         return True
 
@@ -110,18 +120,20 @@ class Lanes(Generic[T]):
         """The next item in lane order, or None when all are empty. Never waits."""
         for lane in _IN_ORDER:
             one = self._lanes.get(lane)
-            if one is None:
+            if one is None or not one.items:
                 continue
-            try:
-                item = one.receive.receive_nowait()
-            except trio.WouldBlock:
-                continue
-            one.items -= 1
-            one.level, signals = one.level.after_take(one.items)
-            for signal in signals:
-                self.observe(signal)
+            item = one.receive.receive_nowait()
+            one.items = items = one.items - 1
+            if items < one.silent_from:
+                self._tell(one, one.level.after_take(items))
             return item
         return None
+
+    def _tell(self, one: _OneLane[T], moved: tuple[Level, tuple[Signal, ...]]) -> None:
+        level, signals = moved
+        one.move_to(level)
+        for signal in signals:
+            self.observe(signal)
 
     def count_shed(self, lane: Lane, items: int = 1) -> None:
         self._lane(lane).shed += items
