@@ -255,6 +255,12 @@ def test_a_value_of_the_wrong_kind_or_an_unsafe_one_is_refused(key: str, value: 
     assert not isinstance(found, Settings) and len(found) == 1
 
 
+def test_a_broken_relation_is_told_also_where_the_size_of_the_journal_is_set() -> None:
+    found = read_settings(None, {}, {"journal.map_bytes_max": 1 << 30, "limits.control_reserved_items": 64})
+    assert not isinstance(found, Settings)
+    assert ["a relation does not hold" in str(problem) for problem in found] == [True]
+
+
 def test_every_limit_may_be_set_and_every_key_has_its_variable() -> None:
     for one in fields(Limits):
         assert f"limits.{one.name}" in KEYS

@@ -242,7 +242,8 @@ def _limits(reading: _Reading) -> Limits:
     except AssertionError as fault:
         frame = traceback.extract_tb(fault.__traceback__)[-1]
         rule = linecache.getline(frame.filename, frame.lineno or 0).strip().removeprefix("assert ")
-        sources = ", ".join(sorted({reading.origins[f"limits.{name}"] for name in given if f"limits.{name}" in KEYS}))
+        keys = [*(f"limits.{name}" for name in given), "journal.map_bytes_max"]
+        sources = ", ".join(sorted({reading.origins[key] for key in keys if key in reading.origins}))
         numbers = f" {fault}" if fault.args and isinstance(fault.args[0], tuple) else ""
         reading.fault(sources, f"limits: a relation does not hold: {rule.replace('self.', '')}{numbers}")
         return DEFAULT_LIMITS
