@@ -109,7 +109,16 @@ class UnknownEvent:
 _encode = msgspec.json.Encoder().encode
 _cold: Final = cattrs.Converter(forbid_extra_keys=False)
 """For what is rare and may be old; hot values go through msgspec."""
-_header: Final = {cls: (tag, Lane.DATA if tag in DATA_TAGS else Lane.CONTROL) for cls, tag in TAGS.items()}
+_header: Final = {
+    # tag, lane, how it stands to the data of its turn (FLUSHES where a terminal says so), whether it names its turn
+    cls: (
+        tag,
+        Lane.DATA if tag in DATA_TAGS else Lane.CONTROL,
+        Order.AFTER_DATA if cls in (turn.TurnCommitted, turn.TurnAborted) else Order.FREE,
+        cls in _OF_A_TURN,
+    )
+    for cls, tag in TAGS.items()
+}
 _decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {
     tag: msgspec.json.Decoder(cls).decode for tag, cls in CLASSES.items()
 }
@@ -120,11 +129,10 @@ class Codec:
     """The port `EventEncoder`. Stateless; one per process is enough."""
 
     def encode(self, event: Any) -> Encoded:
-        cls = type(event)
-        tag, lane = _header[cls]
-        return Encoded(
-            tag, lane, order_of(event), event.turn if cls in _OF_A_TURN else None, SCHEMA_VERSION, _encode(event)
-        )
+        tag, lane, order, of_a_turn = _header[type(event)]
+        if order is Order.AFTER_DATA and tag == "turn.aborted" and event.flushed:
+            order = Order.FLUSHES
+        return Encoded(tag, lane, order, event.turn if of_a_turn else None, SCHEMA_VERSION, _encode(event))
 
     def decode(self, kept: Kept) -> Any:
         """The event of a kept record. Raises ValueError where the payload does not fit its class."""
@@ -154,13 +162,6 @@ class Codec:
     def data(self, kept: Kept) -> Any:
         """The payload as plain JSON: what a client sees."""
         return decode_json(kept.payload)
-
-
-def order_of(event: Any) -> Order:
-    """How an event stands to the data of its turn at an attachment."""
-    if isinstance(event, turn.TurnAborted):
-        return Order.FLUSHES if event.flushed else Order.AFTER_DATA
-    return Order.AFTER_DATA if isinstance(event, turn.TurnCommitted) else Order.FREE
 
 
 def encode_json(value: Any) -> bytes:

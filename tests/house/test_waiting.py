@@ -18,7 +18,7 @@ from turnlane.journal.memory import MemoryStore
 from .reading import agree, called, modules, places, product
 
 SHIELDS = {
-    "runtime/owner.py:StreamOwner._corridor": "the corridor; it waits only for the writer, which always answers",
+    "runtime/lanes.py:Promise.wait": "the corridor; it waits only for the writer, which always answers",
     "runtime/writer.py:JournalWriter.run": "the writer's half of the corridor: whoever is inside waits for it; it ends "
     "when it was closed and everything accepted is answered",
     "runtime/writer.py:JournalWriter._answer": "inside the shield of run: one checkpoint between slices of answers",
@@ -38,6 +38,8 @@ def test_there_are_two_shields() -> None:
         if isinstance(node, ast.Call):
             told = any(word.arg == "shield" and not _is_false(word.value) for word in node.keywords)
             return told or called(node).endswith("cancel_shielded_checkpoint")
+        if isinstance(node, ast.Attribute):
+            return ast.unparse(node).endswith("Abort.FAILED")
         return isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and any(
             isinstance(target, ast.Attribute) and target.attr == "shield"
             for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
@@ -190,3 +192,12 @@ async def test_the_fence_and_the_hand_over_are_one_breath() -> None:
 
     assert outcome.outcome == "completed"
     assert seen == [turn.answer.seq + 2, 1]  # right behind turn.opened and turn.activated; the first live frame
+
+
+def test_only_the_corridor_waits_for_a_promise() -> None:
+    """What nothing can abort is certain to be given: the writer always answers."""
+
+    def waits(node: ast.AST) -> bool:
+        return isinstance(node, ast.Call) and called(node) == "Promise"
+
+    agree(places(waits), {"runtime/owner.py:StreamOwner._commit": "the answer of the writer"}, "promise")

@@ -44,7 +44,7 @@ from turnlane.runtime.egress import Egress, LiveDigest
 from turnlane.runtime.lanes import Doorbell, Lanes
 from turnlane.runtime.mailbox import Envelope, Mailbox, StartWish
 from turnlane.runtime.owner import StreamOwner
-from turnlane.runtime.pool import Permits, Window
+from turnlane.runtime.pool import Permits, Share, Window
 from turnlane.runtime.tail import Tail
 from turnlane.runtime.timers import Timers
 from turnlane.runtime.writer import JournalWriter
@@ -245,8 +245,9 @@ async def producers_share_the_window(world: World, *, impatient: bool = False) -
     patience = trio.CancelScope()
 
     async def produces() -> None:
-        if window.full:
-            await window.enter()
+        share = Share()
+        if not window.lets(share):
+            await window.enter(share)
         window.accepted()
         world.note("accepted", inflight=window.inflight)
 
@@ -875,9 +876,9 @@ def takes_room_before_it_waits(patch: pytest.MonkeyPatch) -> None:
     """The place is taken before the await, and a cancel there never gives it back."""
     real = Window.enter
 
-    async def enter(self: Window) -> None:
+    async def enter(self: Window, share: Share) -> None:
         self.accepted()
-        await real(self)
+        await real(self, share)
         self.inflight -= 1
 
     patch.setattr(Window, "enter", enter)

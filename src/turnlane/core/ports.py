@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from attrs import frozen
+from attrs import define, frozen
 
 from .ids import Epoch, Seq
 from .instants import Instant, WallInstant
@@ -162,7 +162,7 @@ class Observer(Protocol):
         ...
 
 
-@frozen
+@define(slots=True)
 class Encoded:
     type: str
     lane: Lane

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from attrs import define, field, frozen
 
@@ -20,13 +21,21 @@ from ..core.ids import Seq
 from ..core.reasons import Reason
 from ..core.step import Kept, Lane, Order, Position
 
+HEAD_BYTES: Final = 256
+"""What an event is reckoned to weigh beside its payload."""
+
 
 @define(slots=True)
 class Send:
-    """Send this event; `place` is the position once it is processed."""
+    """Send this event; both seqs are the position once it is processed."""
 
     event: Kept
-    place: Position
+    control_seq: Seq
+    data_seq: Seq
+
+    @property
+    def place(self) -> Position:
+        return Position(self.control_seq, self.data_seq)
 
 
 @frozen
@@ -86,22 +95,48 @@ class Reader:
         room = bytes_max
         control = self._control_of(window, ahead)
         while len(items) < items_max and room > 0:
-            event = self._choose(window, control)
+            if self._nothing_overtakes(control):
+                room = self._run(window, items, items_max, room)
+            event = self._choose(window, control) if len(items) < items_max and room > 0 else None
             if event is None:
                 break
             if event.order is Order.FLUSHES and self.by_lanes and self.caught_up:
                 self._skip_to(event, items)
             self._pass(event)
             if self.control if event.lane is Lane.CONTROL else self.data:
-                items.append(Send(event, self.place))
-                room -= len(event.payload) + 256
+                items.append(Send(event, self.control_seq, self.data_seq))
+                room -= len(event.payload) + HEAD_BYTES
             self._announce(items)
         return items
 
-    def _announce(self, items: list[Item]) -> None:
-        if not self.caught_up and self.control_seq >= self.caught_at and self.data_seq >= self.caught_at:
-            self.caught_up = True
-            items.append(CaughtUp(self.place))
+    def _nothing_overtakes(self, control: deque[Kept]) -> bool:
+        """Whether what comes next in the log comes next here: most of what a reader ever gets."""
+        if self.control_seq != self.data_seq:
+            return False
+        while control and control[0].seq <= self.control_seq:
+            control.popleft()
+        return not control or not self.caught_up or control[0].order is Order.AFTER_DATA
+
+    def _run(self, window: Sequence[Kept], items: list[Item], items_max: int, room: int) -> int:
+        """Send a run of data as it lies in the log, up to the next control event; the room in bytes that is left."""
+        start = self.data_seq + 1 - window[0].seq if window else 0
+        for event in window[max(0, start) :]:
+            if event.lane is Lane.CONTROL or len(items) >= items_max or room <= 0:
+                break
+            self.control_seq = self.data_seq = seq = event.seq
+            if self.data:
+                items.append(Send(event, seq, seq))
+                room -= len(event.payload) + HEAD_BYTES
+            if not self.caught_up and self._announce(items):
+                break  # from here on control may overtake
+        return room
+
+    def _announce(self, items: list[Item]) -> bool:
+        if self.caught_up or self.control_seq < self.caught_at or self.data_seq < self.caught_at:
+            return False
+        self.caught_up = True
+        items.append(CaughtUp(self.place))
+        return True
 
     def _control_of(self, window: Sequence[Kept], ahead: Sequence[Kept]) -> deque[Kept]:
         """The control events that were not sent yet, in order; none where control may not overtake."""

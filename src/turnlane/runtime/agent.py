@@ -21,6 +21,7 @@ from ..core.reasons import Fenced, Reason, Refused
 from ..machines import effects_ledger, requests
 from ..machines.plan import Plan
 from .lineage import open_subsession
+from .pool import Share
 
 if TYPE_CHECKING:
     from .handles import Session
@@ -46,11 +47,12 @@ class Turn:
     `state`: a dict of this turn; `session_state`: a dict of the session's, a cache that may vanish at any restart.
     """
 
-    __slots__ = ("_actor", "_outputs", "id", "input", "plan", "session_id")
+    __slots__ = ("_actor", "_outputs", "_share", "id", "input", "plan", "session_id")
 
     def __init__(self, actor: TurnActor) -> None:
         self._actor = actor
         self._outputs = 0
+        self._share = Share()
         self.id: TurnId = actor.plan.turn
         self.session_id: SessionId = actor.plan.session
         self.input: Any = actor.input
@@ -82,9 +84,9 @@ class Turn:
         """Wait for the window; a full checkpoint each quantum, else only a look at whether we are cancelled."""
         runtime = self._actor.actor.runtime
         self._outputs += 1
-        marks.sometimes(runtime.window.full, "agent.waited_for_the_window")
-        if runtime.window.full:
-            await runtime.window.enter()
+        if not runtime.window.lets(self._share):
+            marks.sometimes(True, "agent.waited_for_the_window")
+            await runtime.window.enter(self._share)
         elif self._outputs % runtime.limits.output_quantum_items == 0 or marks.buggify("agent.checkpoint_each_time"):
             await trio.lowlevel.checkpoint()
         else:

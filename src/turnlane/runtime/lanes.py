@@ -1,4 +1,4 @@
-"""Lanes: the only live queues between tasks. Three bounded memory channels and one doorbell.
+"""Lanes: the only live queues between tasks. Three bounded memory channels and one doorbell; and one task's promise.
 
 The receiver empties CONTROL before DATA before TELEMETRY, so a cancel overtakes any amount of output. Nothing here
 knows what an item means, and nothing is dropped in silence: a full lane says so, and the offerer decides. Channels are
@@ -63,6 +63,31 @@ class Doorbell:
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._sleeper = None
         return trio.lowlevel.Abort.SUCCEEDED
+
+
+class Promise(Generic[T]):
+    """One value for the one task that waits for it, and that nothing stops meanwhile.
+
+    A shield of a single await, for less than a scope and an event: only for what is certain to be given.
+    """
+
+    __slots__ = ("_value", "_waiter")
+
+    def __init__(self) -> None:
+        self._waiter: trio.lowlevel.Task | None = None
+
+    def give(self, value: T) -> None:
+        """At most once."""
+        self._value = value
+        if self._waiter is not None:
+            trio.lowlevel.reschedule(self._waiter)
+
+    async def wait(self) -> T:
+        """The value. A cancel that comes meanwhile is delivered at the next checkpoint."""
+        if not hasattr(self, "_value"):
+            self._waiter = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        return self._value
 
 
 @define(slots=True, eq=False)

@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-import trio
 from attrs import define, field, frozen
 
 from ..core import marks
 from ..core.ids import Epoch, Seq
+from ..core.instants import Instant, WallInstant
 from ..core.limits import Limits
 from ..core.ports import Clock, EventEncoder, StoreError
 from ..core.reasons import Deferred, Reason, Refused, Rejected
@@ -41,6 +41,7 @@ from ..core.step import (
 from ..machines.fence import FenceView
 from ..machines.session import Session, bounded, decide, due, evolve_session
 from ..machines.turn import Stamp, TurnAborted, TurnClosed, TurnCommitted
+from .lanes import Promise
 from .tail import Tail
 from .writer import JournalWriter, Outcome, Ticket
 
@@ -145,12 +146,11 @@ class StreamOwner:
             for key in keys:
                 self._remember(key)
 
-        with trio.CancelScope(shield=True):
-            outcome = await self._commit(batch, settle)
-            if isinstance(outcome, Appended):
-                for effect in step.effects:
-                    self.perform(effect)
-                return step.answer
+        outcome = await self._commit(batch, settle)  # the one await of the corridor, and nothing aborts it
+        if isinstance(outcome, Appended):
+            for effect in step.effects:
+                self.perform(effect)
+            return step.answer
         return self._refused(outcome, keyed)
 
     def record(self, event: Any) -> Seq:
@@ -162,7 +162,7 @@ class StreamOwner:
             raise Refused(gone.reason, gone.message)
         if self._full is not None:
             raise Refused(Reason.STORAGE_FULL, self._full, retry_after=1.0)
-        (kept,) = self._kept((event,))
+        kept = self._encoded(event, self.head + 1, self.clock.now(), self.clock.wall())
         ticket = self._open
         if (
             ticket is None
@@ -191,24 +191,12 @@ class StreamOwner:
         return DUE_UNCHANGED if wanted == self.due_kept else wanted
 
     def _kept(self, events: Sequence[Any]) -> list[Kept]:
-        now, wall, kept = self.clock.now(), self.clock.wall(), []
-        for index, event in enumerate(events):
-            encoded = self.encoder.encode(event)
-            kept.append(
-                Kept(
-                    self.head + index + 1,
-                    self.epoch,
-                    now,
-                    wall,
-                    encoded.type,
-                    encoded.lane,
-                    encoded.order,
-                    encoded.turn,
-                    encoded.schema,
-                    encoded.payload,
-                )
-            )
-        return kept
+        now, wall = self.clock.now(), self.clock.wall()
+        return [self._encoded(event, seq, now, wall) for seq, event in enumerate(events, self.head + 1)]
+
+    def _encoded(self, event: Any, seq: Seq, now: Instant, wall: WallInstant) -> Kept:
+        made = self.encoder.encode(event)
+        return Kept(seq, self.epoch, now, wall, made.type, made.lane, made.order, made.turn, made.schema, made.payload)
 
     # the way to the writer and back
 
@@ -233,7 +221,7 @@ class StreamOwner:
     async def _commit(self, batch: Batch, settle: Callable[[], None]) -> Outcome:
         """Submit and wait. State and fence move in the instant of the commit: a reader that sees the new head sees
         the state of it."""
-        answered, answer = trio.Event(), []
+        answer: Promise[Outcome] = Promise()
 
         def done(_: Batch, outcome: Outcome) -> None:
             if isinstance(outcome, WrongSeq) and self._full is not None:
@@ -242,14 +230,12 @@ class StreamOwner:
                 settle()
             elif isinstance(outcome, StorageFull | TooLarge | Duplicate | KeyConflict):
                 self._repair(_detail(outcome))  # at once: batches behind this one are answered in the same breath
-            answer.append(outcome)
-            answered.set()
+            answer.give(outcome)
 
         self._open = None
         self._submit(batch, done)
         self.head = batch.expected + len(batch.events)
-        await answered.wait()
-        return answer[0]
+        return await answer.wait()
 
     def _output_done(self, batch: Batch, outcome: Outcome) -> None:
         if isinstance(outcome, Appended):

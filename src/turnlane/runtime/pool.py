@@ -46,14 +46,27 @@ class Permits:
 
 
 @define(slots=True, eq=False)
+class Share:
+    """How much of the room that was given out last one producer may still take without waiting again."""
+
+    left: int = 0
+    round: int = 0
+
+
+@define(slots=True, eq=False)
 class Window:
-    """At most `data_inflight_max` data events are accepted and not yet committed. Waiters go first in, first out."""
+    """At most `data_inflight_max` data events are accepted and not yet committed. Waiters go first in, first out.
+
+    Each time room is given out, all who wait get an equal share of it (at most `output_quantum_items`), so that a
+    producer is woken once for several events. What it has not taken when room is given out again is void.
+    """
 
     limits: Limits
     inflight: int = 0
     _promised: int = 0
-    """Waiters that were woken into room and have not taken it yet."""
-    _waiters: deque[trio.lowlevel.Task] = field(factory=deque)
+    """Shares of this round that are not taken yet."""
+    _round: int = 0
+    _waiters: deque[tuple[trio.lowlevel.Task, Share]] = field(factory=deque)
 
     @property
     def full(self) -> bool:
@@ -63,17 +76,27 @@ class Window:
     def room(self) -> int:
         return self.limits.data_inflight_max - self.inflight - self._promised
 
-    async def enter(self) -> None:
+    def lets(self, share: Share) -> bool:
+        """Whether there is room for one event of this producer now; out of its share first."""
+        if share.left and share.round == self._round:
+            share.left -= 1
+            self._promised -= 1
+            return True
+        return not self.full
+
+    async def enter(self, share: Share) -> None:
         """Wait for room. On return there is room for one event, to be taken by `accepted` without another await."""
-        task = trio.lowlevel.current_task()
-        self._waiters.append(task)
+        waiter = trio.lowlevel.current_task(), share
+        self._waiters.append(waiter)
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            self._waiters.remove(task)
+            self._waiters.remove(waiter)
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
-        self._promised -= 1
+        if share.round == self._round:
+            share.left -= 1
+            self._promised -= 1
 
     def accepted(self, items: int = 1) -> None:
         self.inflight += items
@@ -83,10 +106,17 @@ class Window:
 
     async def admit(self) -> None:
         """Wake waiters into the room there is, a slice at a time with a checkpoint between."""
+        self._round += 1
+        self._promised = 0
+        items = min(self.room // max(1, len(self._waiters)), self.limits.output_quantum_items)
         while self.room > 0 and self._waiters:
-            for _ in range(min(self.room, self.limits.data_runnable_max, len(self._waiters))):
-                self._promised += 1
-                trio.lowlevel.reschedule(self._waiters.popleft())
+            for _ in range(self.limits.data_runnable_max):
+                if self.room <= 0 or not self._waiters:
+                    break
+                task, share = self._waiters.popleft()
+                share.left, share.round = min(max(1, items), self.room), self._round
+                self._promised += share.left
+                trio.lowlevel.reschedule(task)
             await trio.lowlevel.checkpoint()
 
     @property

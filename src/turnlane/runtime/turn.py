@@ -121,6 +121,8 @@ class TurnActor:
 
     async def _ladder(self) -> None:
         """Ask, then insist, then force. The last rung cannot fail: the agent is disowned, it cannot reach the exit."""
+        if self._node_done.is_set():
+            return
         limits = self.actor.runtime.limits
         with trio.move_on_after(limits.cancel_total_ms_max / 1000, shield=True):
             for patience_ms in (limits.cancel_ask_ms, limits.cancel_insist_ms):

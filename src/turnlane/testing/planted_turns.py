@@ -96,7 +96,7 @@ def refused_start_waits_all_the_same(patch: Patch) -> None:
     patch.set(rules, "start", start)
 
 
-@planted_bug(found_by="inputs_are_performed", within=20, arena="fair")
+@planted_bug(found_by="inputs_are_performed", within=20, arena="nodes")
 def merged_input_lost(patch: Patch) -> None:
     """Of inputs that were merged into one turn, the turn is given the first."""
     patch.set(queue.Row, "input", property(lambda row: row.parts[0].input))
@@ -139,7 +139,7 @@ def row_outlives_its_turn(patch: Patch) -> None:
     _decides(patch, lambda state, command, step: _without_event(step, queue.DispatchCompleted))
 
 
-@planted_bug(found_by="sessions_end_empty", within=40, arena="fair")
+@planted_bug(found_by="sessions_end_empty", within=40, arena="takeover")
 def close_leaves_the_queue(patch: Patch) -> None:
     """A session is closed over the starts that still wait."""
 
