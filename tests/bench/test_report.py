@@ -10,7 +10,7 @@ from pathlib import Path
 import bench.report as room
 import pytest
 from bench.findings import Curves, Found, Remark, Row, at_least, at_most
-from bench.report import Part, Report, as_html, figure, numbers, row_lines, write
+from bench.report import Part, Report, as_html, figure, numbers, rare, row_lines, write
 from bench.rounds import Ratio
 
 LINES = Curves("How it grows", "events", "us", {"ours": [(1, 2.5), (100, 3)], "other": [(1, 2)]}, logarithmic=True)
@@ -170,13 +170,21 @@ def test_lines_that_cannot_be_drawn_do_not_stop_a_report(tmp_path: Path) -> None
         {"odd": [(1, nan), (2, inf), (3, -1)]},
         {"_one": [(5, 5)]},
         {"tiny": [(1e-9, 1e-12), (1e9, 1e12)]},
+        {"near": [(1, 100), (2, 101)]},
     ]
     curves = [Curves("odd", "x", "y", lines, logarithmic) for lines in odd for logarithmic in (False, True)]
+    curves += [Curves("tail", room.PERCENTILE, "ms", {"of": points}) for points in ([(100, 1)], [(50, 1), (99.9, 7)])]
 
     write(made(*curves), tmp_path / "report.html")
     write(made(*curves), tmp_path / "report.md")
 
-    assert (tmp_path / "report.html").read_text().count("<figcaption>") == 8
+    assert (tmp_path / "report.html").read_text().count("<figcaption>") == 12
+
+
+def test_percentiles_stand_as_far_apart_as_they_are_rare() -> None:
+    """A tenth of what is above is one step; the greatest value of all has no tail and stands one further."""
+    assert rare([0, 90, 99, 100]) == pytest.approx({0: 0.0, 90: 1.0, 99: 2.0, 100: 3.0})
+    assert rare([100]) == {100: 1.0}
 
 
 def test_a_report_of_nothing_can_be_written(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_every_benchmark_is_on_the_tour() -> None:
     written = {
         f"bench.{path.stem}"
         for path in (ROOT / "bench").glob("*.py")
-        if re.search(r"(?m)^    run\(__doc__, findings\)$", path.read_text())
+        if re.search(r"(?m)^ +run\(__doc__, findings\)$", path.read_text())
     }
 
     assert written == set(tour.TOUR)

@@ -296,25 +296,31 @@ class Connection:
             raise
 
     async def _write(self) -> None:
-        """The one writer: answers first, then a chunk of each attachment in turn. Looks, writes, then removes."""
+        """The one writer."""
         try:
             while True:
                 while self._answers or self._chunks:
-                    if self._answers:
-                        count = len(self._answers)
-                        await self.guard.write_frames(b"".join(self._answers))
-                        for _ in range(count):
-                            self._answers.popleft()
-                        self._written.set()
-                        self._written = trio.Event()
-                        continue
-                    chunk = self._chunks.popleft()
-                    await self.guard.write_frames(chunk.data)
-                    chunk.written.set()
+                    await self._write_some()
                 await self._writer_bell.wait()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._unwritable = True
             self.end()
+
+    async def _write_some(self) -> None:
+        """All answers, then a chunk of each attachment in turn, about a frame of them, in one piece."""
+        count, chunks = len(self._answers), list[_Chunk]()
+        room = self.limits.frame_bytes_max - sum(map(len, self._answers))
+        while self._chunks and (room > 0 or not (count or chunks)):
+            chunks.append(self._chunks.popleft())
+            room -= len(chunks[-1].data)
+        await self.guard.write_frames(b"".join([*self._answers, *(chunk.data for chunk in chunks)]))
+        for _ in range(count):
+            self._answers.popleft()
+        if count:
+            self._written.set()
+            self._written = trio.Event()
+        for chunk in chunks:
+            chunk.written.set()
 
     # attachments
 
