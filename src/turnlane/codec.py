@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import cattrs
 import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 
-from .core.ports import Encoded
+from .core.ids import Epoch, Seq
+from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
 from .machines import dispatch, effects_ledger, requests, session, turn
 from .machines.session import Session
@@ -106,12 +107,22 @@ class UnknownEvent:
     data: Any
 
 
+@frozen
+class _Header:
+    """What is the same for all events of a class."""
+
+    tag: str
+    lane: Lane
+    order: Order
+    of_a_turn: bool
+    """Whether it names its turn."""
+
+
 _encode = msgspec.json.Encoder().encode
 _cold: Final = cattrs.Converter(forbid_extra_keys=False)
 """For what is rare and may be old; hot values go through msgspec."""
-_header: Final = {
-    # tag, lane, how it stands to the data of its turn (FLUSHES where a terminal says so), whether it names its turn
-    cls: (
+_headers: Final = {
+    cls: _Header(
         tag,
         Lane.DATA if tag in DATA_TAGS else Lane.CONTROL,
         Order.AFTER_DATA if cls in (turn.TurnCommitted, turn.TurnAborted) else Order.FREE,
@@ -119,6 +130,7 @@ _header: Final = {
     )
     for cls, tag in TAGS.items()
 }
+_flushing: Final = evolve(_headers[turn.TurnAborted], order=Order.FLUSHES)
 _decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {
     tag: msgspec.json.Decoder(cls).decode for tag, cls in CLASSES.items()
 }
@@ -128,11 +140,12 @@ _state_decoder: Final = msgspec.json.Decoder(Session)
 class Codec:
     """The port `EventEncoder`. Stateless; one per process is enough."""
 
-    def encode(self, event: Any) -> Encoded:
-        tag, lane, order, of_a_turn = _header[type(event)]
-        if order is Order.AFTER_DATA and tag == "turn.aborted" and event.flushed:
-            order = Order.FLUSHES
-        return Encoded(tag, lane, order, event.turn if of_a_turn else None, SCHEMA_VERSION, _encode(event))
+    def kept(self, event: Any, seq: Seq, epoch: Epoch, mono: Instant, wall: WallInstant) -> Kept:
+        """The event as it lies in the log, encoded once for all who will read it."""
+        cls = type(event)
+        head = _flushing if cls is turn.TurnAborted and event.flushed else _headers[cls]
+        of_turn = event.turn if head.of_a_turn else None
+        return Kept(seq, epoch, mono, wall, head.tag, head.lane, head.order, of_turn, SCHEMA_VERSION, _encode(event))
 
     def decode(self, kept: Kept) -> Any:
         """The event of a kept record. Raises ValueError where the payload does not fit its class."""

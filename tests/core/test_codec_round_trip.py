@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from turnlane import codec
-from turnlane.codec import CLASSES, DATA_TAGS, TAGS, Codec, UnknownEvent, decode_json, encode_json, order_of
+from turnlane.codec import CLASSES, DATA_TAGS, TAGS, Codec, UnknownEvent, decode_json, encode_json
 from turnlane.core.ids import SessionId, TurnId
 from turnlane.core.instants import Instant, WallInstant
 from turnlane.core.step import Kept, Lane, Order
@@ -60,19 +60,7 @@ def of(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def kept(event: Any) -> Kept:
-    encoded = CODEC.encode(event)
-    return Kept(
-        1,
-        1,
-        Instant(0),
-        WallInstant(0),
-        encoded.type,
-        encoded.lane,
-        encoded.order,
-        encoded.turn,
-        encoded.schema,
-        encoded.payload,
-    )
+    return CODEC.kept(event, 1, 1, Instant(0), WallInstant(0))
 
 
 quick = settings(
@@ -143,11 +131,11 @@ def test_only_output_travels_on_the_data_lane() -> None:
 def test_a_terminal_says_how_it_stands_to_the_data_of_its_turn() -> None:
     """Only the terminal of a hard cancel flushes; every other one comes after its data."""
     aborted = turn.TurnAborted(T, "cancelled", "user_cancel", "host", 1, 0, 0, 0, [], True)
-    assert order_of(aborted) is Order.FLUSHES
-    assert order_of(attrs.evolve(aborted, flushed=False)) is Order.AFTER_DATA
+    assert kept(aborted).order is Order.FLUSHES
+    assert kept(attrs.evolve(aborted, flushed=False)).order is Order.AFTER_DATA
     committed = turn.TurnCommitted(T, "completed", "completed", "plan", 1, 0, 0, 0, [])
-    assert order_of(committed) is Order.AFTER_DATA
-    assert order_of(turn.TurnClosed(T)) is Order.FREE
+    assert kept(committed).order is Order.AFTER_DATA
+    assert kept(turn.TurnClosed(T)).order is Order.FREE
 
 
 SESSION_SCOPED = {

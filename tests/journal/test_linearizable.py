@@ -194,9 +194,7 @@ def claim_dispatches(store: Any, me: Caller, *, compares: bool = True) -> Call:
 
 
 def kept_of(event: Any, seq: int) -> Kept:
-    code = CODEC.encode(event)
-    head = (seq, 1, Instant(0), WallInstant(0))
-    return Kept(*head, code.type, code.lane, code.order, code.turn, code.schema, code.payload)
+    return CODEC.kept(event, seq, 1, Instant(0), WallInstant(0))
 
 
 # how they do it at once

@@ -88,19 +88,7 @@ class World:
 
 
 def kept_of(event: Any, seq: int, wall: WallInstant = WALL) -> Kept:
-    encoded = CODEC.encode(event)
-    return Kept(
-        seq,
-        EPOCH,
-        Instant(0),
-        wall,
-        encoded.type,
-        encoded.lane,
-        encoded.order,
-        encoded.turn,
-        encoded.schema,
-        encoded.payload,
-    )
+    return CODEC.kept(event, seq, EPOCH, Instant(0), wall)
 
 
 def advance(world: World, command: Any, **stamp: Any) -> tuple[Any, World]:

@@ -572,9 +572,7 @@ def a_session_with_an_open_turn() -> tuple[Session, tuple[Any, ...]]:
 
 
 def kept_of(event: Any, seq: int) -> Kept:
-    code = CODEC.encode(event)
-    return Kept(seq, 1, Instant(0), WallInstant(0), code.type, code.lane, code.order, code.turn, code.schema,
-                code.payload)  # fmt: skip
+    return CODEC.kept(event, seq, 1, Instant(0), WallInstant(0))
 
 
 class Exit:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from attrs import asdict, define, field
+from attrs import define, field
 
 from turnlane.codec import TAGS, Codec
 from turnlane.core.ids import DispatchId, EffectId, RequestId, SessionId, TurnId
@@ -219,9 +219,8 @@ class Stage:
         return lines
 
     def keep(self, place: Place, event: Any) -> str:
-        encoded = CODEC.encode(event)
         seq = len(place.log) + 1
-        place.log.append(Kept(seq, EPOCH, Instant(0), self.wall, **asdict(encoded)))
+        place.log.append(CODEC.kept(event, seq, EPOCH, Instant(0), self.wall))
         if isinstance(event, turns.TurnClosed):
             place.view.recently_closed = (*place.view.recently_closed, event.turn)
         if isinstance(event, turns.TurnAborted) and event.flushed:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from attrs import define, frozen
+from attrs import frozen
 
 from .ids import Epoch, Seq
 from .instants import Instant, WallInstant
 from .limits import Limits
 from .reasons import Reason, Rejected
-from .step import AppendResult, Batch, Head, Kept, Lane, Order, Page, Position, StoredKey
+from .step import AppendResult, Batch, Head, Kept, Lane, Page, Position, StoredKey
 
 T = TypeVar("T")
 
@@ -162,20 +162,10 @@ class Observer(Protocol):
         ...
 
 
-@define(slots=True)
-class Encoded:
-    type: str
-    lane: Lane
-    order: Order
-    turn: str | None
-    schema: int
-    payload: bytes
-
-
 class EventEncoder(Protocol):
     """Values to bytes and back: `codec.py` seen from the runtime."""
 
-    def encode(self, event: Any) -> Encoded: ...
+    def kept(self, event: Any, seq: Seq, epoch: Epoch, mono: Instant, wall: WallInstant) -> Kept: ...
     def decode(self, kept: Kept) -> Any: ...
     def encode_state(self, state: Any) -> bytes: ...
     def decode_state(self, data: bytes) -> Any: ...

@@ -20,7 +20,6 @@ from attrs import define, field, frozen
 
 from ..core import marks
 from ..core.ids import Epoch, Seq
-from ..core.instants import Instant, WallInstant
 from ..core.limits import Limits
 from ..core.ports import Clock, EventEncoder, StoreError
 from ..core.reasons import Deferred, Reason, Refused, Rejected
@@ -162,7 +161,7 @@ class StreamOwner:
             raise Refused(gone.reason, gone.message)
         if self._full is not None:
             raise Refused(Reason.STORAGE_FULL, self._full, retry_after=1.0)
-        kept = self._encoded(event, self.head + 1, self.clock.now(), self.clock.wall())
+        kept = self.encoder.kept(event, self.head + 1, self.epoch, self.clock.now(), self.clock.wall())
         ticket = self._open
         if (
             ticket is None
@@ -191,12 +190,8 @@ class StreamOwner:
         return DUE_UNCHANGED if wanted == self.due_kept else wanted
 
     def _kept(self, events: Sequence[Any]) -> list[Kept]:
-        now, wall = self.clock.now(), self.clock.wall()
-        return [self._encoded(event, seq, now, wall) for seq, event in enumerate(events, self.head + 1)]
-
-    def _encoded(self, event: Any, seq: Seq, now: Instant, wall: WallInstant) -> Kept:
-        made = self.encoder.encode(event)
-        return Kept(seq, self.epoch, now, wall, made.type, made.lane, made.order, made.turn, made.schema, made.payload)
+        now, wall, kept = self.clock.now(), self.clock.wall(), self.encoder.kept
+        return [kept(event, seq, self.epoch, now, wall) for seq, event in enumerate(events, self.head + 1)]
 
     # the way to the writer and back
 
