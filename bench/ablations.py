@@ -1,50 +1,744 @@
-"""What a fast path brings: the same work with it and without it, in turn, in one run.
+"""What each performance choice brings: the same work with it and without it, in turn, in one run.
 
-    python -m bench.ablations [NAME ...] [--rounds 7]
+    python -m bench.ablations [P1 ... P14] [evolve] [--rounds 5] [--size 1]
 
-Prints, for each, the median of the ratios of the rounds (how many times faster with it) and their spread.
+The choices are those of docs/decisions/performance-choices.md. A ratio says how many times faster (or smaller) things
+are with the choice; about 1 means that it brings nothing here. "Without" is a switch that exists, a limit, or a small
+variant of one place, written as one would write it: a method that is replaced while a server of its own lives, an agent
+that waits for its commit, a raw LMDB table. What is left out is said at each.
+
+Rows of "cpu" are CPU time of one thread; rows "beside 64 speakers" are wall time of a whole runtime on a disk: agents
+that never pause, a reader each that checks that nothing is missing, and turns of other sessions that are cancelled at a
+steady pace, each timed from the instant it was meant. The log of each side's first run is read by the outside checkers.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from typing import Final
+import fcntl
+import gc
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
 
 import attrs
+import lmdb
+import msgspec
+import trio
+import trio.testing
 import wsproto
+from attrs import define, field
 from wsproto.events import AcceptConnection, Request, TextMessage
 
+import turnlane
 from turnlane.client.splitter import Splitter
+from turnlane.codec import CLASSES, Codec, _encode
 from turnlane.core.evolving import evolve
-from turnlane.core.ids import SessionId
-from turnlane.core.limits import DEFAULT_LIMITS
-from turnlane.daemon.frames import TEXT, FrameMeter, text_frame
+from turnlane.core.ids import SessionId, TurnId
+from turnlane.core.instants import Instant, WallInstant
+from turnlane.core.limits import DEFAULT_LIMITS, Limits
+from turnlane.core.ports import Hop
+from turnlane.core.step import Kept, Lane, Order, Position
+from turnlane.daemon.attachment import WireAttachment
+from turnlane.daemon.frames import TEXT, FrameMeter, pieces, text_frame
+from turnlane.daemon.guard import SEND_BUFFER_BYTES, Guard
 from turnlane.daemon.rates import Rates
+from turnlane.embed import SystemClock
+from turnlane.journal.layout import ROW
+from turnlane.journal.store import LmdbStore
 from turnlane.machines.session import Session, SessionPhase
+from turnlane.machines.turn import TurnClosed, TurnCommitted, TurnOutput
+from turnlane.runtime.agent import Agent
+from turnlane.runtime.lanes import Doorbell
+from turnlane.runtime.session import SessionActor
+from turnlane.runtime.timers import Timers
+from turnlane.testing.checkers import Answer
 from turnlane.testing.peers import frame_bytes
 
-from .rounds import Side, ratio
+from . import fanout
+from .cancel import DEAR_ROUNDS_MAX, daemon_collector, percentile, shared, violations
+from .commit import MAP_BYTES, PAYLOAD, Noted, Ours
+from .delivery import Heard, Served, served
+from .findings import Found, Remark, Row, Scale, run
+from .idle import held_bytes, pauses_ms, say, turn_in
+from .rounds import Figure, Ratio, Side, figures
+from .turns import in_place, nothing, on_disk, take_turns
+
+AREA: Final = "ablations"
+OUTLIVES_S: Final = 120.0
+"""No part takes so long; a run that hangs fails."""
+
+
+def gain(
+    name: str, with_it: Figure, without: Figure, chosen: Scale, unit: str, *, rate: bool = False, dear: bool = False
+) -> Row:
+    """How many times less the figure is with it; with `rate` how many times more. `dear`: few rounds."""
+    one, other = Noted(with_it), Noted(without)
+    rounds = min(chosen.rounds, DEAR_ROUNDS_MAX) if dear else chosen.rounds
+    ratio = figures(one, other, rounds) if rate else figures(other, one, rounds)
+    return Row(AREA, name, ratio, None, f"medians: with it {one.median:,.4g}, without {other.median:,.4g} {unit}")
+
+
+def cpu_us(side: Side, items: int) -> Figure:
+    """CPU microseconds of this thread an item."""
+
+    def measure() -> float:
+        began = time.thread_time()
+        side()
+        return (time.thread_time() - began) / items * 1e6
+
+    return measure
+
+
+# a runtime under load
+
+SPEAKERS: Final = 64
+CANCELLED: Final = 32
+CANCELS_PER_S: Final = 200
+LOAD_S: Final = 1.2
+LOAD_S_LEAST: Final = 0.25
+WORDS: Final = "a word or two "
+
+
+async def speak(turn: turnlane.Turn) -> None:
+    """Without a pause for so many seconds; without a number, wait for the cancel."""
+    if turn.input is None:
+        await trio.sleep_forever()
+    until = trio.current_time() + turn.input
+    while trio.current_time() < until:
+        await turn.output(WORDS)
+
+
+async def speak_and_await(turn: turnlane.Turn) -> None:
+    """As `speak`, and each output is committed before the next one is made."""
+    if turn.input is None:
+        await trio.sleep_forever()
+    tail, committed = turn._actor.actor.owner.tail, Doorbell()
+    tail.attach(committed)
+    until = trio.current_time() + turn.input
+    while trio.current_time() < until:
+        seq = await turn.output(WORDS)
+        while tail.head < seq:
+            await committed.wait()
+    tail.detach(committed)
+
+
+@define
+class Loaded:
+    """One way to run the runtime. Each call is one run: outputs a second, as all readers got them."""
+
+    seconds: float
+    limits: Limits = DEFAULT_LIMITS
+    agent: Agent = speak
+    hop: Hop | None = None
+    rates: list[float] = field(factory=list)
+    p99_ms: list[float] = field(factory=list)
+    """Of the answers to cancels, by run."""
+    faults: int = 0
+
+    def __call__(self) -> float:
+        with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder:
+            self.rates.append(trio.run(self._run, Path(folder) / "state"))
+        return self.rates[-1]
+
+    async def _run(self, state: Path) -> float:
+        heard, answers = [Heard() for _ in range(SPEAKERS)], list[Answer]()
+        opening = turnlane.open_runtime(state, agent=self.agent, limits=self.limits, commit_hop=self.hop)
+        async with opening as runtime:
+            speakers = [await runtime.open_session(f"s{number}") for number in range(SPEAKERS)]
+            others = [await runtime.open_session(f"c{number}") for number in range(CANCELLED)]
+            with trio.fail_after(OUTLIVES_S):
+                async with trio.open_nursery() as reading:
+                    for session, one in zip(speakers, heard, strict=True):
+                        await reading.start(listen, session, one)
+                    ready = deque([(session, await session.start_turn(None)) for session in others])
+                    began = time.perf_counter()
+                    for session in speakers:
+                        reading.start_soon(session.start_turn, self.seconds)
+                    self.p99_ms.append(await cancel_at_a_pace(ready, began, self.seconds, answers))
+                took = time.perf_counter() - began
+                for _, turn in ready:
+                    await turn.cancel()
+            self.faults += sum(one.faults for one in heard)
+            if not self.rates:
+                self.faults += violations(runtime.ports.store, answers)
+        return sum(one.outputs for one in heard) / took
+
+
+async def listen(session: turnlane.Session, heard: Heard, task_status: trio.TaskStatus[None]) -> None:
+    """Until the turn of the session has closed."""
+    async with session.attach("now") as events:
+        task_status.started()
+        async for event in events:
+            if isinstance(event, turnlane.Event) and heard.take(event.seq, event.type):
+                return
+
+
+async def cancel_at_a_pace(
+    ready: deque[tuple[turnlane.Session, turnlane.TurnHandle]], began: float, seconds: float, answers: list[Answer]
+) -> float:
+    """The 99th percentile of milliseconds from the instant a cancel was meant to its answer, however late we are."""
+    found: list[float] = []
+
+    async def cancel(meant: float) -> None:
+        session, turn = ready.popleft()
+        answer = await turn.cancel()
+        found.append((time.perf_counter() - meant) * 1000)
+        assert answer.state == "cancelled" and answer.fence_seq is not None, answer
+        answers.append(Answer(session.id, turn.id, answer.fence_seq))
+        ready.append((session, await session.start_turn(None)))
+
+    async with trio.open_nursery() as cancelling:
+        for number in range(int(seconds * CANCELS_PER_S)):
+            meant = began + number / CANCELS_PER_S
+            await trio.sleep(max(0.0, meant - time.perf_counter()))
+            while not ready:  # noqa: ASYNC110 - all of them are ending: the time waited counts
+                await trio.sleep(0.001)
+            cancelling.start_soon(cancel, meant)
+            await trio.lowlevel.checkpoint()
+    return percentile(found, 99)
+
+
+def under_load(name: str, chosen: Scale, *, agent: Agent = speak, hop: Hop | None = None, **limits: int) -> list[Found]:
+    """The runtime as it is, and with this other agent, hop, or limits: its rate, and how soon a cancel is answered."""
+    seconds = max(LOAD_S_LEAST, LOAD_S * chosen.size)
+    ours = Loaded(seconds)
+    other = Loaded(seconds, evolve(DEFAULT_LIMITS, **limits) if limits else DEFAULT_LIMITS, agent, hop)
+    rate = gain(f"{name}: outputs a second", ours, other, chosen, f"a second, beside {SPEAKERS} speakers", rate=True)
+    later = Ratio.of(slow / quick for quick, slow in zip(ours.p99_ms[1:], other.p99_ms[1:], strict=True))
+    medians = " and ".join(f"{sorted(one.p99_ms[1:])[len(one.p99_ms) // 2 - 1]:.1f}" for one in (ours, other))
+    p99 = Row(AREA, f"{name}: p99 of a cancel", later, None, f"medians: with it and without {medians} ms")
+    return [rate, p99, Remark(f"{name}: {ours.faults + other.faults} violations")]
+
+
+# P1
+
+
+EVENTS: Final = 3_000
+
+
+async def a_frame_a_write(guard: Guard, data: bytes) -> None:
+    start = 0
+    for end in pieces(data, 1):
+        await _WRITE_FRAMES(guard, data[start:end])
+        start = end
+
+
+def a_frame_a_reader(wire: WireAttachment, event: Kept, place: Position) -> bytes:
+    return wire._text(wire._event(event, place))
+
+
+_WRITE_FRAMES: Final = Guard.write_frames
+WITHOUT: Final[dict[str, tuple[type, str, Callable[..., Any]]]] = {
+    "unshared": (WireAttachment, "_event_frame", a_frame_a_reader),
+    "unjoined": (Guard, "write_frames", a_frame_a_write),
+}
+"""Servers that lack something: the method that is replaced in their process."""
+
+
+def frames(chosen: Scale) -> Iterator[Found]:
+    """Ready events to 16 websockets of a server process (`bench.fanout`): built for each reader; written one by one."""
+    faults = 0
+    count = chosen.items(EVENTS, 128)
+
+    def rate(server: Served) -> float:
+        nonlocal faults
+        found, wrong = fanout.fan_out(server, count, attach=True)
+        faults += wrong
+        return found
+
+    with ExitStack() as stack:
+
+        def side(*arguments: str) -> Figure:
+            return partial(rate, stack.enter_context(served(["-m", *arguments])))
+
+        ours = side("bench.fanout", "--serve", "ours")
+        for lack, name in ("unshared", "a frame shared / built a reader"), ("unjoined", "a write a batch / an event"):
+            without = side("bench.ablations", "--serve", lack)
+            yield gain(f"P1 {name}, 16 readers", ours, without, chosen, "events to readers a second", rate=True)
+    yield Remark(f"P1: {faults} events missing or not in their place")
+
+
+# P2
+
+TURNS: Final = 15
+
+
+def group_commit(chosen: Scale) -> Iterator[Found]:
+    """64 sessions that take turns, two commits each; 64 that speak, and await the commit of each output or do not."""
+    turns = chosen.items(TURNS, 3)
+
+    async def main(limits: Limits) -> float:
+        async with on_disk(nothing, limits) as runtime:
+            sessions = [await runtime.open_session(f"s{number}") for number in range(SPEAKERS)]
+            began = time.perf_counter()
+            async with trio.open_nursery() as nursery:
+                for session in sessions:
+                    nursery.start_soon(take_turns, session, turns)
+            return SPEAKERS * turns / (time.perf_counter() - began)
+
+    one = evolve(DEFAULT_LIMITS, commit_batches_max=1)
+    sides = partial(trio.run, main, DEFAULT_LIMITS), partial(trio.run, main, one)
+    yield gain("P2 groups of up to 64 batches / of one", *sides, chosen, "turns a second, 64 sessions", rate=True)
+    yield from under_load("P2 kept outputs / each awaits its commit", chosen, agent=speak_and_await)
+
+
+# P3
+
+HOPS: Final = 20_000
+HOP_ITEMS: Final = 64
+
+
+def hops(chosen: Scale) -> Iterator[Found]:
+    """One task sends to another over a memory channel. Then the checkpoint of `Turn.output`: each 16th, or each.
+
+    The limit is also the most that a producer which waits for the window is given at once: with 1 it is woken for
+    each event.
+    """
+    items = chosen.items(HOPS, 1_000)
+
+    async def awaited(send: trio.MemorySendChannel[int], receive: trio.MemoryReceiveChannel[int]) -> None:
+        async def consume() -> None:
+            for _ in range(items):
+                await receive.receive()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(consume)
+            for item in range(items):
+                await send.send(item)
+
+    async def drained(send: trio.MemorySendChannel[int], receive: trio.MemoryReceiveChannel[int]) -> None:
+        async def consume() -> None:
+            taken = 0
+            while taken < items:
+                try:
+                    receive.receive_nowait()
+                except trio.WouldBlock:
+                    await receive.receive()
+                taken += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(consume)
+            for item in range(items):
+                try:
+                    send.send_nowait(item)
+                except trio.WouldBlock:
+                    await send.send(item)
+
+    def side(hop: Callable[..., Awaitable[None]]) -> Figure:
+        async def main() -> None:
+            await hop(*trio.open_memory_channel[int](HOP_ITEMS))
+
+        return cpu_us(partial(trio.run, main), items)
+
+    yield gain("P3 nowait and drain / awaited channel hop", side(drained), side(awaited), chosen, "us cpu a hop")
+    yield from under_load("P3 a checkpoint each 16 outputs / each", chosen, output_quantum_items=1)
+
+
+# P4
+
+GROUPS: Final = 60
+GROUP: Final = 64
+PASS_S: Final = 0.001
+
+
+def committing(chosen: Scale) -> Iterator[Found]:
+    """Where the commit runs, how its records are put, and how its answers are given.
+
+    The put loop is measured in a thread beside a trio loop whose passes take about a millisecond, each transaction
+    with its sync: what counts is how often the thread has to get the interpreter back.
+    """
+    items = [PAYLOAD] * GROUP
+
+    def put_loop(txn: Any, rows: Sequence[tuple[bytes, bytes]], table: Any) -> None:
+        for key, value in rows:
+            txn.put(key, value, db=table, append=True)
+
+    def putmulti(txn: Any, rows: Sequence[tuple[bytes, bytes]], table: Any) -> None:
+        txn.cursor(table).putmulti(rows, append=True)
+
+    def side(put: Callable[..., None]) -> Figure:
+        def measure() -> float:
+            took: list[float] = []
+            groups = chosen.items(GROUPS, 10)
+            with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder:
+                environment = lmdb.open(folder, map_size=MAP_BYTES, max_dbs=1)
+                table = environment.open_db(b"events")
+
+                def write() -> None:
+                    began = time.perf_counter()
+                    for group in range(groups):
+                        rows = [((group * GROUP + at).to_bytes(8, "big"), item) for at, item in enumerate(items)]
+                        with environment.begin(write=True) as txn:
+                            put(txn, rows, table)
+                    took.append(time.perf_counter() - began)
+
+                thread = threading.Thread(target=write)
+                thread.start()
+                trio.run(busy_while, thread.is_alive)
+                thread.join()
+                environment.close()
+            return took[0] / groups * 1000
+
+        return measure
+
+    yield gain("P4 putmulti in the writer's thread / a put loop", side(putmulti), side(put_loop), chosen, "ms a group")
+    yield from under_load("P4 commits in the writer's thread / in the loop's", chosen, hop=in_place)
+    yield from under_load("P4 answers in slices of 12 / all at once", chosen, data_runnable_max=100_000)
+
+
+async def busy_while(going: Callable[[], bool]) -> None:
+    """A loop with something to do in each pass."""
+    with trio.fail_after(OUTLIVES_S):
+        while going():
+            until = time.perf_counter() + PASS_S
+            while time.perf_counter() < until:
+                pass
+            await trio.lowlevel.checkpoint()
+
+
+# P5
+
+
+def window(chosen: Scale) -> Iterator[Found]:
+    """Data accepted and not committed: 256 events, or 4,096, the most that the limit may be. Producers that wait are
+    given a share of the room each, in both."""
+    yield from under_load("P5 a window of 256 / of 4,096", chosen, data_inflight_max=4_096)
+
+
+# P6
+
+STREAMS: Final = 512
+LOGGED: Final = 30_000
+_KEY: Final = struct.Struct(">IQ")
+Rows = list[tuple[bytes, bytes]]
+
+
+def log_layout(chosen: Scale) -> Iterator[Found]:
+    """Raw LMDB with syncs: groups of 64 events of any of 512 streams, about 60 each, laid out in three ways.
+
+    Ours: appended by position, and an index row for each 32 events of a stream. Else: an index row an event; or one
+    table keyed by stream and seq. Rows are put sorted. Heads, seals and control rows, the same in all, are left out.
+    """
+    count = chosen.items(LOGGED, 50 * GROUP) // GROUP * GROUP
+    streams = max(8, count // (LOGGED // STREAMS))
+    chance = random.Random(6)
+    order = [chance.randrange(streams) for _ in range(count)]
+
+    def side(row: int | None) -> Figure:
+        """`row`: so many events share an index row; None: there is no index, the stream is the key."""
+
+        def write(environment: Any, events: Any, index: Any) -> None:
+            seqs, open_rows = [0] * streams, [list[int]() for _ in range(streams)]
+            for start in range(0, count, GROUP):
+                log, full = Rows(), Rows()
+                for position, stream in enumerate(order[start : start + GROUP], start):
+                    seqs[stream] += 1
+                    key = _KEY.pack(stream, seqs[stream])
+                    if row is None:
+                        log.append((key, PAYLOAD))
+                        continue
+                    log.append((position.to_bytes(8, "big"), PAYLOAD))
+                    open_rows[stream].append(position)
+                    if len(open_rows[stream]) == row:
+                        full.append((key, struct.pack(f">{row}Q", *open_rows[stream])))
+                        open_rows[stream].clear()
+                with environment.begin(write=True) as txn:
+                    txn.cursor(events).putmulti(sorted(log), append=row is not None)
+                    txn.cursor(index).putmulti(sorted(full))
+
+        def measure() -> float:
+            with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder:
+                environment = lmdb.open(folder, map_size=MAP_BYTES, max_dbs=2)
+                tables = environment.open_db(b"events"), environment.open_db(b"index")
+                began = time.perf_counter()
+                write(environment, *tables)
+                took = time.perf_counter() - began
+                with environment.begin() as txn:
+                    assert txn.stat(tables[0])["entries"] == count
+                environment.close()
+            return took / count * 1e6
+
+        return measure
+
+    ours = side(ROW)
+    yield gain("P6 one log by position / keyed by session", ours, side(None), chosen, "us an event")
+    yield gain("P6 an index row for 32 events / for each", ours, side(1), chosen, "us an event")
+
+
+# P7
+
+CODED: Final = 20_000
+TURN: Final = TurnId("turn_000001")
+
+
+def encoding(chosen: Scale) -> Iterator[Found]:
+    """Three events of a turn through our codec, and through a converter of cattrs for orjson, or json without it.
+
+    Ours also makes the header of a record. The strict scanner of what clients send costs, and is not here.
+    """
+    events = (
+        TurnOutput(TURN, "text", WORDS),
+        TurnCommitted(TURN, "completed", "done", "agent", 7, 3, 5, 5, []),
+        TurnClosed(TURN),
+    )
+    fast, codec = find_spec("orjson") is not None, Codec()
+    if fast:
+        from cattrs.preconf.orjson import make_converter
+    else:
+        from cattrs.preconf.json import make_converter  # type: ignore[assignment]
+    converter: Any = make_converter()
+    made = [codec.encode(event) for event in events]
+    stored = [
+        Kept(1, 1, Instant(1), WallInstant(1), one.type, one.lane, one.order, one.turn, one.schema, one.payload)
+        for one in made
+    ]
+    assert [json.loads(one.payload) for one in made] == [json.loads(converter.dumps(event)) for event in events]
+    times = chosen.items(CODED, 500)
+
+    def encode_ours() -> None:
+        for _ in range(times):
+            for event in events:
+                codec.encode(event)
+
+    def encode_theirs() -> None:
+        for _ in range(times):
+            for event in events:
+                converter.dumps(event)
+
+    def decode_ours() -> None:
+        for _ in range(times):
+            for one in stored:
+                codec.decode(one)
+
+    def decode_theirs() -> None:
+        for _ in range(times):
+            for one in stored:
+                converter.loads(one.payload, CLASSES[one.type])
+
+    for what, ours, theirs in ("encode", encode_ours, encode_theirs), ("decode", decode_ours, decode_theirs):
+        name = f"P7 {what}: msgspec / cattrs and {'orjson' if fast else 'json'}"
+        sides = cpu_us(ours, times * len(events)), cpu_us(theirs, times * len(events))
+        yield gain(name, *sides, chosen, "us cpu an event")
+
+
+# P8
+
+MADE: Final = 50_000
+
+
+def unfrozen(chosen: Scale) -> Iterator[Found]:
+    """A kept event of twelve fields is made, as it is and as a frozen class with the same fields and slots."""
+    fields = {one.name: attrs.field(default=one.default) for one in attrs.fields(Kept)}
+    frozen: Any = attrs.make_class("Frozen", fields, frozen=True, slots=True)
+    now, wall = Instant(1), WallInstant(1)
+    times = chosen.items(MADE, 1_000)
+
+    def side(made: Callable[..., Any]) -> Figure:
+        def make() -> None:
+            for seq in range(times):
+                made(seq, 1, now, wall, "turn.output", Lane.DATA, Order.FREE, TURN, 1, PAYLOAD)
+
+        return cpu_us(make, times)
+
+    yield gain("P8 a kept event, unfrozen / frozen", side(Kept), side(frozen), chosen, "us cpu an event")
+
+
+# P9
+
+RESIDENT: Final = 4_000
+
+
+async def collector(policy: str, count: int) -> dict[str, float]:
+    """The longest pause and the time of all, in ms, while so many sessions come and stay, each with a turn.
+
+    The second generation follows twenty collections of the first by the daemon's policy, later than this lasts: one is
+    brought forward to the end.
+    """
+
+    async def come(index: int) -> None:
+        await turn_in(runtime, f"s-{index:06d}")
+
+    async with on_disk(nothing, Limits(resident_sessions_max=2 * count)) as runtime:
+        with daemon_collector() if policy == "on" else nullcontext():
+            with pauses_ms() as found:
+                await shared(count, come)
+                came = max(found, default=(0.0, 0))[0]
+                gc.collect(1)
+    return {"longest": max(found)[0], "total": sum(ms for ms, _ in found), "by_itself": came, "count": len(found)}
+
+
+def collecting(chosen: Scale) -> Iterator[Found]:
+    """The collector's policy of the daemon, and Python's. The full collection at quiet times is not in it."""
+    count = chosen.items(RESIDENT, 500)
+    sides = {policy: list[dict[str, float]]() for policy in ("on", "off")}
+
+    def side(policy: str) -> Figure:
+        def measure() -> float:
+            sides[policy].append(measured("collector", policy, count))
+            return sides[policy][-1]["longest"]
+
+        return measure
+
+    name = f"P9 collector's policy on / off, {count:,} sessions"
+    yield gain(f"{name}: longest pause", side("on"), side("off"), chosen, "ms", dear=True)
+    on, off = sides["on"][1:], sides["off"][1:]
+    middle = {
+        policy: sorted(found[1:], key=lambda one: one["total"])[len(found) // 2 - 1] for policy, found in sides.items()
+    }
+    remark = "; ".join(
+        f"{policy}: {one['total']:.0f} ms in {one['count']:.0f} collections, longest that came by itself"
+        f" {one['by_itself']:.0f} ms"
+        for policy, one in middle.items()
+    )
+    total = Ratio.of(without["total"] / with_it["total"] for with_it, without in zip(on, off, strict=True))
+    yield Row(AREA, f"{name}: all pauses", total, None, remark)
+
+
+# P10
+
+IDLE: Final = 2_000
+
+
+async def idle_session(kind: str, count: int) -> dict[str, float]:
+    """Bytes of an idle session: as it is, with its three lanes made, with a task and a nursery, too."""
+
+    async def open_one(index: int) -> None:
+        name = f"s-{index:06d}"
+        actor = (await runtime.open_session(name)).actor
+        if kind != "lazy":
+            lanes = actor.mailbox._lane()
+            for lane in Lane:
+                lanes._lane(lane)
+        if kind == "task":
+            nursery.start_soon(sleep, actor)
+
+    async def sleep(actor: SessionActor) -> None:
+        async with trio.open_nursery():
+            await Doorbell().wait()
+
+    async with on_disk(nothing, Limits(resident_sessions_max=2 * count)) as runtime, trio.open_nursery() as nursery:
+        await turn_in(runtime, "warm-up")
+        before = held_bytes()
+        await shared(count, open_one)
+        await trio.sleep(0.01)
+        after = held_bytes()
+        nursery.cancel_scope.cancel()
+    return {"bytes": (after - before) / count}
+
+
+def lazy(chosen: Scale) -> Iterator[Found]:
+    """Bytes of a session that was opened, in processes of their own. Passivation has its row in `bench.idle`."""
+    count = chosen.items(IDLE, 500)
+
+    def side(kind: str) -> Figure:
+        return lambda: measured("idle", kind, count)["bytes"]
+
+    for kind, name in ("lanes", "made at once"), ("task", "at once, task and nursery"):
+        row = f"P10 idle session: lanes on first use / {name}"
+        yield gain(row, side("lazy"), side(kind), chosen, "bytes", dear=True)
+
+
+# P11
+
+TIMERS: Final = 5_000
+
+
+def timers(chosen: Scale) -> Iterator[Found]:
+    """So many timers that are armed and dropped again, as the budgets of turns are; and that all come up."""
+    count = chosen.items(TIMERS, 500)
+
+    async def one_task(after_ms: int, fires: bool) -> None:
+        fired, over = 0, trio.Event()
+        heap = Timers(SystemClock(), DEFAULT_LIMITS)
+
+        def fire(_: str) -> None:
+            nonlocal fired
+            fired += 1
+            if fired == count:
+                over.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(heap.run)
+            for index in range(count):
+                heap.arm(f"s-{index}", "budget", fire, after_ms_=after_ms + index % 50)
+            await trio.lowlevel.checkpoint()
+            if fires:
+                await over.wait()
+            else:
+                for index in range(count):
+                    heap.drop(f"s-{index}", "budget")
+                assert not heap.armed()
+            nursery.cancel_scope.cancel()
+
+    async def a_task_each(after_ms: int, fires: bool) -> None:
+        fired, scopes = 0, [trio.CancelScope() for _ in range(count)]
+
+        async def sleep(scope: trio.CancelScope, ms: int) -> None:
+            nonlocal fired
+            with scope:
+                await trio.sleep(ms / 1000)
+                fired += 1
+
+        async with trio.open_nursery() as nursery:
+            for index, scope in enumerate(scopes):
+                nursery.start_soon(sleep, scope, after_ms + index % 50)
+            await trio.lowlevel.checkpoint()
+            if not fires:
+                for scope in scopes:
+                    scope.cancel()
+        assert fired == (count if fires else 0)
+
+    for what, after_ms, fires in ("armed and dropped", 60_000, False), ("armed, all fire", 1, True):
+        one, each = (cpu_us(partial(trio.run, way, after_ms, fires), count) for way in (one_task, a_task_each))
+        yield gain(f"P11 {what}: one heap / a sleeping task each", one, each, chosen, "us cpu a timer")
+
+
+# P12
+
+APPENDED: Final = 250
+
+
+def short_reads(chosen: Scale) -> Iterator[Found]:
+    """How much the file of a journal grows by groups of 64 events, while nobody reads, and beside one open read."""
+    groups = chosen.items(APPENDED, 40)
+
+    def side(held: bool) -> Figure:
+        def measure() -> float:
+            with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder, ExitStack() as opened:
+                ours = Ours(opened.enter_context(LmdbStore.open(Path(folder) / "journal")))
+                environment = ours.store._environment
+                ours.bare(GROUP, 10)
+                if held:
+                    opened.enter_context(environment.begin())
+                before = environment.info()["last_pgno"]
+                ours.bare(GROUP, groups)
+                grown = environment.info()["last_pgno"] - before
+                return float(grown * environment.stat()["psize"] / (groups * GROUP))
+
+        return measure
+
+    yield gain("P12 no read held open / one", side(False), side(True), chosen, "bytes of file an event")
+
+
+# P13
 
 MESSAGES: Final = 2_000
-COPIES: Final = 20_000
 COMMAND: Final = b'{"jsonrpc":"2.0","id":7,"method":"turn/cancel","params":{"session":"s-1","turn":"turn_000001"}}'
 HANDSHAKE: Final = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
-
-
-def evolving() -> tuple[Side, Side]:
-    """A session's state with one field changed: our copy, and `attrs.evolve`."""
-    state = Session(SessionId("s"))
-
-    def ours() -> None:
-        for _ in range(COPIES):
-            evolve(state, phase=SessionPhase.ACTIVE)
-
-    def theirs() -> None:
-        for _ in range(COPIES):
-            attrs.evolve(state, phase=SessionPhase.ACTIVE)
-
-    return ours, theirs
 
 
 def _wsproto(client: bool) -> wsproto.WSConnection:
@@ -62,9 +756,9 @@ def _drained(connection: wsproto.WSConnection, data: bytes) -> int:
     return sum(isinstance(event, TextMessage) for event in connection.events())
 
 
-def commands() -> tuple[Side, Side]:
+def commands(messages: int) -> tuple[Side, Side]:
     """Small commands of a client, metered: split off, and through the library."""
-    data = frame_bytes(TEXT, COMMAND) * MESSAGES
+    data = frame_bytes(TEXT, COMMAND) * messages
     unlimited = 1_000_000_000, 1_000_000_000
     library = _wsproto(client=False)
 
@@ -75,50 +769,146 @@ def commands() -> tuple[Side, Side]:
 
     def split() -> None:
         one = meter(True)
-        assert one.feed(data, 0.0) == b"" and len(one.split) == MESSAGES
+        assert one.feed(data, 0.0) == b"" and len(one.split) == messages
 
     def through() -> None:
-        assert _drained(library, meter(False).feed(data, 0.0)) == MESSAGES
+        assert _drained(library, meter(False).feed(data, 0.0)) == messages
 
     return split, through
 
 
-def events() -> tuple[Side, Side]:
+def events(messages: int) -> tuple[Side, Side]:
     """What a daemon sends to the Python client, small events in one read: split off, and through the library."""
-    data = text_frame(COMMAND) * MESSAGES
+    data = text_frame(COMMAND) * messages
     library = _wsproto(client=True)
 
     def split() -> None:
-        passed, messages, _ = Splitter(1 << 20).feed(HANDSHAKE + data, True)
-        assert passed == HANDSHAKE and len(messages) == MESSAGES
+        passed, taken, _ = Splitter(1 << 20).feed(HANDSHAKE + data, True)
+        assert passed == HANDSHAKE and len(taken) == messages
 
     def through() -> None:
-        assert _drained(library, data) == MESSAGES
+        assert _drained(library, data) == messages
 
     return split, through
 
 
-ABLATIONS: Final[dict[str, Callable[[], tuple[Side, Side]]]] = {
+def short_frames(chosen: Scale) -> Iterator[Found]:
+    """Only the frames; `bench.delivery` has the whole path of a command with and without."""
+    messages = chosen.items(MESSAGES, 200)
+    for what, sides in ("commands at the daemon", commands), ("events at the client", events):
+        one, other = (cpu_us(side, messages) for side in sides(messages))
+        yield gain(f"P13 {what}: short frames / library", one, other, chosen, "us cpu a message")
+
+
+# P14
+
+ENCODED: Final = 50_000
+SILENT_S: Final = 0.1
+FRAME: Final = text_frame(b"x" * 1_000)
+
+
+def few_of_each(chosen: Scale) -> Iterator[Found]:
+    """An encoder for all, or one a call; and what the kernel holds for a reader that has stopped to read."""
+    event, times = TurnOutput(TURN, "text", WORDS), chosen.items(ENCODED, 1_000)
+
+    def kept() -> None:
+        for _ in range(times):
+            _encode(event)
+
+    def a_call() -> None:
+        for _ in range(times):
+            msgspec.json.Encoder().encode(event)
+
+    yield gain("P14 one encoder / one a call", cpu_us(kept, times), cpu_us(a_call, times), chosen, "us cpu an event")
+    queued: dict[int | None, int] = {}
+
+    async def held(buffer_bytes: int | None) -> float:
+        """Bytes written before the socket takes no more: all of them stand before the next frame."""
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with (
+            listener,
+            await trio.testing.open_stream_to_socket_listener(listener),
+            await listener.accept() as far,
+        ):
+            guard = Guard(far, send_buffer_bytes=buffer_bytes)
+            with trio.move_on_after(OUTLIVES_S):
+                while True:
+                    with trio.move_on_after(SILENT_S) as silent:
+                        await guard.write_frames(FRAME)
+                    if silent.cancelled_caught:
+                        break
+            waiting = fcntl.ioctl(far.socket.fileno(), termios.TIOCOUTQ, bytes(4))
+            queued[buffer_bytes] = int.from_bytes(waiting, sys.byteorder)
+            return float(guard.status().bytes_out)
+
+    one, other = (partial(trio.run, held, size) for size in (SEND_BUFFER_BYTES, None))
+    row = gain("P14 SO_SNDBUF of 32 KiB / default: bytes ahead of a frame", one, other, chosen, "bytes")
+    own = f"of them on the server's side {queued[SEND_BUFFER_BYTES]:,} and {queued[None]:,}"
+    yield attrs.evolve(row, remark=f"{row.remark}, {own}; the rest is the reader's own buffer")
+
+
+# what is no numbered choice
+
+COPIES: Final = 20_000
+
+
+def evolving(chosen: Scale) -> Iterator[Found]:
+    """A session's state with one field changed: our copy, and `attrs.evolve`."""
+    state, copies = Session(SessionId("s")), chosen.items(COPIES, 1_000)
+
+    def ours() -> None:
+        for _ in range(copies):
+            evolve(state, phase=SessionPhase.ACTIVE)
+
+    def theirs() -> None:
+        for _ in range(copies):
+            attrs.evolve(state, phase=SessionPhase.ACTIVE)
+
+    yield gain("evolve: our copy / attrs.evolve", cpu_us(ours, copies), cpu_us(theirs, copies), chosen, "us cpu a copy")
+
+
+ABLATIONS: Final[dict[str, Callable[[Scale], Iterator[Found]]]] = {
+    "P1": frames,
+    "P2": group_commit,
+    "P3": hops,
+    "P4": committing,
+    "P5": window,
+    "P6": log_layout,
+    "P7": encoding,
+    "P8": unfrozen,
+    "P9": collecting,
+    "P10": lazy,
+    "P11": timers,
+    "P12": short_reads,
+    "P13": short_frames,
+    "P14": few_of_each,
     "evolve": evolving,
-    "commands": commands,
-    "events": events,
 }
+ASKED: Final[list[str]] = []
+"""Names from the command line; none: all."""
+MEASURES: Final[dict[str, Callable[..., Any]]] = {"collector": collector, "idle": idle_session}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.ablations")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ABLATIONS)}; without: all")
-    parser.add_argument("--rounds", type=int, default=7)
-    chosen = parser.parse_args()
-    if (unknown := [name for name in chosen.names if name not in ABLATIONS]) or chosen.rounds < 1:
-        parser.error(
-            f"no ablation {', '.join(unknown)}: there are {', '.join(ABLATIONS)}" if unknown else "rounds >= 1"
-        )
-    for name in chosen.names or ABLATIONS:
-        with_it, without = ABLATIONS[name]()
-        what = (ABLATIONS[name].__doc__ or "").strip()
-        print(f"{name:10} {ratio(without, with_it, chosen.rounds)}  {what}", flush=True)
+def measured(measure: str, kind: str, count: int) -> dict[str, float]:
+    """What a process of its own finds."""
+    command = [sys.executable, "-m", "bench.ablations", "--measure", measure, kind, str(count)]
+    done = subprocess.run(command, check=True, timeout=OUTLIVES_S, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def findings(chosen: Scale) -> Iterator[Found]:
+    for name in ASKED or ABLATIONS:
+        yield from ABLATIONS[name](chosen)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--serve"]:
+        setattr(*WITHOUT[sys.argv[2]])
+        trio.run(fanout.serve, "ours")
+    elif sys.argv[1:2] == ["--measure"]:
+        say(trio.run(MEASURES[sys.argv[2]], sys.argv[3], int(sys.argv[4])))
+    else:
+        ASKED.extend(word for word in sys.argv[1:] if word in ABLATIONS)
+        sys.argv[1:] = [word for word in sys.argv[1:] if word not in ABLATIONS]
+        run(__doc__, findings)

@@ -50,7 +50,7 @@ from .turns import journal_apart, nothing, on_disk
 AREA: Final = "idle"
 SESSIONS: Final = 10_000
 WAVE: Final = 1_000
-WAVES: Final = 4
+WAVES: Final = 3
 CHURN: Final = 1_000
 OFFERS_MAX: Final = 100
 """So often a session is offered that finds no room at once."""
@@ -250,7 +250,7 @@ def memory(chosen: Scale) -> Iterator[Found]:
         tasks.append(measured("tasks", count)["task"])
     for kind in ("opened", "after a turn"):
         found = [one[kind] for one in sessions]
-        told = f"medians {statistics.median(found) / 1024:.2f} and {statistics.median(tasks) / 1024:.2f} KiB"
+        told = f"{statistics.median(found) / 1024:.2f} and {statistics.median(tasks) / 1024:.2f} KiB, {count:,} of each"
         ratio = Ratio.of(one / other for one, other in zip(found, tasks, strict=True))
         yield Row(AREA, f"bytes of a session, {kind} / of a bare task", ratio, at_most(2.3), told)
         yield Row(AREA, f"a session, {kind} / {IDLE_KIB:g} KiB", kib(found, IDLE_KIB), at_most(1))
@@ -278,8 +278,8 @@ def pauses(chosen: Scale) -> Iterator[Found]:
         f"longest pause of gc, {resident:,} resident, churn / {PAUSE_MS:g} ms",
         Ratio.of(one["longest"] / PAUSE_MS for one in found),
         at_most(1),
-        f"median {middle['longest']:.1f} ms, of generation {middle['generation']:.0f}, of {middle['count']:.0f} collections;"
-        f" of the youngest {middle['youngest']:.1f} ms;"
+        f"median {middle['longest']:.1f} ms, of generation {middle['generation']:.0f}; of the youngest"
+        f" {middle['youngest']:.1f} ms; {middle['count']:.0f} collections;"
         f" {churn:,} came, refused {middle['again']:.0f} times and offered again",
     )
     yield Remark(

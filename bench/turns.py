@@ -30,7 +30,7 @@ import trio
 import turnlane
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.journal.memory import MemoryStore
-from turnlane.machines.delivery import Send
+from turnlane.machines.delivery import Send, singly
 from turnlane.runtime.agent import Agent
 from turnlane.testing.checkers import Seen, gapless, one_terminal, read_logs
 
@@ -163,7 +163,7 @@ async def count_delivered(session: turnlane.Session, started: trio.Event, output
         attachment = events.attachment
         started.set()
         while True:
-            for item in await attachment.next():
+            for item in singly(await attachment.next()):
                 if not isinstance(item, Send):
                     continue
                 attachment.now_delivered(item)

@@ -13,7 +13,7 @@ from attrs import define, field
 
 from turnlane.core.instants import Instant, WallInstant, wall_text
 from turnlane.core.step import Kept, Lane, Order, Position
-from turnlane.machines.delivery import CaughtUp, Reader, Send
+from turnlane.machines.delivery import CaughtUp, Reader, Send, singly
 
 
 def kept(seq: int, kind: str, turn: str | None = None, data: Any = None, epoch: int = 1) -> Kept:
@@ -157,7 +157,7 @@ class Model:
             return []
         after = self.reader.after
         window = [event for event in self.log if event.seq > after and event.seq >= self.floor]
-        items = self.reader.next(window, window, items_max, 1_000_000)
+        items = singly(self.reader.next(window, window, items_max, 1_000_000))
         self.sent += len(items)
         return [self._message(item) for item in items]
 

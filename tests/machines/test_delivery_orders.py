@@ -17,7 +17,7 @@ from turnlane.core.ids import Epoch
 from turnlane.core.instants import Instant, WallInstant
 from turnlane.core.reasons import Reason
 from turnlane.core.step import Kept, Lane, Order, Position
-from turnlane.machines.delivery import CaughtUp, Item, Reader, Send, Skip
+from turnlane.machines.delivery import CaughtUp, Item, Reader, Send, Skip, singly
 
 Log = tuple[Kept, ...]
 
@@ -94,7 +94,7 @@ def fed(reader: Reader, log: Sequence[Kept], items_max: int, bytes_max: int = PL
     if reader.wants_control_ahead(last, head):
         beyond = [event for event in log[reader.control_seq :] if event.lane is Lane.CONTROL]
         ahead = beyond[:items_max]
-    return reader.next(window, ahead, items_max, bytes_max)
+    return singly(reader.next(window, ahead, items_max, bytes_max))
 
 
 def place_of(reader: Reader) -> Place:

@@ -32,7 +32,7 @@ from turnlane.journal import MemoryStore, StoreCursors
 from turnlane.machines import fence
 from turnlane.machines import session as rules
 from turnlane.machines import turn as turns
-from turnlane.machines.delivery import Send
+from turnlane.machines.delivery import Send, singly
 from turnlane.machines.fence import FenceView
 from turnlane.machines.plan import Bundle, Profile, freeze
 from turnlane.machines.session import Session, decide, evolve_session
@@ -759,7 +759,7 @@ async def readers_join_a_stream_that_grows(world: World) -> None:
             attachment = await attach(runtime, actor, place, role="observer")
             world.note("attached", reader=number, after=attachment.reader.after)
             while attachment.reader.after < HEAD:
-                for item in await attachment.next(items_max=1):
+                for item in singly(await attachment.next(items_max=1)):
                     if isinstance(item, Send):
                         world.note("read", reader=number, seq=item.event.seq)
             tail.detach(attachment.bell)

@@ -27,7 +27,7 @@ from turnlane.machines import dispatch as queue
 from turnlane.machines import effects_ledger, requests
 from turnlane.machines import session as rules
 from turnlane.machines import turn as turns
-from turnlane.machines.delivery import CaughtUp, Item, Reader, Send, Skip
+from turnlane.machines.delivery import CaughtUp, Item, Reader, Send, Skip, singly
 from turnlane.machines.fence import FenceView, refuses
 from turnlane.machines.overlap import Policy
 from turnlane.machines.plan import Bundle, Plan, Profile, freeze
@@ -235,7 +235,7 @@ class Stage:
         ahead: Sequence[Kept] = ()
         if reader.wants_control_ahead(last, len(place.log)):
             ahead = [kept for kept in place.log[reader.control_seq :] if kept.lane is Lane.CONTROL][:most]
-        return reader.next(window, ahead, most, 1 << 30)
+        return singly(reader.next(window, ahead, most, 1 << 30))
 
     @staticmethod
     def sent(item: Item) -> str:

@@ -57,7 +57,7 @@ class Kept:
     payload: bytes
     position: int = field(default=0, eq=False)
     """Place in the order over all streams of the store; set by the store when it commits."""
-    frame: Any = field(default=None, eq=False, repr=False)
+    frame: bytes | None = field(default=None, eq=False, repr=False)
     """Cache of the encoded wire frame at the place (seq, seq), shared by all readers."""
 
 

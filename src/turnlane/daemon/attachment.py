@@ -17,7 +17,7 @@ from ..codec import encode_json
 from ..core.instants import wall_text
 from ..core.reasons import Reason, Refused
 from ..core.step import Kept, Position
-from ..machines.delivery import CaughtUp, Send, Skip
+from ..machines.delivery import CaughtUp, Run, Send, Skip
 from ..runtime.attachment import Attachment, Delivery, Ended, LiveSkipped
 from ..runtime.egress import LiveFrame
 from .frames import text_frame
@@ -82,11 +82,12 @@ class WireAttachment:
         for delivery in deliveries:
             if isinstance(delivery, Ended):
                 return True
-            if isinstance(delivery, Send | Skip | CaughtUp):
-                self.attachment.now_delivered(delivery)
             if self.sent == self._marked:
                 self._marked_at = trio.current_time()
-            self.sent += 1
+            if isinstance(delivery, Run | Send | Skip | CaughtUp):
+                self.sent += self.attachment.now_delivered(delivery)
+            else:
+                self.sent += 1
         return False
 
     async def _mark(self) -> None:
@@ -106,6 +107,8 @@ class WireAttachment:
 
     def _frame(self, delivery: Delivery) -> bytes:
         match delivery:
+            case Run(events=events):
+                return self._run_frames(events)
             case Send(event=event, place=place):
                 return self._event_frame(event, place)
             case Skip():
@@ -121,12 +124,21 @@ class WireAttachment:
                 return self._text(self.mark()) + self._text(self.detached_notice(reason, place))
         raise AssertionError(delivery)
 
+    def _run_frames(self, events: Sequence[Kept]) -> bytes:
+        """The frames of a run in one piece, shared with all readers that stand at the same place."""
+        return self.attachment.actor.owner.tail.joined(events, self._own_frames)
+
+    def _own_frames(self, events: Sequence[Kept]) -> bytes:
+        return b"".join([event.frame or self._own_frame(event) for event in events])
+
     def _event_frame(self, event: Kept, place: Position) -> bytes:
         if place.control_seq != event.seq or place.data_seq != event.seq:
             return self._text(self._event(event, place))
-        if event.frame is None:
-            event.frame = self._text(self._event(event, place))
-        frame: bytes = event.frame
+        return event.frame or self._own_frame(event)
+
+    def _own_frame(self, event: Kept) -> bytes:
+        """The frame of an event whose own seq is the place after it: nearly always."""
+        frame = event.frame = self._text(self._event(event, Position(event.seq, event.seq)))
         return frame
 
     def _event(self, event: Kept, place: Position) -> bytes:

@@ -12,8 +12,8 @@ terminal nothing of its turn follows; `position` after an item is a cursor from 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeVar
 
 from attrs import define, field, frozen
 
@@ -38,6 +38,18 @@ class Send:
         return Position(self.control_seq, self.data_seq)
 
 
+@define(slots=True)
+class Run:
+    """Send these events, data that lies in a row and that nothing overtakes; the place after each is its own seq."""
+
+    events: Sequence[Kept]
+
+    @property
+    def place(self) -> Position:
+        last = self.events[-1].seq
+        return Position(last, last)
+
+
 @frozen
 class Skip:
     """Announce that these seqs will not come. Inclusive range of the data lane; `count` of events in it."""
@@ -57,7 +69,21 @@ class CaughtUp:
     place: Position
 
 
-Item = Send | Skip | CaughtUp
+Item = Run | Send | Skip | CaughtUp
+
+
+T = TypeVar("T")
+
+
+def singly(items: Iterable[Run | T]) -> list[Send | T]:
+    """Each event for itself, for who takes them one by one."""
+    single: list[Send | T] = []
+    for item in items:
+        if isinstance(item, Run):
+            single += [Send(event, event.seq, event.seq) for event in item.events]
+        else:
+            single.append(item)
+    return single
 
 
 @define(slots=True, eq=False)
@@ -92,12 +118,17 @@ class Reader:
         """The next items of a contiguous `window` (from `after` + 1) and of the control events beyond it."""
         items: list[Item] = []
         self._announce(items)
-        room = bytes_max
+        room, left = bytes_max, items_max
         control = self._control_of(window, ahead)
-        while len(items) < items_max and room > 0:
-            if self._nothing_overtakes(control):
-                room = self._run(window, items, items_max, room)
-            event = self._choose(window, control) if len(items) < items_max and room > 0 else None
+        while len(items) < left and room > 0:
+            if self._nothing_overtakes(control) and (run := self._run(window, left - len(items), room)):
+                if self.data:
+                    items.append(Run(run))
+                    left -= len(run) - 1
+                    room -= sum(len(event.payload) + HEAD_BYTES for event in run)
+                self._announce(items)
+                continue
+            event = self._choose(window, control)
             if event is None:
                 break
             if event.order is Order.FLUSHES and self.by_lanes and self.caught_up:
@@ -117,26 +148,26 @@ class Reader:
             control.popleft()
         return not control or not self.caught_up or control[0].order is Order.AFTER_DATA
 
-    def _run(self, window: Sequence[Kept], items: list[Item], items_max: int, room: int) -> int:
-        """Send a run of data as it lies in the log, up to the next control event; the room in bytes that is left."""
-        start = self.data_seq + 1 - window[0].seq if window else 0
-        for event in window[max(0, start) :]:
-            if event.lane is Lane.CONTROL or len(items) >= items_max or room <= 0:
+    def _run(self, window: Sequence[Kept], items_max: int, room: int) -> Sequence[Kept]:
+        """Pass the data that lies next, up to a control event, the bounds, or the head of the moment of attach."""
+        start = max(0, self.data_seq + 1 - window[0].seq) if window else 0
+        stop = start
+        for event in window[start : start + items_max]:
+            if event.lane is Lane.CONTROL or room <= 0:
                 break
-            self.control_seq = self.data_seq = seq = event.seq
-            if self.data:
-                items.append(Send(event, seq, seq))
-                room -= len(event.payload) + HEAD_BYTES
-            if not self.caught_up and self._announce(items):
-                break  # from here on control may overtake
-        return room
+            room -= len(event.payload) + HEAD_BYTES
+            stop += 1
+            if event.seq == self.caught_at:
+                break  # said in between; and from here on control may overtake
+        run = window[start:stop]
+        if run:
+            self.control_seq = self.data_seq = run[-1].seq
+        return run
 
-    def _announce(self, items: list[Item]) -> bool:
-        if self.caught_up or self.control_seq < self.caught_at or self.data_seq < self.caught_at:
-            return False
-        self.caught_up = True
-        items.append(CaughtUp(self.place))
-        return True
+    def _announce(self, items: list[Item]) -> None:
+        if not self.caught_up and self.control_seq >= self.caught_at and self.data_seq >= self.caught_at:
+            self.caught_up = True
+            items.append(CaughtUp(self.place))
 
     def _control_of(self, window: Sequence[Kept], ahead: Sequence[Kept]) -> deque[Kept]:
         """The control events that were not sent yet, in order; none where control may not overtake."""

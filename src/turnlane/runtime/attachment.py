@@ -17,7 +17,7 @@ from ..core import marks
 from ..core.ids import Seq
 from ..core.reasons import Reason, Refused
 from ..core.step import Kept, Lane, Position
-from ..machines.delivery import CaughtUp, Item, Reader, Send, Skip
+from ..machines.delivery import Item, Reader, Run, Send
 from .egress import LiveFrame
 from .lanes import Doorbell, Lanes
 
@@ -93,11 +93,17 @@ class Attachment:
                 return [Ended(self.ended, self.reader.place)]
             await self.bell.wait()
 
-    def now_delivered(self, item: Send | Skip | CaughtUp) -> None:
-        """The item is written to its reader; what was delivered of a turn goes into its terminal."""
-        self.sent += 1
-        if isinstance(item, Send) and item.event.lane is Lane.DATA:
-            self.delivered = max(self.delivered, item.event.seq)
+    def now_delivered(self, item: Item) -> int:
+        """The item is written to its reader; what was delivered of a turn goes into its terminal. How many messages."""
+        count, last = 1, None
+        if isinstance(item, Run):
+            count, last = len(item.events), item.events[-1]
+        elif isinstance(item, Send):
+            last = item.event
+        if last is not None and last.lane is Lane.DATA:
+            self.delivered = max(self.delivered, last.seq)
+        self.sent += count
+        return count
 
     def ack(self, position: Position) -> None:
         """Values only grow; above what was sent is refused `ack_out_of_range`."""

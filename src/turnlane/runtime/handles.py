@@ -21,7 +21,7 @@ from ..core.step import Kept, Position
 from ..machines import effects_ledger, requests
 from ..machines import session as rules
 from ..machines import turn as turns
-from ..machines.delivery import CaughtUp, Send, Skip
+from ..machines.delivery import CaughtUp, Send, Skip, singly
 from ..machines.overlap import Policy
 from ..machines.plan import ON_DETACH
 from .attachment import Attachment, Ended, LiveSkipped
@@ -373,7 +373,7 @@ class Events:
         """The next `Event`, `Skipped`, `LiveFrame` or `LiveSkipped`."""
         while True:
             if not self._ready:
-                self._ready = list(reversed(await self._attachment.next()))
+                self._ready = singly(await self._attachment.next())[::-1]
             else:
                 await trio.lowlevel.checkpoint_if_cancelled()
             item = self._ready.pop()

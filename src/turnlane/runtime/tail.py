@@ -5,7 +5,8 @@ Holds committed events only: nobody can see a fact before it is durable.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from attrs import define, field
 
@@ -15,6 +16,9 @@ from ..core.limits import Limits
 from ..core.step import Kept, Lane
 from .lanes import Doorbell
 
+JOINED_MAX: Final = 2
+"""Runs that are kept joined until more is published: readers that keep up stand at the same place."""
+
 
 @define(slots=True, eq=False)
 class Tail:
@@ -23,6 +27,7 @@ class Tail:
     _events: list[Kept] = field(factory=list)
     _bytes: int = 0
     _readers: list[Doorbell] = field(factory=list)
+    _joined: dict[tuple[Seq, Seq], bytes] | None = None
 
     def publish(self, events: Sequence[Kept]) -> None:
         """New committed events, in order. Rings every reader."""
@@ -33,6 +38,7 @@ class Tail:
         if self._readers:
             self._events.extend(events)
             self._bytes += sum(len(event.payload) for event in events)
+            self._joined = None
             self._trim()
             for bell in self._readers:
                 bell.ring()
@@ -55,6 +61,17 @@ class Tail:
             return None
         return [event for event in window if event.lane is Lane.CONTROL][:items_max]
 
+    def joined(self, events: Sequence[Kept], join: Callable[[Sequence[Kept]], bytes]) -> bytes:
+        """What `join` makes of these events, which lie in a row; made once for all readers at the same place."""
+        if len(self._readers) < 2:
+            return join(events)
+        if self._joined is None or len(self._joined) >= JOINED_MAX:
+            self._joined = {}
+        span = events[0].seq, events[-1].seq
+        if (made := self._joined.get(span)) is None:
+            made = self._joined[span] = join(events)
+        return made
+
     def attach(self, bell: Doorbell) -> None:
         self._readers.append(bell)
 
@@ -63,7 +80,7 @@ class Tail:
             self._readers.remove(bell)
         if not self._readers:
             self._events.clear()
-            self._bytes = 0
+            self._bytes, self._joined = 0, None
 
     @property
     def items(self) -> int:
