@@ -21,7 +21,7 @@ SHIELDS = {
     "runtime/lanes.py:Promise.wait": "the corridor; it waits only for the writer, which always answers",
     "runtime/writer.py:JournalWriter.run": "the writer's half of the corridor: whoever is inside waits for it; it ends "
     "when it was closed and everything accepted is answered",
-    "runtime/writer.py:JournalWriter._answer": "inside the shield of run: one checkpoint between slices of answers",
+    "runtime/writer.py:JournalWriter._commit_group": "inside the shield of run: a checkpoint between slices of answers",
     "runtime/turn.py:TurnActor._ladder": "the ladder; cancel_ask_ms + cancel_insist_ms",
     "client/client.py:Client._connection": "closes a socket by force: no wait for the peer",
     "client/client.py:connect": "the goodbye on its socket; close_ms_max of the client's bounds",
@@ -117,7 +117,7 @@ QUEUES = {
     "daemon/protocol.py:Protocol._refused_notices": "refused_notices_per_s_max",
     "observe/logs.py:StderrWriter._lines": "`lines_max` of its own; what is over it is shed and counted",
     "runtime/pool.py:Window._waiters": "an entry is a task that waits and exists anyway; it holds nothing else",
-    "runtime/writer.py:JournalWriter._queue": "one corridor a resident session (resident_sessions_max), and open "
+    "runtime/writer.py:Backlog.put": "one corridor a resident session (resident_sessions_max), and open "
     "batches of output, whose events are in the window (data_inflight_max)",
     "runtime/writer.py:JournalWriter._calls": "an entry is a task that waits for it and exists anyway",
 }

@@ -890,7 +890,7 @@ def answers_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     real = JournalWriter._commit_group
 
     async def commit_group(self: JournalWriter) -> None:
-        for ticket in self._queue:
+        for ticket in [one for waiting in self._waiting._streams.values() for one in waiting]:
             ticket.done(Appended(ticket.batch.expected + len(ticket.batch.events), 0))
             ticket.done = lambda outcome: None
         await real(self)
@@ -901,7 +901,7 @@ def answers_before_the_commit(patch: pytest.MonkeyPatch) -> None:
 def leaves_what_waits_when_closed(patch: pytest.MonkeyPatch) -> None:
     async def run(self: JournalWriter) -> None:
         while not self._closing:
-            if self._queue:
+            if self._waiting.items:
                 await self._commit_group()
             else:
                 await self._bell.wait()

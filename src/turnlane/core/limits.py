@@ -72,7 +72,7 @@ class Limits:
     telemetry_items_max: int = 128
     telemetry_high_items: int = 96
     telemetry_low_items: int = 48
-    data_inflight_max: int = 256
+    data_inflight_max: int = 512
     data_runnable_max: int = 12
     output_quantum_items: int = 16
     timers_max: int = 65_536

@@ -170,7 +170,8 @@ class StreamOwner:
             or ticket.data_bytes >= self.limits.data_bytes_max
             or marks.buggify("owner.batch_of_one")
         ):
-            ticket = self._open = self._submit(Batch(self.stream, self.head, self.epoch, []), self._output_done)
+            batch = Batch(self.stream, self.head, self.epoch, [])
+            ticket = self._open = self._submit(batch, self._output_done, output=True)
         ticket.batch.events.append(kept)
         ticket.data_items += 1
         ticket.data_bytes += len(kept.payload)
@@ -195,9 +196,9 @@ class StreamOwner:
 
     # the way to the writer and back
 
-    def _submit(self, batch: Batch, done: Callable[[Batch, Outcome], None]) -> Ticket:
+    def _submit(self, batch: Batch, done: Callable[[Batch, Outcome], None], *, output: bool = False) -> Ticket:
         try:
-            ticket = self.writer.submit(batch, lambda outcome: self._done(batch, outcome, done))
+            ticket = self.writer.submit(batch, lambda outcome: self._done(batch, outcome, done), output=output)
         except StoreError as error:
             self._lose(error)
             assert self.lost is not None
@@ -205,13 +206,15 @@ class StreamOwner:
         self._under_way += 1
         return ticket
 
-    def _done(self, batch: Batch, outcome: Outcome, done: Callable[[Batch, Outcome], None]) -> None:
+    def _done(self, batch: Batch, outcome: Outcome, done: Callable[[Batch, Outcome], None]) -> int:
+        """Settle one batch; how many tasks that may have woken: who asked, and the readers."""
         self._under_way -= 1
         done(batch, outcome)
         if isinstance(outcome, Appended):
             self.tail.publish(batch.events)
         if self._repairing and self._under_way == 0:
             self.head, self._full = self.tail.head, None
+        return 1 + self.tail.readers
 
     async def _commit(self, batch: Batch, settle: Callable[[], None]) -> Outcome:
         """Submit and wait. State and fence move in the instant of the commit: a reader that sees the new head sees

@@ -83,6 +83,10 @@ class Tail:
             self._bytes, self._joined = 0, None
 
     @property
+    def readers(self) -> int:
+        return len(self._readers)
+
+    @property
     def items(self) -> int:
         return len(self._events)
 

@@ -1,14 +1,18 @@
 """JournalWriter: group commit. One task takes whatever batches wait, one hop, one transaction, one sync, then answers.
 
-Under load the group grows, so throughput rises while the number of syncs does not. The writer always answers: kept,
-refused, or the error that broke the journal; also while shutting down. An append in doubt is settled by repeating it,
-and nothing else is written meanwhile. Order per stream is the order of `submit`.
+Under load the group grows, so throughput rises while the number of syncs does not. Decisions go before output: streams
+where one waits come first in a group and in its answers, and while output of a large group is still being answered,
+decisions that came meanwhile are committed between two slices. Order per stream is the order of `submit`, always.
+
+The writer always answers: kept, refused, or the error that broke the journal; also while shutting down. An append in
+doubt is settled by repeating it, and nothing else is written meanwhile.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import trio
@@ -25,6 +29,7 @@ from .pool import Window
 
 T = TypeVar("T")
 Outcome = AppendResult | StoreError
+Answers = dict[str, list[tuple["Ticket", AppendResult | StoreError]]]
 
 DOUBT_TRIES_MAX = 64
 DOUBT_WAIT_S = 0.05
@@ -35,11 +40,61 @@ class Ticket:
     """One batch on its way. Until `taken`, its owner may still add data events to it."""
 
     batch: Batch
-    done: Callable[[Outcome], None]
+    done: Callable[[Outcome], int | None]
+    output: bool = False
+    """Not a decision: nobody waits for its answer, and it may grow."""
     data_items: int = 0
     data_bytes: int = 0
     taken: bool = False
     submitted_at: int = 0
+
+
+@define(slots=True, eq=False)
+class Backlog:
+    """What waits for a group: in order within a stream, streams in order of arrival, those with a decision first."""
+
+    items: int = 0
+    _streams: dict[str, deque[Ticket]] = field(factory=dict)
+    _deciding: dict[str, None] = field(factory=dict)
+
+    def put(self, ticket: Ticket) -> None:
+        self.items += 1
+        stream = ticket.batch.stream
+        self._streams.setdefault(stream, deque()).append(ticket)
+        if not ticket.output:
+            self._deciding[stream] = None
+
+    def take(self, most: int, *, deciding: bool = False) -> list[Ticket]:
+        """The next group: decisions first; the second half in order of arrival, so that no decisions starve output.
+
+        `deciding`: only of streams where a decision waits.
+        """
+        group: list[Ticket] = []
+        self._move(list(self._deciding), group, most if deciding or len(self._streams) <= most else most // 2)
+        if not deciding:
+            self._move(list(islice(self._streams, most)), group, most)
+        return group
+
+    def _move(self, streams: Iterable[str], group: list[Ticket], most: int) -> None:
+        for stream in streams:
+            waiting = self._streams[stream]
+            while waiting and len(group) < most:
+                ticket = waiting.popleft()
+                ticket.taken = True
+                group.append(ticket)
+                self.items -= 1
+            if not waiting:
+                del self._streams[stream]
+                self._deciding.pop(stream, None)
+
+    @property
+    def deciding(self) -> bool:
+        return bool(self._deciding)
+
+    @property
+    def oldest_at(self) -> int:
+        """When the first of the stream that waits longest was submitted; 0 when none waits."""
+        return next(iter(self._streams.values()))[0].submitted_at if self._streams else 0
 
 
 @define(slots=True, eq=False)
@@ -71,7 +126,7 @@ class JournalWriter:
     window: Window
     observe: Callable[[object], None]
     broken: StoreError | None = None
-    _queue: deque[Ticket] = field(factory=deque)
+    _waiting: Backlog = field(factory=Backlog)
     _calls: deque[_Call[Any]] = field(factory=deque)
     _bell: Doorbell = field(factory=Doorbell)
     _closing: bool = False
@@ -81,12 +136,15 @@ class JournalWriter:
     _peak: int = 0
     _events: int = 0
 
-    def submit(self, batch: Batch, done: Callable[[Outcome], None], data_items: int = 0) -> Ticket:
-        """Queue a batch. `done(outcome)` is called exactly once, synchronously, in the writer's task."""
+    def submit(self, batch: Batch, done: Callable[[Outcome], int | None], *, output: bool = False) -> Ticket:
+        """Queue a batch. `done(outcome)` is called exactly once, synchronously, in the writer's task.
+
+        It returns how many tasks it may have made runnable (None: one).
+        """
         if (refusal := self.refusal) is not None:
             raise refusal
-        ticket = Ticket(batch, done, data_items, submitted_at=self.clock.now())
-        self._queue.append(ticket)
+        ticket = Ticket(batch, done, output, submitted_at=self.clock.now())
+        self._waiting.put(ticket)
         self._bell.ring()
         return ticket
 
@@ -106,8 +164,8 @@ class JournalWriter:
         """The writer's task. Ends when closed and everything that was accepted is answered."""
         try:
             with trio.CancelScope(shield=True):  # part of the corridor: whoever is inside it waits for us
-                while self._queue or self._calls or not self._closing:
-                    if self._queue:
+                while self._waiting.items or self._calls or not self._closing:
+                    if self._waiting.items:
                         await self._commit_group()
                     elif self._calls:
                         await self._run_call()
@@ -123,10 +181,9 @@ class JournalWriter:
         self._bell.ring()
 
     def status(self) -> WriterStatus:
-        oldest = self._queue[0].submitted_at if self._queue else 0
-        since = self._under_way_since or oldest
+        since = self._under_way_since or self._waiting.oldest_at
         return WriterStatus(
-            len(self._queue),
+            self._waiting.items,
             self._groups,
             self._batches,
             self._peak,
@@ -145,19 +202,38 @@ class JournalWriter:
         return None
 
     async def _commit_group(self) -> None:
-        group: list[Ticket] = []
         most = 1 if marks.buggify("writer.group_of_one") else self.limits.commit_batches_max
-        while self._queue and len(group) < most:
-            ticket = self._queue.popleft()
-            ticket.taken = True
-            group.append(ticket)
+        rest = _by_stream(await self._keep(self._waiting.take(most)))
+        data_items, room = 0, self.limits.data_runnable_max
+        while rest:
+            stream = next(iter(rest))
+            for ticket, outcome in rest.pop(stream):
+                data_items += ticket.data_items
+                room -= self._tell(ticket, outcome)
+            if room <= 0 and rest:
+                # Slices, so that the readers a group wakes do not all become runnable at once.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                room = self.limits.data_runnable_max
+                if self._waiting.deciding and not _decides(next(iter(rest.values()))):
+                    marks.sometimes(True, "writer.decision_before_output")
+                    kept = await self._keep(self._waiting.take(most, deciding=True))
+                    rest = _by_stream(kept, rest)
+        self.window.committed(data_items)
+        # Not beside the next commit: producers that are busy meanwhile take the processor from it (measured: 1.4 times
+        # the processor time an output, at two thirds of the rate).
+        await self.window.admit()
+
+    async def _keep(self, group: list[Ticket]) -> list[tuple[Ticket, Outcome]]:
+        """One transaction. What broke the journal is the outcome of all of them, and of what waits behind."""
+        if self.broken is not None:
+            return [(ticket, self.broken) for ticket in group]
         self._under_way_since = began = self.clock.now()
         outcomes: list[Outcome]
         try:
             outcomes = list(await self.hop(self.store.append, [ticket.batch for ticket in group]))
             await self._settle(group, outcomes)
         except StoreError as error:
-            self.broken = error  # what waits behind is told after this group, in order
+            self.broken = error
             outcomes = [error] * len(group)
         except BaseException:
             broken = JournalClosed(
@@ -174,23 +250,13 @@ class JournalWriter:
         self._groups += 1
         self._batches += len(group)
         self._peak = max(self._peak, len(group))
-        await self._answer(group, outcomes)
-        if self.broken is not None:
-            self._answer_rest(self.broken)
+        return list(zip(group, outcomes, strict=True))
 
-    async def _answer(self, group: list[Ticket], outcomes: list[Outcome]) -> None:
-        """Answers in slices, so that the readers a group wakes do not all become runnable at once."""
-        data_items = 0
-        for index, (ticket, outcome) in enumerate(zip(group, outcomes, strict=True)):
-            data_items += ticket.data_items
-            if isinstance(outcome, Appended):
-                self._events += len(ticket.batch.events)
-            ticket.done(outcome)
-            if index % self.limits.data_runnable_max == self.limits.data_runnable_max - 1:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-        if data_items:
-            self.window.committed(data_items)
-        await self.window.admit()
+    def _tell(self, ticket: Ticket, outcome: Outcome) -> int:
+        if isinstance(outcome, Appended):
+            self._events += len(ticket.batch.events)
+        woken = ticket.done(outcome)
+        return 1 if woken is None else woken
 
     async def _settle(self, group: list[Ticket], outcomes: list[Outcome]) -> None:
         """Repeat what is in doubt until it is not."""
@@ -237,9 +303,29 @@ class JournalWriter:
         self._answer_rest(error)
 
     def _answer_rest(self, error: StoreError) -> None:
-        while self._queue:
-            self._queue.popleft().done(error)
+        while self._waiting.items:
+            for ticket in self._waiting.take(self._waiting.items):
+                ticket.done(error)
         while self._calls:
             call = self._calls.popleft()
             call.error = error
             call.answered.set()
+
+
+def _by_stream(answers: Iterable[tuple[Ticket, Outcome]], behind: Answers | None = None) -> Answers:
+    """Answers in order of streams; those of the same streams that are still to be given come before them, others after.
+
+    So a stream hears of its batches in their order, whichever group they were in.
+    """
+    behind = {} if behind is None else behind
+    first: Answers = {}
+    for ticket, outcome in answers:
+        stream = ticket.batch.stream
+        if stream not in first:
+            first[stream] = behind.pop(stream, [])
+        first[stream].append((ticket, outcome))
+    return first | behind
+
+
+def _decides(answers: Sequence[tuple[Ticket, Outcome]]) -> bool:
+    return any(not ticket.output for ticket, _ in answers)

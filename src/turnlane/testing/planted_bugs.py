@@ -391,15 +391,11 @@ def door_gives_the_same_epoch_twice(patch: Patch) -> None:
 @planted_bug(found_by="acknowledged_is_kept", within=60, arena="takeover")
 def writer_takes_a_refusal_for_a_yes(patch: Patch) -> None:
     """What the store refused for its epoch is answered as kept."""
-    real = JournalWriter._answer
+    real = JournalWriter._tell
 
-    async def answer(self: JournalWriter, group: Any, outcomes: Any) -> None:
-        kept = [
-            Appended(ticket.batch.expected + len(ticket.batch.events), 0)
-            if isinstance(outcome, StaleEpoch)
-            else outcome
-            for ticket, outcome in zip(group, outcomes, strict=True)
-        ]
-        await real(self, group, kept)
+    def tell(self: JournalWriter, ticket: Any, outcome: Any) -> int:
+        if isinstance(outcome, StaleEpoch):
+            outcome = Appended(ticket.batch.expected + len(ticket.batch.events), 0)
+        return real(self, ticket, outcome)
 
-    patch.set(JournalWriter, "_answer", answer)
+    patch.set(JournalWriter, "_tell", tell)
