@@ -93,6 +93,7 @@ META_COPIED: Final = b"copied"
 HEADER: Final = Struct(">IIQQQQQqqBBHBH")
 """length, stream, seq, position, previous, previous control, epoch, mono, wall, lane, order, schema, len(type),
 len(turn)."""
+CRC: Final = Struct(">I")
 POSITION: Final = Struct(">Q")
 STREAM: Final = Struct(">I")
 ROW_KEY: Final = Struct(">IQ")

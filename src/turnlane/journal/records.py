@@ -7,19 +7,21 @@ place and CRC before it believes a byte; the chain is walked by recovery, doctor
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 from zlib import crc32
 
 from attrs import define
 
 from turnlane.core.ids import Epoch, Seq
-from turnlane.core.instants import Instant, WallInstant
 from turnlane.core.step import Kept, Lane, Order, StoredKey
 
-from .layout import CHAIN_BYTES, HEAD, HEADER, KEY, NO_CHAIN, NO_TURN, ROW, STREAM, first_of_row, seal, unseal
+from .layout import CHAIN_BYTES, CRC, HEAD, HEADER, KEY, NO_CHAIN, NO_TURN, ROW, STREAM, first_of_row, seal, unseal
 
+_HEADER_BYTES: Final = HEADER.size
 _TAIL: Final = CHAIN_BYTES + 4
+_LEAST_BYTES: Final = _HEADER_BYTES + _TAIL
 _LANES: Final = (Lane.CONTROL, Lane.DATA, Lane.TELEMETRY)
+_LANE_NUMBERS: Final = {lane: number for number, lane in enumerate(_LANES)}
 _ORDERS: Final = tuple(Order)
 _TYPES_MAX: Final = 4_096
 _type_bytes: dict[str, bytes] = {}
@@ -53,8 +55,9 @@ class StreamHead:
     def row_of(self) -> tuple[bytes, bytes]:
         """Key and value in the table of heads."""
         key = STREAM.pack(self.number)
-        place = self.seq, self.epoch, self.floor, self.position, self.control, self.controls
-        return key, seal(key, HEAD.pack(*place, self.chain))
+        return key, seal(
+            key, HEAD.pack(self.seq, self.epoch, self.floor, self.position, self.control, self.controls, self.chain)
+        )
 
     @classmethod
     def unpack(cls, number: int, value: bytes | None) -> StreamHead:
@@ -94,14 +97,14 @@ def type_text(data: bytes) -> str:
 
 def pack(kept: Kept, number: int, position: int, previous: int, control: int, chain: bytes) -> tuple[bytes, bytes]:
     """One record and its chain value."""
-    kind, payload, lane = type_bytes(kept.type), kept.payload, kept.lane
+    kind, payload = type_bytes(kept.type), kept.payload
     if kept.turn is None:
         turn, turn_bytes = b"", NO_TURN
     else:
         turn = kept.turn.encode()
         turn_bytes = len(turn)
     header = HEADER.pack(
-        HEADER.size + len(kind) + len(turn) + len(payload) + _TAIL,
+        _LEAST_BYTES + len(kind) + len(turn) + len(payload),
         number,
         kept.seq,
         position,
@@ -110,7 +113,7 @@ def pack(kept: Kept, number: int, position: int, previous: int, control: int, ch
         kept.epoch,
         kept.mono,
         kept.wall,
-        1 if lane is Lane.DATA else 0 if lane is Lane.CONTROL else 2,
+        _LANE_NUMBERS[kept.lane],
         kept.order,
         kept.schema,
         len(kind),
@@ -122,54 +125,38 @@ def pack(kept: Kept, number: int, position: int, previous: int, control: int, ch
     return body + crc32(body).to_bytes(4, "big"), chain
 
 
-def check(record: bytes, number: int, seq: Seq, position: int) -> tuple[int, ...]:
-    """The header of a whole record that lies where it says; else `Damaged`."""
-    if len(record) < HEADER.size + _TAIL:
-        raise Damaged(f"a record of {len(record)} bytes is too short")
-    header: tuple[int, ...] = HEADER.unpack_from(record)
-    if header[0] != len(record):
-        raise Damaged(f"the record says {header[0]} bytes and has {len(record)}")
-    if crc32(record[:-4]) != int.from_bytes(record[-4:], "big"):
+def header_of(record: bytes) -> tuple[Any, ...]:
+    """The header of a whole record, wherever it lay: length and CRC are checked; else `Damaged`."""
+    size = len(record)
+    if size < _LEAST_BYTES:
+        raise Damaged(f"a record of {size} bytes is too short")
+    header = HEADER.unpack_from(record)
+    if header[0] != size:
+        raise Damaged(f"the record says {header[0]} bytes and has {size}")
+    if crc32(record[:-4]) != CRC.unpack_from(record, size - 4)[0]:
         raise Damaged("the checksum does not match")
-    if header[1] != number or header[2] != seq or header[3] != position:
-        raise Damaged(f"another record lies in its place (seq {header[2]} of stream number {header[1]})")
     return header
 
 
 def unpack(record: bytes, number: int, seq: Seq, position: int) -> Kept:
-    return kept_of(record, check(record, number, seq, position))
+    """The event of a whole record that lies where it says; else `Damaged`."""
+    header = header_of(record)
+    if header[1] != number or header[2] != seq or header[3] != position:
+        raise Damaged(f"another record lies in its place (seq {header[2]} of stream number {header[1]})")
+    return kept_of(record, header)
 
 
-def kept_of(record: bytes, header: tuple[int, ...]) -> Kept:
+def kept_of(record: bytes, header: tuple[Any, ...]) -> Kept:
     """The event of a record that was checked."""
-    turn_bytes = header[13]
-    kind_end = HEADER.size + header[12]
-    if turn_bytes == NO_TURN:
-        turn, turn_end = None, kind_end
-    else:
-        turn_end = kind_end + turn_bytes
-        turn = record[kind_end:turn_end].decode()
-    return Kept(
-        header[2],
-        header[6],
-        Instant(header[7]),
-        WallInstant(header[8]),
-        type_text(record[HEADER.size : kind_end]),
-        _LANES[header[9]],
-        _ORDERS[header[10]],
-        turn,
-        header[11],
-        record[turn_end:-_TAIL],
-        header[3],
-    )
-
-
-def header_of(record: bytes) -> tuple[int, ...]:
-    """The header of a record whose place is not known beforehand; length and CRC are checked."""
-    if len(record) < HEADER.size + _TAIL:
-        raise Damaged(f"a record of {len(record)} bytes is too short")
-    header: tuple[int, ...] = HEADER.unpack_from(record)
-    return check(record, header[1], header[2], header[3])
+    _, _, seq, position, _, _, epoch, mono, wall, lane, order, schema, kind_bytes, turn_bytes = header
+    end = _HEADER_BYTES + kind_bytes
+    kind = type_text(record[_HEADER_BYTES:end])
+    turn = None
+    if turn_bytes != NO_TURN:
+        turn = record[end : end + turn_bytes].decode()
+        end += turn_bytes
+    payload = record[end:-_TAIL]
+    return Kept(seq, epoch, mono, wall, kind, _LANES[lane], _ORDERS[order], turn, schema, payload, position)
 
 
 def chain_of(record: bytes) -> bytes:
