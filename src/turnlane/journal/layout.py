@@ -125,6 +125,11 @@ def digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
 
 
+def key_row(number: int, key: str) -> bytes:
+    """Where an idempotency key of a stream is filed."""
+    return STREAM.pack(number) + digest(key.encode())
+
+
 def name_key(name: str) -> bytes:
     """The key under which a name is filed; sorts like the name up to its 400th byte."""
     data = name.encode()

@@ -65,10 +65,19 @@ class Reading:
     def key(self, txn: Any, head: StreamHead | None, stream: str, key: str) -> StoredKey | None:
         if head is None:
             return None
-        row_key = layout.STREAM.pack(head.number) + layout.digest(key.encode())
+        row_key = layout.key_row(head.number, key)
         value = txn.get(row_key, db=self.tables["keys"])
-        if value is None:
-            return None
+        return None if value is None else self.stored_key(row_key, value, stream)
+
+    def filed_keys(self, txn: Any, wanted: list[bytes]) -> dict[bytes, bytes]:
+        """Those of the rows in the table of keys that are there, in one call of the engine.
+
+        A call for each would give the interpreter away each time, and a busy loop keeps it for a switch interval: 128
+        look-ups took 30 ms beside one, this takes 0.06.
+        """
+        return dict(txn.cursor(self.tables["keys"]).getmulti(wanted)) if wanted else {}
+
+    def stored_key(self, row_key: bytes, value: bytes, stream: str) -> StoredKey:
         try:
             return unpack_key(row_key, value)[1]
         except Damaged as error:

@@ -13,6 +13,7 @@ up to that head: below it a row never changes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -65,6 +66,8 @@ class Group:
     index: list[tuple[bytes, bytes]] = field(factory=list)
     controls: list[tuple[bytes, bytes]] = field(factory=list)
     keys: dict[tuple[str, str], tuple[Seq, StoredKey]] = field(factory=dict)
+    filed: dict[bytes, bytes] = field(factory=dict)
+    """Rows of the keys of its batches that were there before it."""
     due: dict[str, int] = field(factory=dict)
 
 
@@ -107,6 +110,7 @@ class LmdbStore(Environment):
                 txn = self._environment.begin(write=True)
                 try:
                     txn_id = txn.id()
+                    group.filed = self._filed(txn, batches)
                     results = [self._judge(txn, group, batch) for batch in batches]
                     if group.heads:
                         self._write(txn, group)
@@ -144,6 +148,7 @@ class LmdbStore(Environment):
                     touched.append(group)
                     try:
                         with self._environment.begin(write=True, parent=txn) as child:
+                            group.filed = self._filed(child, [batch])
                             result = self._judge(child, group, batch)
                             self._write(child, group)
                     except lmdb.MapFullError:
@@ -171,15 +176,10 @@ class LmdbStore(Environment):
     def _judge(self, txn: Any, group: Group, batch: Batch) -> AppendResult:
         """Key, epoch, seq, size, room; then the batch joins the group."""
         stream, events = batch.stream, batch.events
-        head = self._rows.heads.get(stream)
         try:
-            if head is None:
-                head = self._rows.head(txn, stream)
-                if head is not None:
-                    self._rows.heads[stream] = head
+            head = self._head_of(txn, stream)
             for key in batch.keys:
-                known = group.keys.get((stream, key.key))
-                first = known[1] if known is not None else self._rows.key(txn, head, stream, key.key)
+                first = self._first(group, head, stream, key)
                 if first is not None:
                     return Duplicate(first) if first.digest == key.digest else KeyConflict(first)
         except CorruptStream:
@@ -213,6 +213,33 @@ class LmdbStore(Environment):
         if batch.due not in (DUE_UNCHANGED, head.due):
             group.due[stream] = head.due = batch.due
         return Appended(head.seq, head.position)
+
+    def _head_of(self, txn: Any, stream: str) -> StreamHead | None:
+        head = self._rows.heads.get(stream)
+        if head is None:
+            head = self._rows.head(txn, stream)
+            if head is not None:
+                self._rows.heads[stream] = head
+        return head
+
+    def _filed(self, txn: Any, batches: Sequence[Batch]) -> dict[bytes, bytes]:
+        wanted: list[bytes] = []
+        for batch in batches:
+            if batch.keys:
+                with suppress(CorruptStream):  # told where the batch is judged
+                    head = self._head_of(txn, batch.stream)
+                    wanted += [] if head is None else [layout.key_row(head.number, key.key) for key in batch.keys]
+        return self._rows.filed_keys(txn, wanted)
+
+    def _first(self, group: Group, head: StreamHead | None, stream: str, key: StoredKey) -> StoredKey | None:
+        """What was filed under a key before, by an earlier batch of the group or an earlier group."""
+        if (known := group.keys.get((stream, key.key))) is not None:
+            return known[1]
+        if head is None or not group.filed:
+            return None
+        row_key = layout.key_row(head.number, key.key)
+        value = group.filed.get(row_key)
+        return None if value is None else self._rows.stored_key(row_key, value, stream)
 
     def _join(self, txn: Any, group: Group, head: StreamHead, events: list[Kept]) -> None:
         number, position, previous, control = head.number, group.position, head.position, head.control
@@ -258,7 +285,7 @@ class LmdbStore(Environment):
         if group.keys:
             rows = []
             for (stream, text), (seq, stored) in group.keys.items():
-                row_key = layout.STREAM.pack(group.heads[stream].number) + layout.digest(text.encode())
+                row_key = layout.key_row(group.heads[stream].number, text)
                 rows.append((row_key, pack_key(row_key, seq, stored)))
             txn.cursor(tables["keys"]).putmulti(rows)
         for stream, due in group.due.items():
