@@ -117,7 +117,7 @@ QUEUES = {
     "daemon/protocol.py:Protocol._refused_notices": "refused_notices_per_s_max",
     "observe/logs.py:StderrWriter._lines": "`lines_max` of its own; what is over it is shed and counted",
     "runtime/pool.py:Window._waiters": "an entry is a task that waits and exists anyway; it holds nothing else",
-    "runtime/writer.py:Backlog.put": "one corridor a resident session (resident_sessions_max), and open "
+    "runtime/writer.py:Backlog.put.waiting": "one corridor a resident session (resident_sessions_max), and open "
     "batches of output, whose events are in the window (data_inflight_max)",
     "runtime/writer.py:JournalWriter._calls": "an entry is a task that waits for it and exists anyway",
 }

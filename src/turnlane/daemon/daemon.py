@@ -52,7 +52,9 @@ EXIT_BROKEN: Final = 70
 EXIT_CUT: Final = 130
 """Ctrl-C ended work that had not finished."""
 
-GC_THRESHOLDS: Final = (50_000, 20, 100)
+GC_THRESHOLDS: Final = (5_000, 5, 4_000)
+"""A pause follows from how much is new since the last: at most 30,000 objects here, about 10 ms, whatever the number
+of sessions. What lives on is looked at twice, however the first two are chosen; all of it at quiet times only."""
 _GC_QUIET_S: Final = 5.0
 _WATCH_S: Final = 0.25
 _FORCE_AFTER_S: Final = 5.0

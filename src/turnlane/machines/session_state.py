@@ -199,6 +199,9 @@ class CancelDescendants:
 
 # state
 
+EMPTY: Final[Mapping[Any, Any]] = {}
+"""One empty mapping for all: most sessions hold nothing of most kinds. A fold makes another, it never writes into one."""
+
 
 @frozen
 class Session:
@@ -213,13 +216,13 @@ class Session:
     parent_turn: TurnId | None = None
     ancestors: tuple[tuple[SessionId, TurnId], ...] = ()
     turn: Turn | None = None
-    rows: queue.Rows = field(factory=dict)
+    rows: queue.Rows = EMPTY
     ended_turns: tuple[EndedTurn, ...] = ()
     withdrawn: tuple[TurnId, ...] = ()
     """Turns whose start was taken back while it waited: they never open."""
-    tombstones: Mapping[str, WallInstant] = field(factory=dict)
-    effects: effects_ledger.Effects = field(factory=dict)
-    past_requests: requests.Requests = field(factory=dict)
+    tombstones: Mapping[str, WallInstant] = EMPTY
+    effects: effects_ledger.Effects = EMPTY
+    past_requests: requests.Requests = EMPTY
     degraded: str | None = None
     degraded_turn: TurnId | None = None
     ended_seq: Seq = 0
@@ -308,7 +311,7 @@ def _effect(state: Session, event: effects_ledger.EffectEvent, _: Seq) -> Sessio
 
 
 def _dispatch(state: Session, event: queue.DispatchEvent, seq: Seq) -> Session:
-    before, rows = state.rows.get(event.dispatch), queue.evolved(state.rows, event, seq)
+    before, rows = state.rows.get(event.dispatch), queue.evolved(state.rows, event, seq) or EMPTY
     if before is None or event.dispatch in rows or before.attempts:
         return evolve(state, rows=rows)
     return evolve(state, rows=rows, withdrawn=(*state.withdrawn, before.turn))
@@ -343,7 +346,7 @@ def _turn_closed(state: Session, _: turns.TurnClosed, __: Seq) -> Session:
         for key, effect in state.effects.items()
         if effect.phase == "unknown" or (effect.phase == "completed" and effect.turn != state.turn.turn)
     }  # what the turn itself completed lies under its key; what an operator settled lies only here
-    return evolve(state, turn=None, past_requests=past, effects=kept)
+    return evolve(state, turn=None, past_requests=past or EMPTY, effects=kept or EMPTY)
 
 
 _FOLDS: Final[Mapping[type, Callable[[Session, Any, Seq], Session]]] = {

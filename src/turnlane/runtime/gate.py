@@ -5,12 +5,14 @@ Decisions that refuse are kept one by one up to a rate, and beyond it as one sum
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, field
+from attrs import define
 
 from ..core.reasons import Deferred, Rejected
 from ..machines import session as rules
+from ..machines.session_state import EMPTY
 
 if TYPE_CHECKING:
     from .session import SessionActor
@@ -20,37 +22,39 @@ REFUSALS_REMEMBERED = 64
 
 @define(slots=True, eq=False)
 class GateBook:
-    actor: SessionActor
-    _refusals: dict[str, int] = field(factory=dict)
+    _refusals: Mapping[str, int] = EMPTY
     _second: int = -1
     _kept: int = 0
-    _summary: dict[str, int] = field(factory=dict)
+    _summary: Mapping[str, int] = EMPTY
 
     def refusals(self, key: str) -> int:
         """Consecutive refusals of a key: its wait doubles with each."""
         return self._refusals.get(key, 0)
 
-    def room(self) -> bool:
+    def room(self, actor: SessionActor) -> bool:
         """Whether one more decision may be kept within this second."""
-        second = self.actor.runtime.ports.clock.now() // 1_000_000_000
+        second = actor.runtime.ports.clock.now() // 1_000_000_000
         if second != self._second:
             self._second, self._kept = second, 0
-        return self._kept < self.actor.runtime.limits.gate_events_per_s_max
+        return self._kept < actor.runtime.limits.gate_events_per_s_max
 
-    def note(self, command: rules.StartTurn, answer: Any) -> None:
+    def note(self, actor: SessionActor, command: rules.StartTurn, answer: Any) -> None:
         """A start was judged. What was refused without being kept is counted, and summarised within a second."""
         self._kept += 1
+        key, before = command.key, self._refusals
         if not isinstance(answer, Rejected | Deferred):
-            self._refusals.pop(command.key, None)
+            if key in before:
+                self._refusals = {other: count for other, count in before.items() if other != key}
             return
-        self._refusals[command.key] = self._refusals.get(command.key, 0) + 1
-        if len(self._refusals) > REFUSALS_REMEMBERED:
-            del self._refusals[next(iter(self._refusals))]
+        refusals = {**before, key: self.refusals(key) + 1}
+        if len(refusals) > REFUSALS_REMEMBERED:
+            del refusals[next(iter(refusals))]
+        self._refusals = refusals
         if not command.noted:
             name = f"{'defer' if isinstance(answer, Deferred) else 'reject'}/{answer.reason.value}"
-            self._summary[name] = self._summary.get(name, 0) + 1
-            self.actor.runtime.timers.arm(self.actor.stream, "gate", self._summarise, after_ms_=1_000)
+            self._summary = {**self._summary, name: self._summary.get(name, 0) + 1}
+            actor.runtime.timers.arm(actor.stream, "gate", lambda _: self._summarise(actor), after_ms_=1_000)
 
-    def _summarise(self, _: str) -> None:
-        counts, self._summary = self._summary, {}
-        self.actor.post(rules.SummariseGate(counts))
+    def _summarise(self, actor: SessionActor) -> None:
+        counts, self._summary = self._summary, EMPTY
+        actor.post(rules.SummariseGate(counts))

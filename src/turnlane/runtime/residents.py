@@ -23,7 +23,6 @@ from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.session import Session as SessionState
 from ..machines.session import SessionPhase
-from .egress import Egress
 from .owner import StreamOwner
 from .session import SessionActor, fresh_view, passable
 from .tail import Tail
@@ -143,7 +142,7 @@ class Residents:
         return rules.bounded(state, self.runtime.limits), head, snapshot_seq
 
     def _build(self, stream: str, state: SessionState, head: int) -> SessionActor:
-        actor = SessionActor(self.runtime, state.session, state.tenant, stream)
+        actor = SessionActor(self.runtime, stream)
         actor.last_used = self.runtime.ports.clock.now()
         view = fresh_view(state, self.runtime.epoch)
         parent = None if state.parent is None else self.actors.get(session_stream(state.tenant, state.parent))
@@ -168,7 +167,6 @@ class Residents:
             keys_complete=head == 0,
         )
         actor.queued_before()
-        actor.egress = Egress(actor.owner, actor.outlets, self.runtime.counts)
         return actor
 
     async def _read_key(self, stream: str, key: str) -> StoredKey | None:
@@ -250,8 +248,10 @@ class Residents:
     def forget(self, actor: SessionActor) -> None:
         """Out of memory in good order: what is due brings it back."""
         self._drop(actor)
+        actor.let_go()
+        stream = actor.stream  # the timer holds no more than the name
         if self.runtime.writer.broken is None and (due := queue.next_due(actor.state.rows)) is not None:
-            self.runtime.timers.arm(actor.stream, "due", lambda _: self.wake_soon(actor.stream), at_wall=due)
+            self.runtime.timers.arm(stream, "due", lambda _: self.wake_soon(stream), at_wall=due)
 
     def _drop(self, actor: SessionActor) -> None:
         del self.actors[actor.stream]

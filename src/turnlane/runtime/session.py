@@ -2,7 +2,7 @@
 
 The actor's task exists only while there is something to do: it opens a nursery (the parent of its turns), empties its
 mailbox in lane order, pumps its queue, and ends when neither work nor children are left. An idle session is a value and
-a place in the log. All judgement is in `machines/session.py`; here is when it is asked, with what, and who is told.
+a place in the log: what it needs only while something goes on is made then, and let go when it rests. All judgement is in `machines/session.py`; here is when it is asked, with what, and who is told.
 """
 
 from __future__ import annotations
@@ -48,17 +48,20 @@ EFFECT_KEY = "\x01effect/"
 
 
 @define(slots=True, eq=False)
+class Work:
+    """What a session needs while something goes on in it."""
+
+    mailbox: Mailbox
+    egress: Egress
+    children: set[str] = field(factory=set)
+
+
+@define(slots=True, eq=False)
 class SessionActor:
     runtime: Runtime
-    session: SessionId
-    tenant: Tenant
     stream: str
     owner: StreamOwner = field(init=False)
-    egress: Egress = field(init=False)
-    mailbox: Mailbox = field(init=False)
     attachments: dict[str, Attachment] = field(factory=dict)
-    children: set[str] = field(factory=set)
-    """Streams of the live sub-sessions of the open turn."""
     turn: TurnActor | None = None
     ends: dict[TurnId, trio.Event] = field(factory=dict)
     """Set when the turn has its terminal; made only while somebody waits for it."""
@@ -67,17 +70,40 @@ class SessionActor:
     opened_at: int = 0
     snapshot_seq: int = 0
     """The head at its last snapshot."""
-    _gate: GateBook = field(init=False)
+    _gate: GateBook = field(factory=GateBook)
     _queued: int = 0
     _nursery: trio.Nursery | None = None
-
-    def __attrs_post_init__(self) -> None:
-        self._gate = GateBook(self)
-        self.mailbox = Mailbox(self.stream, self.runtime.limits, self.runtime.observe)
+    _work: Work | None = None
 
     @property
     def state(self) -> Session:
         return self.owner.state
+
+    @property
+    def session(self) -> SessionId:
+        return self.owner.state.session
+
+    @property
+    def tenant(self) -> Tenant:
+        return self.owner.state.tenant
+
+    @property
+    def mailbox(self) -> Mailbox:
+        return (self._work or self._at_work()).mailbox
+
+    @property
+    def egress(self) -> Egress:
+        return (self._work or self._at_work()).egress
+
+    @property
+    def children(self) -> set[str]:
+        """Streams of the live sub-sessions of the open turn."""
+        return (self._work or self._at_work()).children
+
+    def _at_work(self) -> Work:
+        mailbox = Mailbox(self.stream, self.runtime.limits, self.runtime.observe)
+        work = self._work = Work(mailbox, Egress(self.owner, self.outlets, self.runtime.counts))
+        return work
 
     # the mailbox
 
@@ -137,8 +163,11 @@ class SessionActor:
             self.running = False
             self.runtime.running_actors -= 1
             self.mailbox.rest()
-            if not self.mailbox.empty and self.runtime.serving:
-                self._wake()
+            if not self.mailbox.empty:
+                if self.runtime.serving:
+                    self._wake()
+            elif not self.children:
+                self._work = None
 
     async def _live(self, nursery: trio.Nursery) -> None:
         while True:
@@ -236,7 +265,7 @@ class SessionActor:
         if isinstance(answer, Rejected | Deferred):
             self.runtime.counts.refused(type(command).__name__, answer.reason)
         if isinstance(command, rules.StartTurn):
-            self._gate.note(command, answer)
+            self._gate.note(self, command, answer)
         queued = queue.queued(self.state.rows)
         self.runtime.waiting_starts += queued - self._queued
         self._queued = queued
@@ -294,7 +323,7 @@ class SessionActor:
             wish.on_detach,
             self.runtime.claim_owner,
             envelope.accepted_at,
-            noted=self._gate.room(),
+            noted=self._gate.room(self),
             host_waiting=self.runtime.waiting_starts,
         )
 
@@ -490,6 +519,14 @@ class SessionActor:
     def outcome_event(self, turn: TurnId) -> trio.Event:
         return self.ends.setdefault(turn, trio.Event())
 
+    def let_go(self) -> None:
+        """It left memory with nothing under way: cut the ring through its owner and the exit.
+
+        So it is gone now, and not with the next full collection, which a busy daemon does not come to.
+        """
+        self._work = None
+        self.owner.perform = self.owner.stamp = self.owner.on_output_lost = _left_memory
+
     def _fall(self, refusal: Refused, error: Exception | None = None) -> None:
         for envelope in self.mailbox.clear():
             envelope.reply(refusal)
@@ -497,6 +534,10 @@ class SessionActor:
         for ended in self.ends.values():
             ended.set()
         self.runtime.residents.fell(self, refusal, error)
+
+
+def _left_memory(_: Any) -> Any:
+    raise AssertionError("a session that left memory is asked for something")
 
 
 def _origin_kind(origin: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from attrs import define, field
+from attrs import define
 
 from ..core import marks
 from ..core.ids import Seq
@@ -24,9 +24,10 @@ JOINED_MAX: Final = 2
 class Tail:
     limits: Limits
     head: Seq = 0
-    _events: list[Kept] = field(factory=list)
+    _events: list[Kept] | None = None
     _bytes: int = 0
-    _readers: list[Doorbell] = field(factory=list)
+    _readers: list[Doorbell] | None = None
+    """As the events only while somebody reads."""
     _joined: dict[tuple[Seq, Seq], bytes] | None = None
 
     def publish(self, events: Sequence[Kept]) -> None:
@@ -35,11 +36,11 @@ class Tail:
             return
         assert events[0].seq == self.head + 1, (self.head, events[0].seq)
         self.head = events[-1].seq
-        if self._readers:
+        if self._readers is not None and self._events is not None:
             self._events.extend(events)
             self._bytes += sum(len(event.payload) for event in events)
             self._joined = None
-            self._trim()
+            self._trim(self._events)
             for bell in self._readers:
                 bell.ring()
 
@@ -56,14 +57,14 @@ class Tail:
 
     def control_since(self, after: Seq, items_max: int) -> Sequence[Kept] | None:
         """Control events above `after`; None when the tail does not reach back that far."""
-        window = self.since(after, len(self._events))
+        window = self.since(after, self.items)
         if window is None:
             return None
         return [event for event in window if event.lane is Lane.CONTROL][:items_max]
 
     def joined(self, events: Sequence[Kept], join: Callable[[Sequence[Kept]], bytes]) -> bytes:
         """What `join` makes of these events, which lie in a row; made once for all readers at the same place."""
-        if len(self._readers) < 2:
+        if self.readers < 2:
             return join(events)
         if self._joined is None or len(self._joined) >= JOINED_MAX:
             self._joined = {}
@@ -73,28 +74,29 @@ class Tail:
         return made
 
     def attach(self, bell: Doorbell) -> None:
+        if self._readers is None:
+            self._readers, self._events = [], []
         self._readers.append(bell)
 
     def detach(self, bell: Doorbell) -> None:
-        if bell in self._readers:
+        if self._readers is not None and bell in self._readers:
             self._readers.remove(bell)
         if not self._readers:
-            self._events.clear()
-            self._bytes, self._joined = 0, None
+            self._readers, self._events, self._bytes, self._joined = None, None, 0, None
 
     @property
     def readers(self) -> int:
-        return len(self._readers)
+        return len(self._readers or ())
 
     @property
     def items(self) -> int:
-        return len(self._events)
+        return len(self._events or ())
 
-    def _trim(self) -> None:
+    def _trim(self, events: list[Kept]) -> None:
         most = self.limits.tail_items_max
-        if len(self._events) <= 2 * most and self._bytes <= self.limits.tail_bytes_max:
+        if len(events) <= 2 * most and self._bytes <= self.limits.tail_bytes_max:
             return
-        keep = self._events[-most:]
+        keep = events[-most:]
         while self._bytes > self.limits.tail_bytes_max and len(keep) > 1:
             keep = keep[len(keep) // 2 :]
             self._bytes = sum(len(event.payload) for event in keep)

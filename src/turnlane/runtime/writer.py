@@ -60,7 +60,10 @@ class Backlog:
     def put(self, ticket: Ticket) -> None:
         self.items += 1
         stream = ticket.batch.stream
-        self._streams.setdefault(stream, deque()).append(ticket)
+        waiting = self._streams.get(stream)
+        if waiting is None:
+            waiting = self._streams[stream] = deque()
+        waiting.append(ticket)
         if not ticket.output:
             self._deciding[stream] = None
 
