@@ -8,7 +8,7 @@ time to the connection's writer and goes on when it is written: a slow reader ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from attrs import define, field
@@ -26,6 +26,9 @@ from .protocol import notification
 if TYPE_CHECKING:
     from .connection import Connection
 
+MARK: Final = "mark"
+"""The timer of an attachment: from the first message after a mark."""
+
 
 @define(slots=True, eq=False)
 class WireAttachment:
@@ -39,7 +42,7 @@ class WireAttachment:
     started: bool = False
     acked: str = ""
     _marked: int = 0
-    _marked_at: float = 0.0
+    _mark_due: bool = False
     _head: bytes = b""
 
     @property
@@ -53,6 +56,7 @@ class WireAttachment:
             with self.scope:
                 await self._deliver()
         finally:
+            self.attachment.actor.runtime.timers.drop(self.attachment.id, MARK)
             self.attachment.close()
             self.connection.attachments.pop(self.attachment.id, None)
             self.finished.set()
@@ -60,39 +64,39 @@ class WireAttachment:
     async def _deliver(self) -> None:
         limits = self.connection.limits
         while True:
-            due = self._marked_at + limits.mark_ms / 1000 if self.sent > self._marked else float("inf")
             try:
-                with trio.move_on_at(due) as quiet:
-                    deliveries = await self.attachment.next()
+                deliveries = await self.attachment.next()
             except Refused as refused:
-                ended = Ended(refused.reason, self.attachment.reader.place)
-                await self.connection.send_chunk(self._frame(ended))
-                return
-            if quiet.cancelled_caught:
-                await self._mark()
-                continue
-            await self.connection.send_chunk(b"".join([self._frame(delivery) for delivery in deliveries]))
-            if self._after(deliveries):
-                return
-            if self.sent - self._marked >= limits.mark_items or trio.current_time() >= due:
+                deliveries = [Ended(refused.reason, self.attachment.reader.place)]
+            if deliveries:
+                await self.connection.send_chunk(b"".join([self._frame(delivery) for delivery in deliveries]))
+                if self._after(deliveries):
+                    return
+            if self.sent - self._marked >= limits.mark_items or self._mark_due:
                 await self._mark()
 
     def _after(self, deliveries: Sequence[Delivery]) -> bool:
         """Note what is written; True when it was the last."""
+        if self.sent == self._marked:
+            timers, limits = self.attachment.actor.runtime.timers, self.connection.limits
+            timers.arm(self.attachment.id, MARK, self._when_mark_is_due, after_ms_=limits.mark_ms)
         for delivery in deliveries:
             if isinstance(delivery, Ended):
                 return True
-            if self.sent == self._marked:
-                self._marked_at = trio.current_time()
             if isinstance(delivery, Run | Send | Skip | CaughtUp):
                 self.sent += self.attachment.now_delivered(delivery)
             else:
                 self.sent += 1
         return False
 
+    def _when_mark_is_due(self, _: str) -> None:
+        self._mark_due = True
+        self.attachment.nudge()
+
     async def _mark(self) -> None:
         """How many messages were sent, so that a loss between server and client would be seen."""
-        self._marked = self.sent
+        self.attachment.actor.runtime.timers.drop(self.attachment.id, MARK)
+        self._marked, self._mark_due = self.sent, False
         await self.connection.send_chunk(text_frame(self.mark(), self.connection.limits.frame_bytes_max))
 
     def mark(self) -> bytes:

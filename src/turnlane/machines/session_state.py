@@ -200,7 +200,7 @@ class CancelDescendants:
 # state
 
 EMPTY: Final[Mapping[Any, Any]] = {}
-"""One empty mapping for all: most sessions hold nothing of most kinds. A fold makes another, it never writes into one."""
+"""One empty mapping for all, since most sessions hold nothing of most kinds. No fold writes into a mapping."""
 
 
 @frozen

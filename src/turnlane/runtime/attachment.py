@@ -72,11 +72,12 @@ class Attachment:
     _skipped: LiveSkipped | None = None
     _cut: bool = False
     _ended_told: bool = False
+    _nudged: bool = False
 
     async def next(self, items_max: int = PAGE_ITEMS, bytes_max: int = PAGE_BYTES) -> list[Delivery]:
         """What to send next, at least one item; waits until there is something. After `Ended` nothing comes.
 
-        Raises Refused `stale_cursor` when the log was cut behind the reader.
+        Empty when it was nudged meanwhile. Raises Refused `stale_cursor` when the log was cut behind the reader.
         """
         if marks.buggify("attachment.page_of_one"):
             items_max = 1
@@ -91,7 +92,15 @@ class Attachment:
             if self.ended is not None and not self._ended_told:
                 self._ended_told = True
                 return [Ended(self.ended, self.reader.place)]
+            if self._nudged:
+                self._nudged = False
+                return []
             await self.bell.wait()
+
+    def nudge(self) -> None:
+        """Let `next` return, even with nothing."""
+        self._nudged = True
+        self.bell.ring()
 
     def now_delivered(self, item: Item) -> int:
         """The item is written to its reader; what was delivered of a turn goes into its terminal. How many messages."""

@@ -2,7 +2,8 @@
 
 The actor's task exists only while there is something to do: it opens a nursery (the parent of its turns), empties its
 mailbox in lane order, pumps its queue, and ends when neither work nor children are left. An idle session is a value and
-a place in the log: what it needs only while something goes on is made then, and let go when it rests. All judgement is in `machines/session.py`; here is when it is asked, with what, and who is told.
+a place in the log: what it needs only while something goes on is made then, and let go when it rests. All judgement is
+in `machines/session.py`; here is when it is asked, with what, and who is told.
 """
 
 from __future__ import annotations

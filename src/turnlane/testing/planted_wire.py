@@ -64,9 +64,10 @@ def readers_are_not_rung(patch: Patch) -> None:
     real = Tail.publish
 
     def publish(self: Tail, events: Any) -> None:
-        bells, self._readers[:] = list(self._readers), []
+        bells = self._readers
+        self._readers = None if bells is None else []
         real(self, events)
-        self._readers[:] = bells
+        self._readers = bells
 
     patch.set(Tail, "publish", publish)
 
