@@ -526,6 +526,52 @@ async def past_handshake(guard: Guard, far: trio.abc.Stream) -> Guard:
     return guard
 
 
+async def test_what_the_kernel_took_in_part_is_finished_before_anything_else_goes_out() -> None:
+    """Ready frames are written without a wait; the rest of a half frame comes before a pong, an answer, the close."""
+    behind = (text_frame(b"next"), b"\x8a\x00", close_frame(1000, ""))
+    for last in behind:
+        async with sockets() as (near, far), trio.open_nursery() as nursery:
+            guard, sent = await past_handshake(Guard(near), far), b""
+            while not guard.unfinished:
+                chunk = text_frame(str(len(sent)).encode() * 4_000)
+                assert guard.write_now(chunk) or not sent or guard.unfinished
+                sent += chunk
+            assert not guard.write_now(text_frame(b"not now")), "nothing goes between"
+            read: list[bytes] = []
+
+            async def reads(whole: int, read: list[bytes] = read, far: trio.SocketStream = far) -> None:
+                while sum(map(len, read)) < whole:
+                    read.append(bytes(await far.receive_some(65_536)))
+
+            nursery.start_soon(reads, len(sent + last))
+            await (guard.write_frames(last) if last is behind[0] else guard.send_all(last))
+        assert b"".join(read) == sent + last
+        assert not guard.unfinished and not guard.status().poisoned
+
+
+async def test_a_socket_that_ends_behind_half_a_frame_is_reset() -> None:
+    async with sockets() as (near, far):
+        guard = await past_handshake(Guard(near), far)
+        while not guard.unfinished:
+            guard.write_now(text_frame(b"x" * 40_000))
+        await guard.aclose()
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+            await everything(far)
+
+
+async def test_nothing_is_written_at_once_where_another_write_waits_or_none_may_follow() -> None:
+    async with sockets() as (near, far), trio.open_nursery() as nursery:
+        guard = await past_handshake(Guard(near), far)
+        nursery.start_soon(guard.write_frames, text_frame(b"x" * 4_000_000))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not guard.write_now(text_frame(b"between"))
+        nursery.cancel_scope.cancel()
+    async with sockets() as (near, far):
+        guard = await past_handshake(Guard(near), far)
+        guard.begin_close()
+        assert not guard.write_now(text_frame(b"after the close"))
+
+
 async def test_a_socket_that_takes_no_byte_in_time_is_a_slow_reader() -> None:
     limits = evolve(LIMITS, write_stall_ms_max=50)
     async with sockets() as (near, far):

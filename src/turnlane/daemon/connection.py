@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .server import Server
 
 LIMITS_TOLD = ("message_bytes_max", "frame_bytes_max", "requests_in_flight_max", "attachments_max", "key_chars_max")
+SMALL_BYTES = 4_096
 _REASONS = {reason.value: reason for reason in Reason}
 
 
@@ -284,14 +285,25 @@ class Connection:
         self._writer_bell.ring()
 
     async def send_chunk(self, data: bytes) -> None:
-        """Hand ready frames to the writer and wait until they are written. One chunk an attachment at a time."""
+        """Write ready frames: at once where nothing else waits and the kernel has room, else through the writer.
+
+        One chunk an attachment at a time.
+        """
+        if not (self._answers or self._chunks) and self.guard.write_now(data):
+            if not self.guard.unfinished:
+                if len(data) <= SMALL_BYTES:  # behind a small one its pump waits for more by itself
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                else:
+                    await trio.lowlevel.checkpoint()
+                return
+            data = b""  # the writer sends the rest, and then says so
         chunk = _Chunk(data)
         self._chunks.append(chunk)
         self._writer_bell.ring()
         try:
             await chunk.written.wait()
         except trio.Cancelled:
-            if chunk in self._chunks:
+            if data and chunk in self._chunks:  # the rest of a frame is sent in any case
                 self._chunks.remove(chunk)
             raise
 

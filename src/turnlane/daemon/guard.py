@@ -105,6 +105,7 @@ class Guard(trio.abc.Stream):
         self._message_lock = trio.StrictFIFOLock()
         self._poisoned = self._severed = self._closed = self._close_out = False
         self._bytes_out = self._writes = 0
+        self._unfinished = b""
         self._plain = plain_socket(transport)
         if self._plain is not None and send_buffer_bytes is not None:
             self._plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
@@ -344,6 +345,30 @@ class Guard(trio.abc.Stream):
             finally:
                 self._severed = 0 < start < len(data)
 
+    def write_now(self, data: bytes) -> bool:
+        """Ready-made frames of whole messages, if that costs no wait: nothing else is being written, and the kernel has
+        room. False: nothing was written. Of what it takes in part the rest goes out before anything else; whoever
+        calls this sees to it that something is written soon (`unfinished`).
+        """
+        idle = not (self._message_lock.locked() or self._frame_lock.locked() or self._unfinished)
+        whole = len(data) <= self._limits.frame_bytes_max and not (self._severed or self._meter.closing)
+        if not (idle and whole and self._upgraded.is_set()) or self._poisoned or self._closed or self._close_out:
+            return False
+        try:
+            taken = self._taken_at_once(data)
+        except OSError:
+            return False  # whoever writes next meets it again
+        if taken:
+            self._writes += 1
+            self._bytes_out += taken
+            self._unfinished = data[taken:]
+        return taken > 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the kernel took a part of a frame, and its rest waits for the next write."""
+        return bool(self._unfinished)
+
     async def wait_send_all_might_not_block(self) -> None:
         self._may_write()
         await trio.lowlevel.checkpoint()  # "might": holding the lock for this would keep pongs waiting
@@ -360,6 +385,8 @@ class Guard(trio.abc.Stream):
         self._may_write()
         if self._close_out:
             raise trio.BrokenResourceError("our close frame is out")
+        begun, self._unfinished = self._unfinished, b""
+        data = begun + data if begun else data
         taken, size, stall_s = 0, len(data), self._limits.write_stall_ms_max / 1000
         self._poisoned = True
         try:
@@ -382,7 +409,7 @@ class Guard(trio.abc.Stream):
             self._writes += 1
             self._bytes_out += taken
             # Only a socket tells that it took nothing; on other streams a write that failed is half out.
-            if taken == size or (taken == 0 and self._socket is not None):
+            if taken == size or (taken == 0 and self._socket is not None and not begun):
                 self._poisoned = False
             else:
                 self._abort_now()
@@ -412,7 +439,7 @@ class Guard(trio.abc.Stream):
 
     async def aclose(self) -> None:
         self._wake()
-        if self._poisoned:
+        if self._poisoned or self._unfinished:
             self._abort_now()
             await trio.aclose_forcefully(self._transport)
         else:

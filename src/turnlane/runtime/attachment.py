@@ -81,13 +81,17 @@ class Attachment:
         """
         if marks.buggify("attachment.page_of_one"):
             items_max = 1
+        reader = self.reader
         while True:
-            before = self.reader.place
-            items = [] if self._cut else await self._kept(items_max, bytes_max)
-            deliveries: list[Delivery] = [*items, *self._live_items(items_max - len(items))]
+            before = reader.control_seq, reader.data_seq
+            deliveries: list[Delivery] = []
+            if not self._cut:
+                deliveries += await self._kept(items_max, bytes_max)
+            if self._live is not None:
+                deliveries += self._live_items(items_max - len(deliveries))
             if deliveries:
                 return deliveries
-            if self.reader.place != before:
+            if (reader.control_seq, reader.data_seq) != before:
                 continue  # a whole page of lanes that were not asked for: look on
             if self.ended is not None and not self._ended_told:
                 self._ended_told = True
@@ -179,7 +183,8 @@ class Attachment:
 
     def _live_items(self, items_max: int) -> list[LiveFrame | LiveSkipped]:
         items: list[LiveFrame | LiveSkipped] = []
-        while self._live is not None and len(items) < items_max and (frame := self._live.take()) is not None:
+        assert self._live is not None
+        while len(items) < items_max and (frame := self._live.take()) is not None:
             view = self.actor.owner.view
             if frame.turn == view.open_turn and frame.turn != view.held:
                 items.append(frame)
@@ -187,7 +192,7 @@ class Attachment:
             finished = frame.turn in view.recently_closed and frame.turn not in view.cancelled
             reason = Reason.SHED if finished else Reason.TURN_CANCELLED
             items.append(LiveSkipped(frame.turn, frame.output_seq, frame.output_seq, 1, reason))
-        if self._skipped is not None and (self._live is None or self._live.empty()) and len(items) < items_max:
+        if self._skipped is not None and self._live.empty() and len(items) < items_max:
             items.append(self._skipped)
             self._skipped = None
         return items
