@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -202,6 +204,27 @@ async def test_two_readers_of_steering_never_strand_each_other(autojump_clock: A
         outcome = await turn.outcome()
 
     assert taken == [{"text": "more"}] and outcome.outcome == "completed"
+
+
+async def test_a_session_that_leaves_memory_leaves_no_garbage_for_the_collector(autojump_clock: Any) -> None:
+    """A daemon that is never quiet makes no full collection: what it is done with goes by itself."""
+
+    async def agent(turn: turnlane.Turn) -> None:
+        await turn.output("x")
+
+    async with Disk().runtime(agent, limits=turnlane.Limits(session_idle_ms=1_000)) as runtime:
+        session = await runtime.open_session("s")
+        await (await session.start_turn({"text": "x"})).outcome()
+        actor = weakref.ref(session.actor)
+        del session
+        gc.collect()
+        gc.disable()
+        try:
+            await trio.sleep(60)
+            assert not runtime.actors, "it has left"
+            assert actor() is None
+        finally:
+            gc.enable()
 
 
 async def test_a_soft_cancel_lets_an_output_that_waits_for_room_in(autojump_clock: Any) -> None:

@@ -73,7 +73,8 @@ class Limits:
     telemetry_high_items: int = 96
     telemetry_low_items: int = 48
     data_inflight_max: int = 512
-    data_runnable_max: int = 12
+    data_runnable_max: int = 4
+    """Tasks of turns made runnable in one pass, or events that they have to take or pass on."""
     output_quantum_items: int = 16
     timers_max: int = 65_536
     # quotas of named tenants (off for `default`)

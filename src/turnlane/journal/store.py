@@ -383,6 +383,7 @@ class LmdbStore(Environment):
             txn.put(key, layout.seal(key, layout.SNAPSHOT.pack(seq) + state), db=self._rows.tables["snapshots"])
 
         self._update(write)
+        self._rows.forget(stream)  # who leaves memory is kept so; one that stays reads its head once more
 
     def load_snapshot(self, stream: str) -> tuple[Seq, bytes] | None:
         """A snapshot is a cache: a damaged one is as good as none."""

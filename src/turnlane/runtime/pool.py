@@ -108,14 +108,14 @@ class Window:
         """Wake waiters into the room there is, a slice at a time with a checkpoint between."""
         self._round += 1
         self._promised = 0
-        items = min(self.room // max(1, len(self._waiters)), self.limits.output_quantum_items)
+        items = max(1, min(self.room // max(1, len(self._waiters)), self.limits.output_quantum_items))
         while self.room > 0 and self._waiters:
-            for _ in range(self.limits.data_runnable_max):
-                if self.room <= 0 or not self._waiters:
-                    break
+            slice_items = 0
+            while self.room > 0 and self._waiters and slice_items < self.limits.data_runnable_max:
                 task, share = self._waiters.popleft()
-                share.left, share.round = min(max(1, items), self.room), self._round
+                share.left, share.round = min(items, self.room), self._round
                 self._promised += share.left
+                slice_items += share.left
                 trio.lowlevel.reschedule(task)
             await trio.lowlevel.checkpoint()
 

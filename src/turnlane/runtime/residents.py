@@ -7,6 +7,7 @@ times a minute; after that the failure goes up.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import trio
@@ -40,7 +41,8 @@ class Residents:
     """The actors of one runtime, by full stream name."""
 
     runtime: Runtime
-    actors: dict[str, SessionActor] = field(factory=dict)
+    actors: OrderedDict[str, SessionActor] = field(factory=OrderedDict)
+    """By last use, the latest last."""
     over: dict[str, trio.Event] = field(factory=dict)
     """Set when the session has ended; made only while somebody waits for it."""
     _waking: dict[str, trio.Event] = field(factory=dict)
@@ -196,14 +198,21 @@ class Residents:
             return actor
         return await self.awake(actor.stream)
 
+    def used(self, actor: SessionActor) -> None:
+        if self.actors.get(actor.stream) is actor:
+            self.actors.move_to_end(actor.stream)
+
     async def sweep_idle(self) -> None:
         """Sessions that nobody needs leave memory; a command for one of them brings it back."""
         interval_s = max(1.0, self.runtime.limits.session_idle_ms / 4_000)
         while True:
             await trio.sleep(interval_s)
-            limit = self.runtime.ports.clock.now() - self.runtime.limits.session_idle_ms * 1_000_000
-            for actor in [actor for actor in self.actors.values() if self._idle(actor, limit)]:
-                await self._passivate(actor)
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        limit = self.runtime.ports.clock.now() - self.runtime.limits.session_idle_ms * 1_000_000
+        for actor in [actor for actor in self.actors.values() if self._idle(actor, limit)]:
+            await self._passivate(actor)
 
     def _idle(self, actor: SessionActor, limit: int) -> bool:
         return passable(actor) and (actor.last_used < limit or marks.buggify("residents.passivated_early"))
@@ -236,14 +245,19 @@ class Residents:
         return True
 
     def _make_room(self) -> None:
-        if len(self.actors) < self.runtime.limits.resident_sessions_max:
+        """Forget the idle one that was not used for longest; who is at work goes to the end of the row meanwhile, so that
+        a full house is not looked through for each newcomer (10,000 sessions took 19 ms)."""
+        most = self.runtime.limits.resident_sessions_max
+        if len(self.actors) < most:
             return
-        idle = [actor for actor in self.actors.values() if passable(actor)]
-        if not idle:
-            most = self.runtime.limits.resident_sessions_max
-            message = f"{most} sessions are in memory and at work (resident_sessions_max): try again later"
-            raise Refused(Reason.OVERLOADED, message, self.runtime.limits.defer_base_ms / 1000)
-        self.forget(min(idle, key=lambda actor: actor.last_used))
+        for _ in range(len(self.actors)):
+            stream, actor = next(iter(self.actors.items()))
+            if passable(actor):
+                self.forget(actor)
+                return
+            self.actors.move_to_end(stream)
+        message = f"{most} sessions are in memory and at work (resident_sessions_max): try again later"
+        raise Refused(Reason.OVERLOADED, message, self.runtime.limits.defer_base_ms / 1000)
 
     def forget(self, actor: SessionActor) -> None:
         """Out of memory in good order: what is due brings it back."""

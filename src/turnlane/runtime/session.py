@@ -29,6 +29,7 @@ from ..machines.plan import freeze
 from ..machines.session import Session, SessionPhase
 from .egress import Egress
 from .gate import GateBook
+from .lanes import LaneStatus
 from .lineage import end_descendants
 from .mailbox import NEVER_REFUSED, Envelope, Mailbox, StartWish
 from .owner import REMEMBERED, Keyed, OwnerLost, StreamOwner
@@ -101,6 +102,10 @@ class SessionActor:
         """Streams of the live sub-sessions of the open turn."""
         return (self._work or self._at_work()).children
 
+    def lanes(self) -> tuple[LaneStatus, ...]:
+        """The mailbox seen from outside: an idle session has none, and is not given one to be looked at."""
+        return () if self._work is None else self._work.mailbox.status()
+
     def _at_work(self) -> Work:
         mailbox = Mailbox(self.stream, self.runtime.limits, self.runtime.observe)
         work = self._work = Work(mailbox, Egress(self.owner, self.outlets, self.runtime.counts))
@@ -130,6 +135,7 @@ class SessionActor:
         """As `submit`, without waiting. A full lane is answered at once: `overloaded`, nothing was written."""
         clock = self.runtime.ports.clock
         self.last_used = clock.now()
+        self.runtime.residents.used(self)
         envelope = self.mailbox.post(Envelope(command, keyed, clock.wall(), self.last_used))
         self._wake()
         return envelope

@@ -120,9 +120,7 @@ def runtime_status(runtime: Runtime) -> RuntimeStatus:
         runtime.counts.falls,
         tuple(_brief(runtime.actors[stream]) for stream in listed),
         len(runtime.actors) > len(listed),
-        tuple(
-            asdict(lane) | {"owner": stream} for stream in listed for lane in runtime.actors[stream].mailbox.status()
-        ),
+        tuple(asdict(lane) | {"owner": stream} for stream in listed for lane in runtime.actors[stream].lanes()),
     )
 
 

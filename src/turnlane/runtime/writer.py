@@ -256,10 +256,10 @@ class JournalWriter:
         return list(zip(group, outcomes, strict=True))
 
     def _tell(self, ticket: Ticket, outcome: Outcome) -> int:
+        """Answer one; how much work that may have made runnable: tasks, or events that one has to pass on."""
         if isinstance(outcome, Appended):
             self._events += len(ticket.batch.events)
-        woken = ticket.done(outcome)
-        return 1 if woken is None else woken
+        return max(len(ticket.batch.events), ticket.done(outcome) or 1)
 
     async def _settle(self, group: list[Ticket], outcomes: list[Outcome]) -> None:
         """Repeat what is in doubt until it is not."""
