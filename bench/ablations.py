@@ -7,9 +7,10 @@ are with the choice; about 1 means that it brings nothing here. "Without" is a s
 variant of one place, written as one would write it: a method that is replaced while a server of its own lives, an agent
 that waits for its commit, a raw LMDB table. What is left out is said at each.
 
-Rows of "cpu" are CPU time of one thread; rows "beside 64 speakers" are wall time of a whole runtime on a disk: agents
-that never pause, a reader each that checks that nothing is missing, and turns of other sessions that are cancelled at a
-steady pace, each timed from the instant it was meant. The log of each side's first run is read by the outside checkers.
+Rows of "cpu" are CPU time of one thread; rows "beside 64 speakers" are wall time of a whole runtime on a disk (TMPDIR
+names it): agents that never pause, a reader each that checks that nothing is missing, and turns of other sessions that
+are cancelled at a steady pace, each timed from the instant it was meant, with the daemon's collector policy on both
+sides. The log of each side's first run is read by the outside checkers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import gc
 import json
 import os
 import random
+import socket
+import statistics
 import struct
 import subprocess
 import sys
@@ -45,7 +48,7 @@ from wsproto.events import AcceptConnection, Request, TextMessage
 
 import turnlane
 from turnlane.client.splitter import Splitter
-from turnlane.codec import CLASSES, Codec, _encode
+from turnlane.codec import CLASSES, Codec, encode_json
 from turnlane.core.evolving import evolve
 from turnlane.core.ids import SessionId, TurnId
 from turnlane.core.instants import Instant, WallInstant
@@ -69,12 +72,12 @@ from turnlane.testing.checkers import Answer
 from turnlane.testing.peers import frame_bytes
 
 from . import fanout
-from .cancel import DEAR_ROUNDS_MAX, daemon_collector, percentile, shared, violations
+from .cancel import CANCELS_PER_S, DEAR_ROUNDS_MAX, daemon_collector, percentile, shared, violations
 from .commit import MAP_BYTES, PAYLOAD, Noted, Ours
 from .delivery import Heard, Served, served
 from .findings import Found, Remark, Row, Scale, run
 from .idle import held_bytes, pauses_ms, say, turn_in
-from .rounds import Figure, Ratio, Side, figures
+from .rounds import Figure, Ratio, Side, figures, fixed_loop
 from .turns import in_place, nothing, on_disk, take_turns
 
 AREA: Final = "ablations"
@@ -82,14 +85,18 @@ OUTLIVES_S: Final = 120.0
 """No part takes so long; a run that hangs fails."""
 
 
-def gain(
-    name: str, with_it: Figure, without: Figure, chosen: Scale, unit: str, *, rate: bool = False, dear: bool = False
-) -> Row:
-    """How many times less the figure is with it; with `rate` how many times more. `dear`: few rounds."""
+def gain(name: str, with_it: Figure, without: Figure, chosen: Scale, unit: str, *, rate: bool = False) -> Row:
+    """How many times less the figure is with it; with `rate` how many times more."""
     one, other = Noted(with_it), Noted(without)
-    rounds = min(chosen.rounds, DEAR_ROUNDS_MAX) if dear else chosen.rounds
-    ratio = figures(one, other, rounds) if rate else figures(other, one, rounds)
+    ratio = figures(one, other, chosen.rounds) if rate else figures(other, one, chosen.rounds)
     return Row(AREA, name, ratio, None, f"medians: with it {one.median:,.4g}, without {other.median:,.4g} {unit}")
+
+
+def less(name: str, with_it: Sequence[float], without: Sequence[float], unit: str) -> Row:
+    """The same of figures that were taken round by round elsewhere."""
+    ratio = Ratio.of(other / one for one, other in zip(with_it, without, strict=True))
+    one, other = statistics.median(with_it), statistics.median(without)
+    return Row(AREA, name, ratio, None, f"medians: with it {one:,.4g}, without {other:,.4g} {unit}")
 
 
 def cpu_us(side: Side, items: int) -> Figure:
@@ -107,28 +114,28 @@ def cpu_us(side: Side, items: int) -> Figure:
 
 SPEAKERS: Final = 64
 CANCELLED: Final = 32
-CANCELS_PER_S: Final = 200
-LOAD_S: Final = 1.2
+LOAD_S: Final = 1.0
 LOAD_S_LEAST: Final = 0.25
 WORDS: Final = "a word or two "
+WAIT: Final = "wait"
 
 
 async def speak(turn: turnlane.Turn) -> None:
-    """Without a pause for so many seconds; without a number, wait for the cancel."""
-    if turn.input is None:
+    """Without a pause for so many seconds; told to wait, until it is cancelled."""
+    if turn.input == WAIT:
         await trio.sleep_forever()
-    until = trio.current_time() + turn.input
+    until = trio.current_time() + turn.input["seconds"]
     while trio.current_time() < until:
         await turn.output(WORDS)
 
 
 async def speak_and_await(turn: turnlane.Turn) -> None:
     """As `speak`, and each output is committed before the next one is made."""
-    if turn.input is None:
+    if turn.input == WAIT:
         await trio.sleep_forever()
     tail, committed = turn._actor.actor.owner.tail, Doorbell()
     tail.attach(committed)
-    until = trio.current_time() + turn.input
+    until = trio.current_time() + turn.input["seconds"]
     while trio.current_time() < until:
         seq = await turn.output(WORDS)
         while tail.head < seq:
@@ -150,7 +157,7 @@ class Loaded:
     faults: int = 0
 
     def __call__(self) -> float:
-        with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder:
+        with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder, daemon_collector():
             self.rates.append(trio.run(self._run, Path(folder) / "state"))
         return self.rates[-1]
 
@@ -164,10 +171,10 @@ class Loaded:
                 async with trio.open_nursery() as reading:
                     for session, one in zip(speakers, heard, strict=True):
                         await reading.start(listen, session, one)
-                    ready = deque([(session, await session.start_turn(None)) for session in others])
+                    ready = deque([(session, await session.start_turn(WAIT)) for session in others])
                     began = time.perf_counter()
                     for session in speakers:
-                        reading.start_soon(session.start_turn, self.seconds)
+                        reading.start_soon(session.start_turn, {"seconds": self.seconds})
                     self.p99_ms.append(await cancel_at_a_pace(ready, began, self.seconds, answers))
                 took = time.perf_counter() - began
                 for _, turn in ready:
@@ -199,7 +206,7 @@ async def cancel_at_a_pace(
         found.append((time.perf_counter() - meant) * 1000)
         assert answer.state == "cancelled" and answer.fence_seq is not None, answer
         answers.append(Answer(session.id, turn.id, answer.fence_seq))
-        ready.append((session, await session.start_turn(None)))
+        ready.append((session, await session.start_turn(WAIT)))
 
     async with trio.open_nursery() as cancelling:
         for number in range(int(seconds * CANCELS_PER_S)):
@@ -216,11 +223,9 @@ def under_load(name: str, chosen: Scale, *, agent: Agent = speak, hop: Hop | Non
     """The runtime as it is, and with this other agent, hop, or limits: its rate, and how soon a cancel is answered."""
     seconds = max(LOAD_S_LEAST, LOAD_S * chosen.size)
     ours = Loaded(seconds)
-    other = Loaded(seconds, evolve(DEFAULT_LIMITS, **limits) if limits else DEFAULT_LIMITS, agent, hop)
+    other = Loaded(seconds, attrs.evolve(DEFAULT_LIMITS, **limits), agent, hop)
     rate = gain(f"{name}: outputs a second", ours, other, chosen, f"a second, beside {SPEAKERS} speakers", rate=True)
-    later = Ratio.of(slow / quick for quick, slow in zip(ours.p99_ms[1:], other.p99_ms[1:], strict=True))
-    medians = " and ".join(f"{sorted(one.p99_ms[1:])[len(one.p99_ms) // 2 - 1]:.1f}" for one in (ours, other))
-    p99 = Row(AREA, f"{name}: p99 of a cancel", later, None, f"medians: with it and without {medians} ms")
+    p99 = less(f"{name}: p99 of a cancel", ours.p99_ms[1:], other.p99_ms[1:], "ms")
     return [rate, p99, Remark(f"{name}: {ours.faults + other.faults} violations")]
 
 
@@ -241,12 +246,16 @@ def a_frame_a_reader(wire: WireAttachment, event: Kept, place: Position) -> byte
     return wire._text(wire._event(event, place))
 
 
+def a_run_a_reader(wire: WireAttachment, events: Sequence[Kept]) -> bytes:
+    return b"".join([a_frame_a_reader(wire, event, Position(event.seq, event.seq)) for event in events])
+
+
 _WRITE_FRAMES: Final = Guard.write_frames
-WITHOUT: Final[dict[str, tuple[type, str, Callable[..., Any]]]] = {
-    "unshared": (WireAttachment, "_event_frame", a_frame_a_reader),
-    "unjoined": (Guard, "write_frames", a_frame_a_write),
+WITHOUT: Final[dict[str, tuple[type, dict[str, Callable[..., Any]]]]] = {
+    "unshared": (WireAttachment, {"_event_frame": a_frame_a_reader, "_run_frames": a_run_a_reader}),
+    "unjoined": (Guard, {"write_frames": a_frame_a_write}),
 }
-"""Servers that lack something: the method that is replaced in their process."""
+"""Servers that lack something: the methods that are replaced in their process."""
 
 
 def frames(chosen: Scale) -> Iterator[Found]:
@@ -290,7 +299,7 @@ def group_commit(chosen: Scale) -> Iterator[Found]:
                     nursery.start_soon(take_turns, session, turns)
             return SPEAKERS * turns / (time.perf_counter() - began)
 
-    one = evolve(DEFAULT_LIMITS, commit_batches_max=1)
+    one = attrs.evolve(DEFAULT_LIMITS, commit_batches_max=1)
     sides = partial(trio.run, main, DEFAULT_LIMITS), partial(trio.run, main, one)
     yield gain("P2 groups of up to 64 batches / of one", *sides, chosen, "turns a second, 64 sessions", rate=True)
     yield from under_load("P2 kept outputs / each awaits its commit", chosen, agent=speak_and_await)
@@ -350,7 +359,7 @@ def hops(chosen: Scale) -> Iterator[Found]:
 
 # P4
 
-GROUPS: Final = 60
+GROUPS: Final = 40
 GROUP: Final = 64
 PASS_S: Final = 0.001
 
@@ -358,8 +367,8 @@ PASS_S: Final = 0.001
 def committing(chosen: Scale) -> Iterator[Found]:
     """Where the commit runs, how its records are put, and how its answers are given.
 
-    The put loop is measured in a thread beside a trio loop whose passes take about a millisecond, each transaction
-    with its sync: what counts is how often the thread has to get the interpreter back.
+    The put loop is measured in a thread beside a trio loop whose passes take about a millisecond: what counts is how
+    often the thread has to get the interpreter back. The sync, the same in both, is left out.
     """
     items = [PAYLOAD] * GROUP
 
@@ -373,25 +382,23 @@ def committing(chosen: Scale) -> Iterator[Found]:
     def side(put: Callable[..., None]) -> Figure:
         def measure() -> float:
             took: list[float] = []
-            groups = chosen.items(GROUPS, 10)
+            groups = chosen.items(GROUPS, 5)
             with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder:
-                environment = lmdb.open(folder, map_size=MAP_BYTES, max_dbs=1)
+                environment = lmdb.open(folder, map_size=MAP_BYTES, max_dbs=1, sync=False)
                 table = environment.open_db(b"events")
 
                 def write() -> None:
-                    began = time.perf_counter()
                     for group in range(groups):
                         rows = [((group * GROUP + at).to_bytes(8, "big"), item) for at, item in enumerate(items)]
+                        time.sleep(PASS_S)  # as between two groups: the other thread has the interpreter
+                        began = time.perf_counter()
                         with environment.begin(write=True) as txn:
                             put(txn, rows, table)
-                    took.append(time.perf_counter() - began)
+                        took.append(time.perf_counter() - began)
 
-                thread = threading.Thread(target=write)
-                thread.start()
-                trio.run(busy_while, thread.is_alive)
-                thread.join()
+                trio.run(busy_beside, threading.Thread(target=write))
                 environment.close()
-            return took[0] / groups * 1000
+            return sum(took) / groups * 1000
 
         return measure
 
@@ -400,10 +407,11 @@ def committing(chosen: Scale) -> Iterator[Found]:
     yield from under_load("P4 answers in slices of 12 / all at once", chosen, data_runnable_max=100_000)
 
 
-async def busy_while(going: Callable[[], bool]) -> None:
-    """A loop with something to do in each pass."""
+async def busy_beside(thread: threading.Thread) -> None:
+    """A loop with something to do in each pass, as long as the thread runs."""
+    thread.start()
     with trio.fail_after(OUTLIVES_S):
-        while going():
+        while thread.is_alive():
             until = time.perf_counter() + PASS_S
             while time.perf_counter() < until:
                 pass
@@ -430,8 +438,9 @@ Rows = list[tuple[bytes, bytes]]
 def log_layout(chosen: Scale) -> Iterator[Found]:
     """Raw LMDB with syncs: groups of 64 events of any of 512 streams, about 60 each, laid out in three ways.
 
-    Ours: appended by position, and an index row for each 32 events of a stream. Else: an index row an event; or one
-    table keyed by stream and seq. Rows are put sorted. Heads, seals and control rows, the same in all, are left out.
+    CPU time, that of the kernel included: the wait for a disk is noise. Ours: appended by position, and an index row
+    for each 32 events of a stream. Else: an index row an event; or one table keyed by stream and seq. Rows are put
+    sorted. Heads, seals and control rows, the same in all, are left out.
     """
     count = chosen.items(LOGGED, 50 * GROUP) // GROUP * GROUP
     streams = max(8, count // (LOGGED // STREAMS))
@@ -464,9 +473,9 @@ def log_layout(chosen: Scale) -> Iterator[Found]:
             with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder:
                 environment = lmdb.open(folder, map_size=MAP_BYTES, max_dbs=2)
                 tables = environment.open_db(b"events"), environment.open_db(b"index")
-                began = time.perf_counter()
+                began = time.thread_time()
                 write(environment, *tables)
-                took = time.perf_counter() - began
+                took = time.thread_time() - began
                 with environment.begin() as txn:
                     assert txn.stat(tables[0])["entries"] == count
                 environment.close()
@@ -475,8 +484,8 @@ def log_layout(chosen: Scale) -> Iterator[Found]:
         return measure
 
     ours = side(ROW)
-    yield gain("P6 one log by position / keyed by session", ours, side(None), chosen, "us an event")
-    yield gain("P6 an index row for 32 events / for each", ours, side(1), chosen, "us an event")
+    yield gain("P6 one log by position / keyed by session", ours, side(None), chosen, "us cpu an event")
+    yield gain("P6 an index row for 32 events / for each", ours, side(1), chosen, "us cpu an event")
 
 
 # P7
@@ -486,10 +495,8 @@ TURN: Final = TurnId("turn_000001")
 
 
 def encoding(chosen: Scale) -> Iterator[Found]:
-    """Three events of a turn through our codec, and through a converter of cattrs for orjson, or json without it.
-
-    Ours also makes the header of a record. The strict scanner of what clients send costs, and is not here.
-    """
+    """Three events of a turn: one encoder and decoders by tag of msgspec, and a converter of cattrs for orjson, or for
+    json without it. The strict scanner of what clients send costs, and is not here."""
     events = (
         TurnOutput(TURN, "text", WORDS),
         TurnCommitted(TURN, "completed", "done", "agent", 7, 3, 5, 5, []),
@@ -501,18 +508,15 @@ def encoding(chosen: Scale) -> Iterator[Found]:
     else:
         from cattrs.preconf.json import make_converter  # type: ignore[assignment]
     converter: Any = make_converter()
-    made = [codec.encode(event) for event in events]
-    stored = [
-        Kept(1, 1, Instant(1), WallInstant(1), one.type, one.lane, one.order, one.turn, one.schema, one.payload)
-        for one in made
-    ]
-    assert [json.loads(one.payload) for one in made] == [json.loads(converter.dumps(event)) for event in events]
+    now, wall = Instant(1), WallInstant(1)
+    stored = [codec.kept(event, 1, 1, now, wall) for event in events]
+    assert [json.loads(one.payload) for one in stored] == [json.loads(converter.dumps(event)) for event in events]
     times = chosen.items(CODED, 500)
 
     def encode_ours() -> None:
         for _ in range(times):
             for event in events:
-                codec.encode(event)
+                encode_json(event)
 
     def encode_theirs() -> None:
         for _ in range(times):
@@ -559,10 +563,11 @@ def unfrozen(chosen: Scale) -> Iterator[Found]:
 
 # P9
 
+Measured = dict[str, float]
 RESIDENT: Final = 4_000
 
 
-async def collector(policy: str, count: int) -> dict[str, float]:
+async def collector(policy: str, count: int) -> Measured:
     """The longest pause and the time of all, in ms, while so many sessions come and stay, each with a turn.
 
     The second generation follows twenty collections of the first by the daemon's policy, later than this lasts: one is
@@ -573,39 +578,25 @@ async def collector(policy: str, count: int) -> dict[str, float]:
         await turn_in(runtime, f"s-{index:06d}")
 
     async with on_disk(nothing, Limits(resident_sessions_max=2 * count)) as runtime:
-        with daemon_collector() if policy == "on" else nullcontext():
-            with pauses_ms() as found:
-                await shared(count, come)
-                came = max(found, default=(0.0, 0))[0]
-                gc.collect(1)
+        with daemon_collector() if policy == "on" else nullcontext(), pauses_ms() as found:
+            await shared(count, come)
+            came = max(found, default=(0.0, 0))[0]
+            gc.collect(1)
     return {"longest": max(found)[0], "total": sum(ms for ms, _ in found), "by_itself": came, "count": len(found)}
 
 
 def collecting(chosen: Scale) -> Iterator[Found]:
     """The collector's policy of the daemon, and Python's. The full collection at quiet times is not in it."""
     count = chosen.items(RESIDENT, 500)
-    sides = {policy: list[dict[str, float]]() for policy in ("on", "off")}
-
-    def side(policy: str) -> Figure:
-        def measure() -> float:
-            sides[policy].append(measured("collector", policy, count))
-            return sides[policy][-1]["longest"]
-
-        return measure
-
+    found = in_turn(chosen, {policy: partial(measured, "collector", policy, count) for policy in ("on", "off")})
+    on, off = found["on"], found["off"]
     name = f"P9 collector's policy on / off, {count:,} sessions"
-    yield gain(f"{name}: longest pause", side("on"), side("off"), chosen, "ms", dear=True)
-    on, off = sides["on"][1:], sides["off"][1:]
-    middle = {
-        policy: sorted(found[1:], key=lambda one: one["total"])[len(found) // 2 - 1] for policy, found in sides.items()
-    }
-    remark = "; ".join(
-        f"{policy}: {one['total']:.0f} ms in {one['count']:.0f} collections, longest that came by itself"
-        f" {one['by_itself']:.0f} ms"
-        for policy, one in middle.items()
+    for key, what in ("longest", "longest pause"), ("total", "all pauses"):
+        yield less(f"{name}: {what}", [one[key] for one in on], [one[key] for one in off], "ms")
+    told = (
+        f"{policy}: {one[-1]['count']:.0f} collections, {one[-1]['by_itself']:.0f} ms" for policy, one in found.items()
     )
-    total = Ratio.of(without["total"] / with_it["total"] for with_it, without in zip(on, off, strict=True))
-    yield Row(AREA, f"{name}: all pauses", total, None, remark)
+    yield Remark(f"P9, and the longest that came by itself: {'; '.join(told)} (last round)")
 
 
 # P10
@@ -613,7 +604,7 @@ def collecting(chosen: Scale) -> Iterator[Found]:
 IDLE: Final = 2_000
 
 
-async def idle_session(kind: str, count: int) -> dict[str, float]:
+async def idle_session(kind: str, count: int) -> Measured:
     """Bytes of an idle session: as it is, with its three lanes made, with a task and a nursery, too."""
 
     async def open_one(index: int) -> None:
@@ -644,12 +635,10 @@ def lazy(chosen: Scale) -> Iterator[Found]:
     """Bytes of a session that was opened, in processes of their own. Passivation has its row in `bench.idle`."""
     count = chosen.items(IDLE, 500)
 
-    def side(kind: str) -> Figure:
-        return lambda: measured("idle", kind, count)["bytes"]
-
+    found = in_turn(chosen, {kind: partial(measured, "idle", kind, count) for kind in ("lazy", "lanes", "task")})
+    held = {kind: [one["bytes"] for one in each] for kind, each in found.items()}
     for kind, name in ("lanes", "made at once"), ("task", "at once, task and nursery"):
-        row = f"P10 idle session: lanes on first use / {name}"
-        yield gain(row, side("lazy"), side(kind), chosen, "bytes", dear=True)
+        yield less(f"P10 idle session: lanes on first use / {name}", held["lazy"], held[kind], "bytes")
 
 
 # P11
@@ -804,47 +793,59 @@ def short_frames(chosen: Scale) -> Iterator[Found]:
 
 ENCODED: Final = 50_000
 SILENT_S: Final = 0.1
+READ_BYTES: Final = 1 << 22
+"""A reader takes so much as fast as it can, and then no more."""
 FRAME: Final = text_frame(b"x" * 1_000)
 
 
 def few_of_each(chosen: Scale) -> Iterator[Found]:
-    """An encoder for all, or one a call; and what the kernel holds for a reader that has stopped to read."""
+    """An encoder for all, or one a call; and what the kernel holds of a reader that was fast and has stopped."""
     event, times = TurnOutput(TURN, "text", WORDS), chosen.items(ENCODED, 1_000)
 
     def kept() -> None:
         for _ in range(times):
-            _encode(event)
+            encode_json(event)
 
     def a_call() -> None:
         for _ in range(times):
             msgspec.json.Encoder().encode(event)
 
     yield gain("P14 one encoder / one a call", cpu_us(kept, times), cpu_us(a_call, times), chosen, "us cpu an event")
-    queued: dict[int | None, int] = {}
 
-    async def held(buffer_bytes: int | None) -> float:
-        """Bytes written before the socket takes no more: all of them stand before the next frame."""
+    async def queued(buffer_bytes: int | None, unsent: int | None = None) -> float:
+        """Bytes in the kernel of the writer when the socket takes no more: they stand before the next frame.
+
+        `unsent`: in place of the 16 KiB that trio sets as `TCP_NOTSENT_LOWAT` of each socket.
+        """
+        read, stopped, silent = 0, False, trio.CancelScope()
+
+        async def read_some(stream: trio.SocketStream) -> None:
+            nonlocal read, stopped
+            while read < READ_BYTES:
+                read += len(await stream.receive_some())
+            stopped = True
+            silent.deadline = trio.current_time() + SILENT_S
+
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        async with (
-            listener,
-            await trio.testing.open_stream_to_socket_listener(listener),
-            await listener.accept() as far,
-        ):
-            guard = Guard(far, send_buffer_bytes=buffer_bytes)
-            with trio.move_on_after(OUTLIVES_S):
-                while True:
-                    with trio.move_on_after(SILENT_S) as silent:
-                        await guard.write_frames(FRAME)
-                    if silent.cancelled_caught:
-                        break
-            waiting = fcntl.ioctl(far.socket.fileno(), termios.TIOCOUTQ, bytes(4))
-            queued[buffer_bytes] = int.from_bytes(waiting, sys.byteorder)
-            return float(guard.status().bytes_out)
+        near = await trio.testing.open_stream_to_socket_listener(listener)
+        async with listener, near, await listener.accept() as far, trio.open_nursery() as nursery:
+            if unsent is not None:
+                far.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent)
+            guard, descriptor = Guard(far, send_buffer_bytes=buffer_bytes), os.dup(far.socket.fileno())
+            nursery.start_soon(read_some, near)
+            while not silent.cancelled_caught:  # a write that is cut closes the socket, not the one that was doubled
+                with trio.move_on_after(SILENT_S if stopped else OUTLIVES_S) as silent:
+                    await guard.write_frames(FRAME)
+            waiting = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+            os.close(descriptor)
+        return float(int.from_bytes(waiting, sys.byteorder))
 
-    one, other = (partial(trio.run, held, size) for size in (SEND_BUFFER_BYTES, None))
-    row = gain("P14 SO_SNDBUF of 32 KiB / default: bytes ahead of a frame", one, other, chosen, "bytes")
-    own = f"of them on the server's side {queued[SEND_BUFFER_BYTES]:,} and {queued[None]:,}"
-    yield attrs.evolve(row, remark=f"{row.remark}, {own}; the rest is the reader's own buffer")
+    ours = partial(trio.run, queued, SEND_BUFFER_BYTES)
+    for name, other in (
+        ("default", partial(trio.run, queued, None)),
+        ("default, trio's own bound off", partial(trio.run, queued, None, 1 << 30)),
+    ):
+        yield gain(f"P14 SO_SNDBUF of 32 KiB / {name}: bytes queued", ours, other, chosen, "bytes")
 
 
 # what is no numbered choice
@@ -889,11 +890,21 @@ ASKED: Final[list[str]] = []
 MEASURES: Final[dict[str, Callable[..., Any]]] = {"collector": collector, "idle": idle_session}
 
 
-def measured(measure: str, kind: str, count: int) -> dict[str, float]:
+def measured(measure: str, kind: str, count: int) -> Measured:
     """What a process of its own finds."""
     command = [sys.executable, "-m", "bench.ablations", "--measure", measure, kind, str(count)]
     done = subprocess.run(command, check=True, timeout=OUTLIVES_S, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout)
+    found: Measured = json.loads(done.stdout)
+    return found
+
+
+def in_turn(chosen: Scale, sides: dict[str, Callable[[], Measured]]) -> dict[str, list[Measured]]:
+    """What each found, in few rounds: processes of their own are dear and need no warming."""
+    found = {name: list[Measured]() for name in sides}
+    for _ in range(min(chosen.rounds, DEAR_ROUNDS_MAX)):
+        fixed_loop()
+        for name, side in sides.items():
+            found[name].append(side())
     return found
 
 
@@ -904,7 +915,10 @@ def findings(chosen: Scale) -> Iterator[Found]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
-        setattr(*WITHOUT[sys.argv[2]])
+        owner, methods = WITHOUT[sys.argv[2]]
+        for name, method in methods.items():
+            assert callable(getattr(owner, name))
+            setattr(owner, name, method)
         trio.run(fanout.serve, "ours")
     elif sys.argv[1:2] == ["--measure"]:
         say(trio.run(MEASURES[sys.argv[2]], sys.argv[3], int(sys.argv[4])))
