@@ -252,8 +252,7 @@ class Guard(trio.abc.Stream):
                 self._ready.append((passed[start:end], True))
                 at = end
             if at < len(passed):
-                self._ready.append((passed[at:], False))
-            return self._ready.popleft()[0]
+                self._ready.append((passed[at:], False))  # given out above: the close may have begun meanwhile
 
     def _feed(self, data: bytes) -> bytes:
         meter, inbox = self._meter, self.inbox
