@@ -27,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import termios
-import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -56,6 +55,7 @@ from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.ports import Hop
 from turnlane.core.step import Kept, Lane, Order, Position
 from turnlane.daemon.attachment import WireAttachment
+from turnlane.daemon.connection import Connection
 from turnlane.daemon.frames import TEXT, FrameMeter, pieces, text_frame
 from turnlane.daemon.guard import SEND_BUFFER_BYTES, Guard
 from turnlane.daemon.rates import Rates
@@ -83,6 +83,8 @@ from .turns import in_place, nothing, on_disk, take_turns
 AREA: Final = "ablations"
 OUTLIVES_S: Final = 120.0
 """No part takes so long; a run that hangs fails."""
+Rows = list[tuple[bytes, bytes]]
+"""Keys and values of a table."""
 
 
 def gain(name: str, with_it: Figure, without: Figure, chosen: Scale, unit: str, *, rate: bool = False) -> Row:
@@ -235,10 +237,10 @@ def under_load(name: str, chosen: Scale, *, agent: Agent = speak, hop: Hop | Non
 EVENTS: Final = 3_000
 
 
-async def a_frame_a_write(guard: Guard, data: bytes) -> None:
+async def a_frame_a_write(connection: Connection, data: bytes) -> None:
     start = 0
     for end in pieces(data, 1):
-        await _WRITE_FRAMES(guard, data[start:end])
+        await _SEND_CHUNK(connection, data[start:end])
         start = end
 
 
@@ -250,10 +252,10 @@ def a_run_a_reader(wire: WireAttachment, events: Sequence[Kept]) -> bytes:
     return b"".join([a_frame_a_reader(wire, event, Position(event.seq, event.seq)) for event in events])
 
 
-_WRITE_FRAMES: Final = Guard.write_frames
+_SEND_CHUNK: Final = Connection.send_chunk
 WITHOUT: Final[dict[str, tuple[type, dict[str, Callable[..., Any]]]]] = {
     "unshared": (WireAttachment, {"_event_frame": a_frame_a_reader, "_run_frames": a_run_a_reader}),
-    "unjoined": (Guard, {"write_frames": a_frame_a_write}),
+    "unjoined": (Connection, {"send_chunk": a_frame_a_write}),
 }
 """Servers that lack something: the methods that are replaced in their process."""
 
@@ -359,72 +361,92 @@ def hops(chosen: Scale) -> Iterator[Found]:
 
 # P4
 
-GROUPS: Final = 40
+GROUPS: Final = 2_000
 GROUP: Final = 64
+BUSY_TURNS: Final = 20
+BUSY_S: Final = 1.5
 PASS_S: Final = 0.001
 
 
 def committing(chosen: Scale) -> Iterator[Found]:
-    """Where the commit runs, how its records are put, and how its answers are given.
+    """How a group is put (without its sync, which is the same), where the commit runs, how its answers are given.
 
-    The put loop is measured in a thread beside a trio loop whose passes take about a millisecond: what counts is how
-    often the thread has to get the interpreter back. The sync, the same in both, is left out.
+    The busy task never waits, and lets the loop go on each millisecond: a thread has to get the interpreter from it.
     """
-    items = [PAYLOAD] * GROUP
+    groups = chosen.items(GROUPS, 100)
 
-    def put_loop(txn: Any, rows: Sequence[tuple[bytes, bytes]], table: Any) -> None:
+    def put_loop(txn: Any, rows: Rows, table: Any) -> None:
         for key, value in rows:
             txn.put(key, value, db=table, append=True)
 
-    def putmulti(txn: Any, rows: Sequence[tuple[bytes, bytes]], table: Any) -> None:
+    def putmulti(txn: Any, rows: Rows, table: Any) -> None:
         txn.cursor(table).putmulti(rows, append=True)
 
     def side(put: Callable[..., None]) -> Figure:
         def measure() -> float:
-            took: list[float] = []
-            groups = chosen.items(GROUPS, 5)
             with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder:
                 environment = lmdb.open(folder, map_size=MAP_BYTES, max_dbs=1, sync=False)
                 table = environment.open_db(b"events")
 
                 def write() -> None:
-                    for group in range(groups):
-                        rows = [((group * GROUP + at).to_bytes(8, "big"), item) for at, item in enumerate(items)]
-                        time.sleep(PASS_S)  # as between two groups: the other thread has the interpreter
-                        began = time.perf_counter()
+                    for start in range(0, groups * GROUP, GROUP):
+                        rows = [(at.to_bytes(8, "big"), PAYLOAD) for at in range(start, start + GROUP)]
                         with environment.begin(write=True) as txn:
                             put(txn, rows, table)
-                        took.append(time.perf_counter() - began)
 
-                trio.run(busy_beside, threading.Thread(target=write))
+                took = cpu_us(write, groups)()
                 environment.close()
-            return sum(took) / groups * 1000
+            return took
 
         return measure
 
-    yield gain("P4 putmulti in the writer's thread / a put loop", side(putmulti), side(put_loop), chosen, "ms a group")
+    yield gain("P4 putmulti / a put loop", side(putmulti), side(put_loop), chosen, f"us cpu a group of {GROUP}")
     yield from under_load("P4 commits in the writer's thread / in the loop's", chosen, hop=in_place)
-    yield from under_load("P4 answers in slices of 12 / all at once", chosen, data_runnable_max=100_000)
+    name = "P4 writer's thread / loop's, beside a busy task"
+    thread, loop = (partial(trio.run, turns_beside_a_busy_task, hop) for hop in (None, in_place))
+    yield gain(name, thread, loop, chosen, f"ms a turn, of at most {BUSY_TURNS} in {BUSY_S} s")
+    yield from under_load(
+        f"P4 answers in slices of {DEFAULT_LIMITS.data_runnable_max} / all at once", chosen, data_runnable_max=100_000
+    )
 
 
-async def busy_beside(thread: threading.Thread) -> None:
-    """A loop with something to do in each pass, as long as the thread runs."""
-    thread.start()
-    with trio.fail_after(OUTLIVES_S):
-        while thread.is_alive():
+async def turns_beside_a_busy_task(hop: Hop | None) -> float:
+    """Milliseconds a turn; of the first where not even that ended in time, as long as it was waited for."""
+
+    async def busy() -> None:
+        while True:
             until = time.perf_counter() + PASS_S
             while time.perf_counter() < until:
                 pass
             await trio.lowlevel.checkpoint()
+
+    turns = 0
+    with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder:
+        async with turnlane.open_runtime(Path(folder) / "state", agent=nothing, commit_hop=hop) as runtime:
+            session = await runtime.open_session("s-1")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(busy)
+                began = time.perf_counter()
+                with trio.move_on_after(BUSY_S):
+                    for _ in range(BUSY_TURNS):
+                        await take_turns(session, 1)
+                        turns += 1
+                took = time.perf_counter() - began
+                nursery.cancel_scope.cancel()
+    return took / max(1, turns) * 1000
 
 
 # P5
 
 
 def window(chosen: Scale) -> Iterator[Found]:
-    """Data accepted and not committed: 256 events, or 4,096, the most that the limit may be. Producers that wait are
-    given a share of the room each, in both."""
-    yield from under_load("P5 a window of 256 / of 4,096", chosen, data_inflight_max=4_096)
+    """Data accepted and not committed: as many events as by default, or 4,096, the most that the limit may be.
+
+    Producers that wait are given a share of the room each, several events a wake-up, on both sides.
+    """
+    yield from under_load(
+        f"P5 a window of {DEFAULT_LIMITS.data_inflight_max} / of 4,096", chosen, data_inflight_max=4_096
+    )
 
 
 # P6
@@ -432,7 +454,6 @@ def window(chosen: Scale) -> Iterator[Found]:
 STREAMS: Final = 512
 LOGGED: Final = 30_000
 _KEY: Final = struct.Struct(">IQ")
-Rows = list[tuple[bytes, bytes]]
 
 
 def log_layout(chosen: Scale) -> Iterator[Found]:
