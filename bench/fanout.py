@@ -42,7 +42,7 @@ from .rounds import figures
 
 AREA: Final = "fan-out"
 READERS: Final = 16
-AHEAD: Final = 3 * PAGE_ITEMS
+AHEAD: Final = 192
 """Events that are published before the slowest reader has them; fewer than the tail in memory holds."""
 PAYLOAD: Final = b'{"turn":"turn_000001","type":"text","data":"a word or two "}'
 

@@ -1,9 +1,7 @@
 """What a benchmark finds: rows with their aim, curves for a plot, remarks; and the command line they all have.
 
 A benchmark is a module with `findings(chosen)`, a generator of `Row`, `Curves` and `Remark`, that ends with
-
-    if __name__ == "__main__":
-        run(__doc__, findings)
+`run(__doc__, findings)` where it is run as a program.
 
 `python -m bench` collects the findings of all of them into one report.
 """

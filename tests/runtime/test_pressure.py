@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -495,3 +497,23 @@ class Shared:
 
     def close(self) -> None:
         return
+
+
+async def test_a_host_that_is_always_busy_does_not_keep_the_journal_from_the_processor(tmp_path: Path) -> None:
+    """A real disk and real threads: without a pause between passes, the commit never gets the interpreter."""
+
+    async def busy() -> None:
+        while True:
+            until = time.perf_counter() + 0.001
+            while time.perf_counter() < until:
+                pass
+            await trio.lowlevel.checkpoint()
+
+    async with turnlane.open_runtime(tmp_path / "state", agent=says) as runtime, trio.open_nursery() as nursery:
+        session = await runtime.open_session("s")
+        nursery.start_soon(busy)
+        with trio.fail_after(20):
+            for _ in range(10):
+                assert (await (await session.start_turn({"text": "x"})).outcome()).outcome == "completed"
+            assert (await session.read()).events
+        nursery.cancel_scope.cancel()
