@@ -57,7 +57,7 @@ from turnlane.core.step import Kept, Lane, Order, Position
 from turnlane.daemon.attachment import WireAttachment
 from turnlane.daemon.connection import Connection
 from turnlane.daemon.frames import TEXT, FrameMeter, pieces, text_frame
-from turnlane.daemon.guard import SEND_BUFFER_BYTES, Guard
+from turnlane.daemon.guard import Guard
 from turnlane.daemon.rates import Rates
 from turnlane.embed import SystemClock
 from turnlane.journal.layout import ROW
@@ -852,7 +852,9 @@ def few_of_each(chosen: Scale) -> Iterator[Found]:
         async with listener, near, await listener.accept() as far, trio.open_nursery() as nursery:
             if unsent is not None:
                 far.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent)
-            guard, descriptor = Guard(far, send_buffer_bytes=buffer_bytes), os.dup(far.socket.fileno())
+            if buffer_bytes is not None:
+                far.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+            guard, descriptor = Guard(far), os.dup(far.socket.fileno())
             nursery.start_soon(read_some, near)
             while not silent.cancelled_caught:  # a write that is cut closes the socket, not the one that was doubled
                 with trio.move_on_after(SILENT_S if stopped else OUTLIVES_S) as silent:
@@ -861,7 +863,7 @@ def few_of_each(chosen: Scale) -> Iterator[Found]:
             os.close(descriptor)
         return float(int.from_bytes(waiting, sys.byteorder))
 
-    ours = partial(trio.run, queued, SEND_BUFFER_BYTES)
+    ours = partial(trio.run, queued, 32_768)
     for name, other in (
         ("default", partial(trio.run, queued, None)),
         ("default, trio's own bound off", partial(trio.run, queued, None, 1 << 30)),

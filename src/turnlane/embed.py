@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 READ_THREADS_MAX = 4
 GIVE_WAY_S = 1e-5
+GIVE_WAY_AFTER_S = 5e-4
 
 
 @frozen
@@ -67,11 +68,14 @@ class GivesWay(trio.abc.Instrument):
     A loop whose tasks are always runnable lets it go each pass and has it back before the thread that waits for it is
     awake; and since it was let go, that thread's claim to it (`sys.getswitchinterval`) begins anew. So beside one busy
     task no commit ever ended: 0 turns in 3 s with passes of 1 ms, 100 in 2.2 s with this. A sleep, however short, is
-    what the thread needs to wake up. `python -m bench.ablations P4`.
+    what the thread needs to wake up. `python -m bench.ablations P4`. One that is soon done needs no help.
     """
 
+    since = 0.0
+    """When the thread was given something to do."""
+
     def before_io_wait(self, timeout: float) -> None:
-        if timeout <= 0:
+        if timeout <= 0 and time.perf_counter() - self.since > GIVE_WAY_AFTER_S:
             time.sleep(GIVE_WAY_S)
 
 
@@ -88,6 +92,7 @@ class ThreadHop:
         if self._limiter is None:
             self._limiter = trio.CapacityLimiter(self.threads_max)
         if not self._under_way:
+            self._gives_way.since = time.perf_counter()
             trio.lowlevel.add_instrument(self._gives_way)
         self._under_way += 1
         try:

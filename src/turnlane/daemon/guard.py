@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import sys
 from collections import deque
 from typing import Final
@@ -36,9 +35,6 @@ from .frames import CLOSE, FrameMeter, Verdict, ends_in_close, pieces
 from .handshake import EARLY_BYTES_MAX, Accepted, DoorRules, Refusal, handshake_timeout, read_handshake, refusal_bytes
 from .rates import Rates, people_rates
 from .sockets import Held, plain_socket, reset
-
-SEND_BUFFER_BYTES: Final = 32_768
-"""`SO_SNDBUF`: what stands before a control frame of a slow reader. The kernel doubles it for its own book-keeping."""
 
 _CHUNK_BYTES: Final = 16_384  # one TLS record: progress on a stream that does not say how much it took
 _RECEIVE_BYTES: Final = 65_536
@@ -80,7 +76,6 @@ class Guard(trio.abc.Stream):
         transport: trio.abc.Stream,
         limits: Limits = DEFAULT_LIMITS,
         *,
-        send_buffer_bytes: int | None = SEND_BUFFER_BYTES,
         text_only: bool = True,
         short_frames: bool = False,
     ) -> None:
@@ -107,8 +102,6 @@ class Guard(trio.abc.Stream):
         self._bytes_out = self._writes = 0
         self._unfinished = b""
         self._plain = plain_socket(transport)
-        if self._plain is not None and send_buffer_bytes is not None:
-            self._plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
 
     def __repr__(self) -> str:
         return f"<Guard {'poisoned' if self._poisoned else 'closed' if self._closed else 'open'}>"

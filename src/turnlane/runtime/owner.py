@@ -176,7 +176,9 @@ class StreamOwner:
         ticket.data_items += 1
         ticket.data_bytes += len(kept.payload)
         self.head = kept.seq
-        self.writer.window.accepted()
+        deliveries = max(1, self.tail.readers)
+        ticket.deliveries += deliveries
+        self.writer.window.accepted(deliveries)
         return kept.seq
 
     @property

@@ -55,7 +55,8 @@ class Share:
 
 @define(slots=True, eq=False)
 class Window:
-    """At most `data_inflight_max` data events are accepted and not yet committed. Waiters go first in, first out.
+    """At most `data_inflight_max` data events are accepted and not yet committed, each counted for each of its readers:
+    passing them on is most of the work. Waiters go first in, first out.
 
     Each time room is given out, all who wait get an equal share of it (at most `output_quantum_items`), so that a
     producer is woken once for several events. What it has not taken when room is given out again is void.

@@ -45,6 +45,8 @@ class Ticket:
     """Not a decision: nobody waits for its answer, and it may grow."""
     data_items: int = 0
     data_bytes: int = 0
+    deliveries: int = 0
+    """What its events take of the window: each counts once for each reader."""
     taken: bool = False
     submitted_at: int = 0
 
@@ -207,11 +209,11 @@ class JournalWriter:
     async def _commit_group(self) -> None:
         most = 1 if marks.buggify("writer.group_of_one") else self.limits.commit_batches_max
         rest = _by_stream(await self._keep(self._waiting.take(most)))
-        data_items, room = 0, self.limits.data_runnable_max
+        delivered, room = 0, self.limits.data_runnable_max
         while rest:
             stream = next(iter(rest))
             for ticket, outcome in rest.pop(stream):
-                data_items += ticket.data_items
+                delivered += ticket.deliveries
                 room -= self._tell(ticket, outcome)
             if room <= 0 and rest:
                 # Slices, so that the readers a group wakes do not all become runnable at once.
@@ -221,7 +223,7 @@ class JournalWriter:
                     marks.sometimes(True, "writer.decision_before_output")
                     kept = await self._keep(self._waiting.take(most, deciding=True))
                     rest = _by_stream(kept, rest)
-        self.window.committed(data_items)
+        self.window.committed(delivered)
         # Not beside the next commit: producers that are busy meanwhile take the processor from it (measured: 1.4 times
         # the processor time an output, at two thirds of the rate).
         await self.window.admit()
