@@ -61,7 +61,7 @@ CANCELS_PER_S: Final = 100
 AT_ONCE: Final = 10_000
 CALLERS: Final = 100
 STALL_MS_AIM: Final = 15.0
-DEAR_ROUNDS_MAX: Final = 3
+DEAR_ROUNDS_MAX: Final = 5
 """Rounds of what takes many seconds a round."""
 OUTLIVES_S: Final = 120.0
 """No part takes so long; a run that hangs fails."""

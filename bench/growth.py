@@ -46,7 +46,7 @@ GROUPS: Final = 800
 MADE_AT_ONCE: Final = 100
 """Groups that are made before the clock runs, so that it is read around many ticks."""
 
-ROUNDS_OF_FILES: Final = 2
+ROUNDS_OF_FILES: Final = 5
 WINDOWS: Final = 25
 SESSIONS: Final = 8
 KEPT_TURNS: Final = 4

@@ -652,7 +652,7 @@ async def slow_readers(stage: Stage, seconds: float, rounds: int) -> tuple[Ratio
 async def fan_out(chosen: Scale) -> list[Found]:
     """One session's output to many readers: four speakers, each with so many."""
     found: list[Found] = []
-    seconds, times = max(0.3, PHASE_S * chosen.size * 0.6), min(chosen.rounds, 2 if chosen.size >= 0.5 else 1)
+    seconds, times = max(0.3, PHASE_S * chosen.size * 0.4), chosen.rounds
     lines: dict[str, list[tuple[float, float]]] = {}
     for readers in FAN_OUT:
         where, shape = f"in process, {readers} readers", Shape(4, 4, readers)

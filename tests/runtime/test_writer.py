@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import pytest
 import trio
 from attrs import evolve
 from hypothesis import given, settings
@@ -79,6 +80,37 @@ async def test_a_decision_does_not_wait_until_the_output_of_a_large_group_is_ans
     at = desk.heard.index(("h", 2))
     assert desk.heard[at - 1] == ("h", 1), "its own output first"
     assert at < 7, f"heard behind the output of others: {desk.heard}"
+
+
+async def test_a_writer_that_is_stopped_in_the_commit_of_a_decision_still_answers_what_was_kept_before() -> None:
+    desk = Desk()
+    for stream in "abcdefgh":
+        desk.submit(stream, output=True)
+    real, stopped = desk.hop, list[str]()
+
+    class Stop(BaseException):
+        pass
+
+    async def hop(function: Any, *args: Any) -> Any:
+        if len(args[0]) == 1:
+            stopped.append(args[0][0].stream)
+            raise Stop
+        return await real(function, *args)
+
+    desk.writer.hop = hop  # type: ignore[assignment]
+
+    async def decide() -> None:
+        while len(desk.heard) < 2:
+            await trio.lowlevel.checkpoint()
+        kept = Kept(1, 1, Instant(0), WallInstant(0), "x", Lane.CONTROL, Order.FREE, None, 1, b"{}")
+        desk.writer.submit(Batch("z", 0, 1, [kept]), lambda outcome: desk.heard.append((type(outcome).__name__, 0)))
+
+    with pytest.raises(BaseExceptionGroup) as ended:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.writer.run)
+            nursery.start_soon(decide)
+    assert ended.group_contains(Stop) and stopped == ["z"]
+    assert sorted(desk.heard) == [("JournalClosed", 0), *((stream, 1) for stream in "abcdefgh")]
 
 
 async def test_half_of_a_group_is_in_order_of_arrival_so_that_decisions_never_starve_output() -> None:

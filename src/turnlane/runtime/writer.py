@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
 import trio
@@ -210,20 +210,26 @@ class JournalWriter:
         most = 1 if marks.buggify("writer.group_of_one") else self.limits.commit_batches_max
         rest = _by_stream(await self._keep(self._waiting.take(most)))
         delivered, room = 0, self.limits.data_runnable_max
-        while rest:
-            stream = next(iter(rest))
-            for ticket, outcome in rest.pop(stream):
-                delivered += ticket.deliveries
-                room -= self._tell(ticket, outcome)
-            if room <= 0 and rest:
-                # Slices, so that the readers a group wakes do not all become runnable at once.
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                room = self.limits.data_runnable_max
-                if self._waiting.deciding and not _decides(next(iter(rest.values()))):
-                    marks.sometimes(True, "writer.decision_before_output")
-                    kept = await self._keep(self._waiting.take(most, deciding=True))
-                    rest = _by_stream(kept, rest)
+        try:
+            while rest:
+                stream = next(iter(rest))
+                for ticket, outcome in rest.pop(stream):
+                    delivered += ticket.deliveries
+                    room -= self._tell(ticket, outcome)
+                if room <= 0 and rest:
+                    # Slices, so that the readers a group wakes do not all become runnable at once.
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    room = self.limits.data_runnable_max
+                    if self._waiting.deciding and not _decides(next(iter(rest.values()))):
+                        marks.sometimes(True, "writer.decision_before_output")
+                        kept = await self._keep(self._waiting.take(most, deciding=True))
+                        rest = _by_stream(kept, rest)
+        finally:
+            for ticket, outcome in chain(*rest.values()):  # stopped in the commit of a decision: these are known
+                self._tell(ticket, outcome)
         self.window.committed(delivered)
+        if self.broken is not None:
+            self._answer_rest(self.broken)
         # Not beside the next commit: producers that are busy meanwhile take the processor from it (measured: 1.4 times
         # the processor time an output, at two thirds of the rate).
         await self.window.admit()
