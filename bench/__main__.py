@@ -122,8 +122,9 @@ def read(path: Path) -> Report:
     """The report that `--json` kept. ValueError when the file has none."""
     try:
         return KEEP.structure(json.loads(path.read_text()), Report)
-    except (cattrs.BaseValidationError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no report of a tour: {error!r}") from error
+    except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
+        message = "is not what `python -m bench --json` keeps (the --json of one benchmark keeps only its findings)"
+        raise ValueError(f"{path} {message}") from error
 
 
 def tell(report: Report) -> None:
@@ -160,7 +161,7 @@ def main(arguments: Sequence[str] | None = None, modules: Sequence[str] = TOUR) 
         return 0
     if strangers := [name for name in chosen.names if name not in there]:
         parser.error(f"no benchmark {', '.join(strangers)}: --list has them all")
-    paths = chosen.report or [Path("bench-report.html")]
+    paths = chosen.report or ([] if chosen.read else [Path("bench-report.html")])
     for path in [*paths, *filter(None, [chosen.json])]:
         if not path.parent.is_dir() or (path in paths and path.suffix not in (".html", ".md")):
             parser.error(f"{path}: the folder has to be there, and a report ends in .html or .md")
@@ -178,7 +179,8 @@ def main(arguments: Sequence[str] | None = None, modules: Sequence[str] = TOUR) 
     for path in paths:
         write(report, path)
     tell(report)
-    print(f"report: {', '.join(map(str, paths))}")
+    if paths:
+        print(f"report: {', '.join(map(str, paths))}")
     if chosen.table:
         print(row_lines(report))
     return 1 if report.failed else 0

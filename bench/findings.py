@@ -71,6 +71,11 @@ class Row:
     """The absolute figures of this run, for orientation, or what else a reader has to know."""
 
     @property
+    def on_the_edge(self) -> bool:
+        """Whether the spread of the rounds lies on both sides of the aim."""
+        return self.aim is not None and self.ratio.low < self.aim.bound < self.ratio.high
+
+    @property
     def verdict(self) -> str:
         return "" if self.aim is None else "met" if self.aim.met(self.ratio) else "MISSED"
 

@@ -162,12 +162,17 @@ def blocks(report: Report) -> Iterator[Block]:
 
 def row_table(report: Report) -> Table:
     areas: dict[str, list[tuple[str, ...]]] = {}
-    for row in report.rows:
-        median, spread, rounds = cells_of(row.ratio)
-        aim = "" if row.aim is None else str(row.aim)
-        cells = (row.name, median, spread, rounds, aim, row.verdict, row.remark)
-        areas.setdefault(row.area, []).append(cells)
-    columns = ("ours / other", "median", "spread", "rounds", "aim", "verdict", "remark")
+    for part in report.parts:
+        for row in part.findings:
+            if isinstance(row, Row):
+                median, spread, rounds = cells_of(row.ratio)
+                aim = "" if row.aim is None else str(row.aim)
+                verdict = f"{row.verdict} ~" if row.on_the_edge else row.verdict
+                module = part.name.rpartition(".")[2]
+                areas.setdefault(row.area, []).append(
+                    (row.name, median, spread, rounds, aim, verdict, module, row.remark)
+                )
+    columns = ("ours / other", "median", "spread", "rounds", "aim", "verdict", "bench", "remark")
     return Table(columns, areas, frozenset({"median", "spread", "rounds", "aim"}), group="area")
 
 
@@ -203,7 +208,9 @@ def numbers(curves: Curves) -> Table:
 def figure(value: float) -> str:
     """Three digits or so, from hundredths to thousands."""
     size = abs(value)
-    return f"{value:,.0f}" if size >= 100 else f"{value:.2f}" if size >= 0.1 or size == 0 else f"{value:#.2g}"
+    if size >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if size >= 1 or size == 0 else f"{value:.3f}" if size >= 0.1 else f"{value:#.2g}"
 
 
 # plots
@@ -413,7 +420,7 @@ def _plain(text: str) -> str:
 
 def row_lines(report: Report) -> str:
     """The Markdown table of docs/performance.md: its rows and nothing else."""
-    wanted = ("ours / other", "median", "spread", "aim", "verdict")
+    wanted = ("ours / other", "median", "spread", "rounds", "aim", "verdict", "bench")
     full = row_table(report)
     at = [full.columns.index(name) for name in wanted]
     groups = {area: [tuple(cells[place] for place in at) for cells in rows] for area, rows in full.groups.items()}

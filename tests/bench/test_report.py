@@ -198,18 +198,18 @@ def test_a_report_of_nothing_can_be_written(tmp_path: Path) -> None:
 
 
 def test_the_table_for_the_documents_has_the_rows_and_nothing_else() -> None:
-    """Area, row, ratio, spread, aim, verdict."""
+    """`~` where the spread lies on both sides of the aim."""
     assert row_lines(FULL).splitlines() == [
-        "| area | ours / other | median | spread | aim | verdict |",
-        "| --- | --- | ---: | ---: | ---: | --- |",
-        "| hops | good / bare | 1.50 x | 0.75 to 3.00 | <= 2 x | met |",
-        "| hops | poor / bare | 2.50 x | 1.25 to 5.00 | <= 2 x | MISSED |",
-        "| hops | no aim / bare | 0.0040 x | 0.0020 to 0.0080 |  |  |",
+        "| area | ours / other | median | spread | rounds | aim | verdict | bench |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- | --- |",
+        "| hops | good / bare | 1.50 x | 0.750 to 3.00 | 5 | <= 2 x | met ~ | hops |",
+        "| hops | poor / bare | 2.50 x | 1.25 to 5.00 | 5 | <= 2 x | MISSED ~ | hops |",
+        "| hops | no aim / bare | 0.0040 x | 0.0020 to 0.0080 | 5 |  |  | hops |",
     ]
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0, "0.00"), (0.00412, "0.0041"), (0.5, "0.50"), (99.994, "99.99"), (12_345.6, "12,346")]
+    ("value", "shown"), [(0, "0.00"), (0.00412, "0.0041"), (0.5, "0.500"), (99.994, "99.99"), (12_345.6, "12,346")]
 )
 def test_figures_have_about_three_digits(value: float, shown: str) -> None:
     """Small ratios do not become nothing."""

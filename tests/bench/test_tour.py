@@ -78,7 +78,7 @@ def test_a_report_that_was_kept_can_be_made_again(tmp_path: Path, capsys: pytest
     tour.main([f"--read={kept}", f"--report={again}", "--table"], PLANTED)
 
     assert again.read_text() == first.read_text()
-    assert "| made up | three / one | 3.00 x | 3.00 to 3.00 | >= 4 x | MISSED |" in capsys.readouterr().out
+    assert "| made up | three / one | 3.00 x | 3.00 to 3.00 | 1 | >= 4 x | MISSED | finds |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"parts": 3}'])
