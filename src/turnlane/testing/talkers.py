@@ -38,6 +38,8 @@ PATIENCE_S: Final = 20.0
 """How long a talker waits for anything before it does something else."""
 OVER_S: Final = 45.0
 """By how much a turn outlasts what bounds it that means to: more than a host may be late without a fault."""
+ANSWERED_SHARE: Final = 0.3
+"""How often a question that was heard is answered next; the others wait until they expire or their turn ends."""
 AGAIN_S: Final = 1.0
 """Before it asks again where it was not let in: who asks at once, asks for ever within one instant."""
 OVERLAPS: Final = (None, "queue", "queue", "merge", "interrupt", "steer", "reject", "latest")
@@ -175,6 +177,8 @@ class Talker:
 
     async def _step(self, session: Any) -> bool:
         (name,) = self.dice.choices(_NAMES, _WEIGHTS)
+        if self.questions and self.dice.random() < ANSWERED_SHARE:
+            name = "answer"
         try:
             with trio.move_on_after(PATIENCE_S):
                 await STEPS[name][1](self, session)
@@ -257,10 +261,20 @@ class Talker:
 
     async def answer(self, session: Any) -> None:
         if self.questions:
-            request = self.dice.choice(self.questions[-3:])
-            word = self.dice.choice(APPROVALS)
-            self._acknowledged(session, await session.answer(request, word))
-            await session.answer(request, APPROVALS[word == APPROVALS[0]])  # too late, and of another opinion
+            request = self.questions.pop()
+            said: list[Exception] = []
+
+            async def says(word: str) -> None:
+                try:
+                    self._acknowledged(session, await session.answer(request, word))
+                except (Refused, OutcomeUnknown) as error:
+                    said.append(error)
+
+            async with trio.open_nursery() as nursery:  # two opinions at once: one is too late
+                for word in self.dice.sample(APPROVALS, 2):
+                    nursery.start_soon(says, word)
+            if said:
+                raise said[-1]
 
     async def outcome(self, session: Any) -> None:
         """Wait until a turn has ended, or is known never to begin."""
