@@ -309,7 +309,10 @@ DRAWS: Final[Mapping[str, tuple[int, Drawn]]] = {
     "say": (40, lambda dice, _: say(f"{dice.randrange(100)} ")),
     "wait": (20, lambda dice, _: wait(dice.choice((0.0, 0.001, 0.01, 0.1, 1.0)))),
     "flood": (6, lambda dice, _: flood(dice.choice((2, 17, 40, 300)))),
-    "effect": (14, lambda dice, _: effect(dice.choice(("pay", "mail")), dice.choice((None, "key-1", "key-1", "key-2")))),
+    "effect": (
+        14,
+        lambda dice, _: effect(dice.choice(("pay", "mail")), dice.choice((None, "key-1", "key-1", "key-2"))),
+    ),
     "ask": (10, lambda dice, _: ask("go on?", dice.choice((0.5, 5.0, 60.0)))),
     "below": (8, lambda dice, size: below(*random_acts(dice, size // 2), wait(dice.choice((0.0, 1.0, 10.0))))),
     "lie": (4, lambda dice, _: lie(dice.choice(LIES))),
