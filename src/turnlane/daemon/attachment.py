@@ -8,7 +8,7 @@ time to the connection's writer and goes on when it is written: a slow reader ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import define, field
@@ -25,9 +25,6 @@ from .protocol import notification
 
 if TYPE_CHECKING:
     from .connection import Connection
-
-MARK: Final = "mark"
-"""The timer of an attachment: from the first message after a mark."""
 
 
 @define(slots=True, eq=False)
@@ -56,7 +53,6 @@ class WireAttachment:
             with self.scope:
                 await self._deliver()
         finally:
-            self.attachment.actor.runtime.timers.drop(self.attachment.id, MARK)
             self.attachment.close()
             self.connection.attachments.pop(self.attachment.id, None)
             self.finished.set()
@@ -78,8 +74,7 @@ class WireAttachment:
     def _after(self, deliveries: Sequence[Delivery]) -> bool:
         """Note what is written; True when it was the last."""
         if self.sent == self._marked:
-            timers, limits = self.attachment.actor.runtime.timers, self.connection.limits
-            timers.arm(self.attachment.id, MARK, self._when_mark_is_due, after_ms_=limits.mark_ms)
+            self.connection.mark_later()
         for delivery in deliveries:
             if isinstance(delivery, Ended):
                 return True
@@ -89,13 +84,14 @@ class WireAttachment:
                 self.sent += 1
         return False
 
-    def _when_mark_is_due(self, _: str) -> None:
-        self._mark_due = True
-        self.attachment.nudge()
+    def mark_now(self) -> None:
+        """The time of what was sent since the last mark is up."""
+        if self.sent > self._marked:
+            self._mark_due = True
+            self.attachment.nudge()
 
     async def _mark(self) -> None:
         """How many messages were sent, so that a loss between server and client would be seen."""
-        self.attachment.actor.runtime.timers.drop(self.attachment.id, MARK)
         self._marked, self._mark_due = self.sent, False
         await self.connection.send_chunk(text_frame(self.mark(), self.connection.limits.frame_bytes_max))
 

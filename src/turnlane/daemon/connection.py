@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 LIMITS_TOLD = ("message_bytes_max", "frame_bytes_max", "requests_in_flight_max", "attachments_max", "key_chars_max")
 SMALL_BYTES = 4_096
+MARK = "mark"
+"""The timer of a connection: one for all its attachments, since `timers_max` is far below what they may be."""
 _REASONS = {reason.value: reason for reason in Reason}
 
 
@@ -79,6 +81,7 @@ class Connection:
     _writer_bell: Doorbell = field(factory=Doorbell)
     _written: trio.Event = field(factory=trio.Event)
     _unwritable: bool = False
+    _mark_armed: bool = False
     _end: trio.Event = field(factory=trio.Event)
     _nursery: trio.Nursery | None = None
     _expiry: trio.CancelScope = field(factory=trio.CancelScope)
@@ -109,6 +112,7 @@ class Connection:
             with trio.move_on_after(self.limits.close_ms_max / 1000):
                 await self._say_goodbye()
             nursery.cancel_scope.cancel(reason="the connection has ended")
+        self.runtime.timers.drop(self.id, MARK)
 
     def end(self, close: Close | None = None) -> None:
         """Begin the end; the first reason stands."""
@@ -335,6 +339,17 @@ class Connection:
             chunk.written.set()
 
     # attachments
+
+    def mark_later(self) -> None:
+        """An attachment sent the first message after a mark: it is marked after `mark_ms` at the latest."""
+        if not self._mark_armed:
+            self._mark_armed = True
+            self.runtime.timers.arm(self.id, MARK, self._mark_all, after_ms_=self.limits.mark_ms)
+
+    def _mark_all(self, _: str) -> None:
+        self._mark_armed = False
+        for wire in self.attachments.values():
+            wire.mark_now()
 
     def begin(self, wire: WireAttachment) -> None:
         """Register; its pump starts once the answer to attach is queued, so that the answer comes first."""
