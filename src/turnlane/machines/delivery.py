@@ -121,13 +121,14 @@ class Reader:
         room, left = bytes_max, items_max
         control = self._control_of(window, ahead)
         while len(items) < left and room > 0:
-            if self._nothing_overtakes(control) and (run := self._run(window, left - len(items), room)):
-                if self.data:
-                    items.append(Run(run))
-                    left -= len(run) - 1
-                    room -= sum(len(event.payload) + HEAD_BYTES for event in run)
-                self._announce(items)
-                continue
+            if self._nothing_overtakes(control):
+                run, room_left = self._run(window, left - len(items), room)
+                if run:
+                    if self.data:
+                        items.append(Run(run))
+                        left, room = left - len(run) + 1, room_left
+                    self._announce(items)
+                    continue
             event = self._choose(window, control)
             if event is None:
                 break
@@ -148,8 +149,11 @@ class Reader:
             control.popleft()
         return not control or not self.caught_up or control[0].order is Order.AFTER_DATA
 
-    def _run(self, window: Sequence[Kept], items_max: int, room: int) -> Sequence[Kept]:
-        """Pass the data that lies next, up to a control event, the bounds, or the head of the moment of attach."""
+    def _run(self, window: Sequence[Kept], items_max: int, room: int) -> tuple[Sequence[Kept], int]:
+        """Pass the data that lies next, up to a control event, the bounds, or the head of the moment of attach.
+
+        What was passed, and the bytes of room that it would leave.
+        """
         start = max(0, self.data_seq + 1 - window[0].seq) if window else 0
         stop = start
         for event in window[start : start + items_max]:
@@ -162,7 +166,7 @@ class Reader:
         run = window[start:stop]
         if run:
             self.control_seq = self.data_seq = run[-1].seq
-        return run
+        return run, room
 
     def _announce(self, items: list[Item]) -> None:
         if not self.caught_up and self.control_seq >= self.caught_at and self.data_seq >= self.caught_at:
