@@ -56,6 +56,7 @@ from turnlane.core.ports import Hop
 from turnlane.core.step import Kept, Lane, Order, Position
 from turnlane.daemon.attachment import WireAttachment
 from turnlane.daemon.connection import Connection
+from turnlane.daemon.daemon import seldom_collected
 from turnlane.daemon.frames import TEXT, FrameMeter, pieces, text_frame
 from turnlane.daemon.guard import Guard
 from turnlane.daemon.rates import Rates
@@ -72,7 +73,7 @@ from turnlane.testing.checkers import Answer
 from turnlane.testing.peers import frame_bytes
 
 from . import fanout
-from .cancel import CANCELS_PER_S, DEAR_ROUNDS_MAX, daemon_collector, percentile, shared, violations
+from .cancel import CANCELS_PER_S, DEAR_ROUNDS_MAX, percentile, shared, violations
 from .commit import MAP_BYTES, PAYLOAD, Noted, Ours
 from .delivery import Heard, Served, served
 from .findings import Found, Remark, Row, Scale, run
@@ -159,7 +160,7 @@ class Loaded:
     faults: int = 0
 
     def __call__(self) -> float:
-        with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder, daemon_collector():
+        with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder, seldom_collected():
             self.rates.append(trio.run(self._run, Path(folder) / "state"))
         return self.rates[-1]
 
@@ -599,7 +600,7 @@ async def collector(policy: str, count: int) -> Measured:
         await turn_in(runtime, f"s-{index:06d}")
 
     async with on_disk(nothing, Limits(resident_sessions_max=2 * count)) as runtime:
-        with daemon_collector() if policy == "on" else nullcontext(), pauses_ms() as found:
+        with seldom_collected() if policy == "on" else nullcontext(), pauses_ms() as found:
             await shared(count, come)
             came = max(found, default=(0.0, 0))[0]
             gc.collect(1)

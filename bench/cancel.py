@@ -25,13 +25,12 @@ Everything here runs with the collector's policy of the daemon, on both sides.
 
 from __future__ import annotations
 
-import gc
 import math
 import statistics
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
 from typing import Final
@@ -42,7 +41,7 @@ from attrs import define, field, frozen
 import turnlane
 from turnlane.core.ids import split_stream
 from turnlane.core.ports import EventStore
-from turnlane.daemon.daemon import GC_THRESHOLDS
+from turnlane.daemon.daemon import seldom_collected
 from turnlane.runtime.egress import LiveFrame
 from turnlane.testing.checkers import Answer, Seen, fence_has_its_number, gapless, one_terminal, quiet_after_fence
 from turnlane.testing.seen import TERMINALS, read_logs
@@ -65,20 +64,6 @@ DEAR_ROUNDS_MAX: Final = 5
 """Rounds of what takes many seconds a round."""
 OUTLIVES_S: Final = 120.0
 """No part takes so long; a run that hangs fails."""
-
-
-@contextmanager
-def daemon_collector() -> Iterator[None]:
-    """The garbage collector as the daemon sets it: frozen after the start, seldom, and never switched off."""
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 def violations(store: EventStore, answers: Sequence[Answer]) -> int:
@@ -212,10 +197,10 @@ def fence_answers(chosen: Scale) -> Iterator[Found]:
     paces: dict[bool, list[Pace]] = {True: [], False: []}
 
     def run_once(overload: bool) -> None:
-        with daemon_collector():
+        with seldom_collected():
             paces[overload].append(trio.run(at_a_pace, overload, cancels))
 
-    with daemon_collector():
+    with seldom_collected():
         trio.run(at_a_pace, True, CANCELS_PER_S // 2)
     for number in range(chosen.rounds):
         fixed_loop()
@@ -358,7 +343,7 @@ def at_once(chosen: Scale) -> Iterator[Found]:
     count, broken, stalls = chosen.items(AT_ONCE, 500), 0, list[float]()
 
     def swept(side: Callable[[], Awaitable[Swept]]) -> Swept:
-        with daemon_collector():
+        with seldom_collected():
             return trio.run(side)
 
     for where, opening, aim in (("journal apart", journal_apart, at_most(2)), ("journal on disk", on_disk, None)):

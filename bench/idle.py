@@ -40,8 +40,9 @@ from typing import Any, Final, Self
 import trio
 
 import turnlane
+from turnlane.daemon.daemon import seldom_collected
 
-from .cancel import DEAR_ROUNDS_MAX, daemon_collector, shared
+from .cancel import DEAR_ROUNDS_MAX, shared
 from .commit import Noted
 from .findings import Found, Remark, Row, Scale, at_most, run
 from .rounds import Ratio, figures, fixed_loop
@@ -179,7 +180,7 @@ async def pauses_under_churn(resident: int, churn: int) -> dict[str, float]:
         raise RuntimeError("no room for a session")
 
     async with on_disk(nothing, turnlane.Limits(resident_sessions_max=resident)) as runtime:
-        with daemon_collector():
+        with seldom_collected():
             with pauses_ms() as found:
                 await open_all(runtime, resident)
                 await shared(churn, come)
@@ -206,7 +207,7 @@ async def serve_hops(count: int) -> None:
 
     limits = turnlane.Limits(resident_sessions_max=2 * count, session_idle_ms=3_600_000)
     async with journal_apart(nothing, limits) as runtime:
-        with daemon_collector():
+        with seldom_collected():
             await open_all(runtime, count)
             names = [f"s-{index:06d}" for index in range(0, count, count // FEW)][:FEW]
             await hops(2 * FEW)

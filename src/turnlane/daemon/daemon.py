@@ -21,7 +21,7 @@ import signal
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -146,7 +146,7 @@ async def run_daemon(
         ) as runtime:
             daemon = Daemon(settings, runtime, ending, metrics, say, version, environ)
             try:
-                with daemon.signals(signals), daemon.collector():
+                with daemon.signals(signals), seldom_collected() if settings.gc else nullcontext():
                     async with trio.open_nursery() as nursery:
                         try:
                             bound = await daemon.start(nursery)
@@ -180,6 +180,20 @@ def _profiles(settings: Settings, agents: Mapping[str, Agent]) -> Mapping[str, P
         overlap=given.overlap,
     )
     return {name: evolve(defaults, name=name, agent=name) for name in agents}
+
+
+@contextmanager
+def seldom_collected() -> Iterator[None]:
+    """The collector's policy while a daemon lives: what is there now is never looked at, the rest in small steps."""
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 @define(slots=True, eq=False)
@@ -316,22 +330,6 @@ class Daemon:
             if due and quiet >= 2:
                 gc.collect()
                 due = False
-
-    @contextmanager
-    def collector(self) -> Iterator[None]:
-        """The collector's policy while the daemon lives."""
-        if not self.settings.gc:
-            yield
-            return
-        thresholds = gc.get_threshold()
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
-        try:
-            yield
-        finally:
-            gc.set_threshold(*thresholds)
-            gc.unfreeze()
 
     @contextmanager
     def signals(self, ours: bool) -> Iterator[None]:
