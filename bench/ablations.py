@@ -74,11 +74,11 @@ from turnlane.testing.peers import frame_bytes
 
 from . import fanout
 from .cancel import CANCELS_PER_S, DEAR_ROUNDS_MAX, percentile, shared, violations
-from .commit import MAP_BYTES, PAYLOAD, Noted, Ours
+from .commit import MAP_BYTES, PAYLOAD, Ours
 from .delivery import Heard, Served, served
 from .findings import Found, Remark, Row, Scale, run
 from .idle import held_bytes, pauses_ms, say, turn_in
-from .rounds import Figure, Ratio, Side, figures, fixed_loop
+from .rounds import Figure, Noted, Ratio, Side, figures, fixed_loop
 from .turns import in_place, nothing, on_disk, take_turns
 
 AREA: Final = "ablations"

@@ -18,7 +18,6 @@ and of control events, keys. Ours also makes the `Batch` and its `Kept`; raw tak
 from __future__ import annotations
 
 import queue
-import statistics
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -40,7 +39,7 @@ from turnlane.runtime.pool import Window
 from turnlane.runtime.writer import JournalWriter
 
 from .findings import Found, Remark, Row, Scale, at_least, run
-from .rounds import Figure, figures
+from .rounds import Figure, Noted, figures
 
 AREA: Final = "durable append + answer"
 PAYLOAD: Final = b'{"type":"turn.output","turn_id":"turn_0123456789abcdef","text":"' + b"x" * 134 + b'"}'
@@ -50,23 +49,6 @@ APPENDS: Final = {1: 800, 16: 400, 64: 250, 256: 120}
 """Appends of each of them in one round, at full size; as many bare groups are a round of those."""
 MAP_BYTES: Final = 1 << 33
 PAGE: Final = 1_000
-
-
-@define
-class Noted:
-    """A figure that remembers what it was each time."""
-
-    figure: Figure
-    found: list[float] = field(factory=list)
-
-    def __call__(self) -> float:
-        self.found.append(self.figure())
-        return self.found[-1]
-
-    @property
-    def median(self) -> float:
-        """Without the first, which `figures` takes for nothing."""
-        return statistics.median(self.found[1:])
 
 
 def kept(seq: int, payload: bytes = PAYLOAD) -> Kept:

@@ -35,9 +35,8 @@ from turnlane.daemon.handshake import DoorRules
 from turnlane.daemon.server import Server
 from turnlane.machines.turn import TurnOutput
 
-from .commit import Noted
 from .findings import Aim, Found, Remark, Row, Scale, at_most, run
-from .rounds import Ratio, figures
+from .rounds import Noted, Ratio, figures
 
 AREA: Final = "encoding"
 OUTPUTS: Final = 400

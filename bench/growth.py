@@ -30,9 +30,9 @@ from turnlane.core.step import Appended, Batch
 from turnlane.journal.store import LmdbStore
 from turnlane.testing.checkers import Seen, gapless, one_terminal, read_logs
 
-from .commit import Noted, kept
+from .commit import kept
 from .findings import Found, Remark, Row, Scale, at_most, run
-from .rounds import Ratio, figures
+from .rounds import Noted, Ratio, figures
 
 AREA: Final = "growth"
 LONG: Final = 10_000_000

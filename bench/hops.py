@@ -28,9 +28,8 @@ from turnlane.core.step import Lane
 from turnlane.runtime.lanes import Lanes
 from turnlane.runtime.mailbox import Envelope, Mailbox
 
-from .commit import Noted
 from .findings import Aim, Found, Remark, Row, Scale, at_most, run
-from .rounds import Figure, figures, seconds
+from .rounds import Figure, Noted, figures, seconds
 
 AREA: Final = "tell / ask"
 ITEMS: Final = 20_000

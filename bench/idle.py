@@ -43,9 +43,8 @@ import turnlane
 from turnlane.daemon.daemon import seldom_collected
 
 from .cancel import DEAR_ROUNDS_MAX, shared
-from .commit import Noted
 from .findings import Found, Remark, Row, Scale, at_most, run
-from .rounds import Ratio, figures, fixed_loop
+from .rounds import Noted, Ratio, figures, fixed_loop
 from .turns import journal_apart, nothing, on_disk
 
 AREA: Final = "idle"

@@ -41,10 +41,10 @@ from turnlane.daemon.frames import TEXT, pieces
 from turnlane.journal.store import LmdbStore
 from turnlane.testing.peers import frame_bytes
 
-from .commit import MAP_BYTES, PAYLOAD, Noted
+from .commit import MAP_BYTES, PAYLOAD
 from .findings import Aim, Found, Remark, Row, Scale, at_least, at_most, run
 from .growth import Log, name_of
-from .rounds import figures
+from .rounds import Noted, figures
 
 AREA: Final = "resume"
 MISSED: Final = 10_000

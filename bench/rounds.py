@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 Side = Callable[[], object]
 Figure = Callable[[], float]
@@ -76,3 +76,20 @@ def figures(side: Figure, other: Figure, rounds: int) -> Ratio:
         one, two = first(), second()
         found.append(one / two if number % 2 == 0 else two / one)
     return Ratio.of(found)
+
+
+@define
+class Noted:
+    """A figure that remembers what it was each time."""
+
+    figure: Figure
+    found: list[float] = field(factory=list)
+
+    def __call__(self) -> float:
+        self.found.append(self.figure())
+        return self.found[-1]
+
+    @property
+    def median(self) -> float:
+        """Without the first, which `figures` takes for nothing."""
+        return statistics.median(self.found[1:])

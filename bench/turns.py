@@ -34,9 +34,8 @@ from turnlane.machines.delivery import Send, singly
 from turnlane.runtime.agent import Agent
 from turnlane.testing.checkers import Seen, gapless, one_terminal, read_logs
 
-from .commit import Noted
 from .findings import Found, Remark, Row, Scale, at_most, run
-from .rounds import figures
+from .rounds import Noted, figures
 
 T = TypeVar("T")
 
