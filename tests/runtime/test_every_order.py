@@ -45,6 +45,7 @@ from turnlane.runtime.lanes import Doorbell, Lanes
 from turnlane.runtime.mailbox import Envelope, Mailbox, StartWish
 from turnlane.runtime.owner import StreamOwner
 from turnlane.runtime.pool import Permits, Share, Window
+from turnlane.runtime.residents import SESSION
 from turnlane.runtime.tail import Tail
 from turnlane.runtime.timers import Timers
 from turnlane.runtime.writer import JournalWriter
@@ -585,8 +586,8 @@ class Exit:
         self.writer = writer_of(world, store)
         self.digest = LiveDigest()
         self.owner = StreamOwner(
-            SESSION_STREAM, state, head, 1, self.writer, CODEC, world.clock, self.writer.limits, lambda _: None,
-            lambda stamp: evolve(stamp, live_digest=self.digest.of(TURN)), lambda _: None,
+            SESSION_STREAM, SESSION, state, head, 1, self.writer, CODEC, world.clock, self.writer.limits,
+            lambda _: None, lambda stamp: evolve(stamp, live_digest=self.digest.of(TURN)), lambda _: None,
             FenceView(1, open_turn=TURN), Tail(self.writer.limits, head), lambda *_: None, keys_complete=True,
         )  # fmt: skip
         self.egress = Egress(self.owner, lambda: [lambda frame: world.note("live", output=frame.output_seq)], Counts())

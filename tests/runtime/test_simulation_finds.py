@@ -82,14 +82,14 @@ async def test_a_replaced_host_with_work_that_is_due_stands_still(world):
 
 async def test_a_turn_that_ends_while_the_store_is_asked_for_it_is_told_as_it_ended(world, monkeypatch):
     """The store was read before the end was kept, and memory was not asked again: it was told as never begun."""
-    read = Residents._read_key
+    read = Residents.read_key
 
     async def on_its_way(self, stream, key):
         found = await read(self, stream, key)
         await trio.sleep(0.01)
         return found
 
-    monkeypatch.setattr(Residents, "_read_key", on_its_way)
+    monkeypatch.setattr(Residents, "read_key", on_its_way)
     async with world.host(limits=evolve(DEFAULT_LIMITS, keys_cached_max=8)) as host:
         session = await host.runtime.open_session("s")
         for _ in range(10):  # so that not all keys are in memory

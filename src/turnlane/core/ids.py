@@ -27,9 +27,14 @@ DEFAULT_TENANT: Final = Tenant("default")
 ID_CHARS_MAX: Final = 128
 
 
+def stream_of(tenant: Tenant, kind: str, name: str) -> StreamName:
+    """A full stream name. It begins with the tenant: no reader of one can spell a stream of another."""
+    return StreamName(f"{tenant}/{kind}/{name}")
+
+
 def session_stream(tenant: Tenant, session: SessionId) -> StreamName:
-    """The full stream name of a session. It begins with the tenant: no reader of one can spell a stream of another."""
-    return StreamName(f"{tenant}/session/{session}")
+    """The full stream name of a session."""
+    return stream_of(tenant, "session", session)
 
 
 def split_stream(stream: StreamName) -> tuple[Tenant, str, str]:

@@ -23,6 +23,9 @@ class Limits:
     """A session that grew by so many since its last snapshot gets one: what a wake-up has to fold stays short."""
     actor_restarts_max: int = 3
     restart_window_ms: int = 60_000
+    # streams without an actor: runs, workers, queues
+    stream_owners_max: int = 1_024
+    stream_waiters_max: int = 64
     # the gate
     defer_base_ms: int = 250
     defer_ms_max: int = 10_000

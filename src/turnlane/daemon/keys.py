@@ -72,7 +72,7 @@ def load_keys(path: Path, environ: Mapping[str, str], limits: Limits) -> tuple[l
         return [], [*problems, f"{path}: keys has to be a list of tables [[keys]]"]
     for number, table in enumerate(tables, 1):
         try:
-            keys.append(_read_key(table, path.parent, environ, limits))
+            keys.append(read_key(table, path.parent, environ, limits))
         except ValueError as bad:
             problems.append(f"{path}: key {number}: {bad}")
     kids = [key.kid for key in keys]
@@ -82,7 +82,7 @@ def load_keys(path: Path, environ: Mapping[str, str], limits: Limits) -> tuple[l
     return keys, problems
 
 
-def _read_key(table: Mapping[str, Any], folder: Path, environ: Mapping[str, str], limits: Limits) -> Key:
+def read_key(table: Mapping[str, Any], folder: Path, environ: Mapping[str, str], limits: Limits) -> Key:
     unknown = sorted(set(table) - _KEY_MEMBERS)
     if unknown:
         raise ValueError(f"unknown member {unknown[0]!r}; known are {', '.join(sorted(_KEY_MEMBERS))}")

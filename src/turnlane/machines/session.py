@@ -50,6 +50,7 @@ from .session_state import ended_already, no_session
 from .session_state import evolve_session as evolve_session
 from .session_state import known_end as known_end
 from .session_state import open_requests as open_requests
+from .session_state import open_turn as open_turn
 from .session_state import recovered_effects as recovered_effects
 from .starts import cancelled_before, open_queued, start
 from .turn import EndTurn, Stamp

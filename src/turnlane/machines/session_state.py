@@ -401,6 +401,10 @@ def recovered_effects(state: Session, limits: Limits) -> tuple[Any, ...]:
     return ()
 
 
+def open_turn(state: Session) -> TurnId | None:
+    return None if state.turn is None else state.turn.turn
+
+
 def open_requests(state: Session) -> list[requests.Request]:
     return [] if state.turn is None else [request for request in state.turn.requests.values() if request.open]
 

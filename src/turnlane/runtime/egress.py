@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 from ..core.ids import Epoch, Seq, TurnId
 from ..core.reasons import Fenced, Reason
 from ..machines import fence
+from ..machines.session import Session
 from ..machines.turn import OutputDigest, TurnOutput
 from .counts import Counts
 from .owner import StreamOwner
@@ -56,7 +57,7 @@ class LiveDigest:
 class Egress:
     """The exit of one session."""
 
-    owner: StreamOwner
+    owner: StreamOwner[Session]
     outlets: Callable[[], Iterable[Callable[[LiveFrame], None]]]
     counts: Counts
     first_output_at: int = 0

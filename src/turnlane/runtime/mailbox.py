@@ -108,6 +108,22 @@ class Mailbox:
             self._waiting.remove(rival)
         return rivals
 
+    def take_alike(self, first: Envelope, kinds: tuple[type, ...]) -> list[Envelope]:
+        """What waits in a row behind `first`, is of these kinds as it is, and repeats no key of those before it."""
+        alike: list[Envelope] = []
+        if not isinstance(first.command, kinds):
+            return alike
+        self._drain()
+        keys = {None if first.keyed is None else first.keyed.key}
+        while self._backlog and isinstance((envelope := self._backlog[0]).command, kinds):
+            key = None if envelope.keyed is None else envelope.keyed.key
+            if envelope.answered.is_set() or (key is not None and key in keys):
+                break
+            keys.add(key)
+            self._waiting.remove(envelope)
+            alike.append(self._backlog.pop(0))
+        return alike
+
     def clear(self) -> Iterator[Envelope]:
         """Give up everything that waits."""
         self._drain()

@@ -14,12 +14,13 @@ makes the hold the fence; if the append fails the hold stays, since the owner ha
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from attrs import define, field, frozen
 
 from ..core import marks
-from ..core.ids import Epoch, Seq
+from ..core.ids import Epoch, Seq, TurnId
+from ..core.instants import Instant, WallInstant
 from ..core.limits import Limits
 from ..core.ports import Clock, EventEncoder, StoreError
 from ..core.reasons import Deferred, Reason, Refused, Rejected
@@ -38,19 +39,41 @@ from ..core.step import (
     WrongSeq,
 )
 from ..machines.fence import FenceView
-from ..machines.session import Session, bounded, decide, due, evolve_session
 from ..machines.turn import Stamp, TurnAborted, TurnClosed, TurnCommitted
 from .lanes import Promise
 from .tail import Tail
 from .writer import JournalWriter, Outcome, Ticket
 
 Answer = Any
+S = TypeVar("S")
 
-ExtraKeys = Callable[[Any, Session], Iterable[StoredKey]]
+ExtraKeys = Callable[[Any, Any], Iterable[StoredKey]]
 """Keys that an event leaves behind for later look-ups, given the state that it makes."""
 
 REMEMBERED = 64
 """Ended turns whose ids the exit keeps, only to name the right reason."""
+
+
+def _as_it_is(state: S, _: Limits) -> S:
+    return state
+
+
+def _no_turn(_: Any) -> TurnId | None:
+    return None
+
+
+@frozen
+class Rules(Generic[S]):
+    """The machine of one kind of stream, as the owner of such a stream asks it."""
+
+    decide: Callable[[S, Any, Stamp, Limits], Step | Rejected | Deferred]
+    evolve: Callable[[S, Any, Seq], S]
+    due: Callable[[S], int]
+    """When a stream that nobody holds in memory must be woken (core/step.py, `Batch.due`)."""
+    bounded: Callable[[S, Limits], S] = _as_it_is
+    """The state without what is only remembered to name the right reason, beyond its bounds."""
+    open_turn: Callable[[S], TurnId | None] = _no_turn
+    """The turn whose output may pass the exit."""
 
 
 @frozen
@@ -68,6 +91,22 @@ class Repeated:
     answer: Any
 
 
+Wish = tuple[Any, Keyed | None]
+"""A command, and the key that it came with."""
+
+
+@define(slots=True)
+class _Draft:
+    """What one command of a batch was judged to be, and is once the batch is kept."""
+
+    answer: Any
+    events: Sequence[Any] = ()
+    effects: Sequence[Any] = ()
+    kept: Sequence[Kept] = ()
+    own: Sequence[StoredKey] = ()
+    keys: list[StoredKey] = field(factory=list)
+
+
 class OwnerLost(Exception):
     """The stream has another owner, or its disk is gone: this actor is thrown away. The fence stays raised."""
 
@@ -78,9 +117,10 @@ class OwnerLost(Exception):
 
 
 @define(slots=True, eq=False)
-class StreamOwner:
+class StreamOwner(Generic[S]):
     stream: str
-    state: Session
+    rules: Rules[S]
+    state: S
     head: Seq
     epoch: Epoch
     writer: JournalWriter
@@ -103,54 +143,75 @@ class StreamOwner:
 
     async def handle(self, command: Any, keyed: Keyed | None = None, extra_keys: ExtraKeys | None = None) -> Answer:
         """Answer one command. Raises `OwnerLost` when the stream is no longer ours; the fence stays raised then."""
-        if keyed is not None and (known := await self._known(keyed.key)) is not None:
-            marks.sometimes(True, "owner.key_repeated")
-            return self._repeat(known, keyed)
-        if self.lost is not None:
-            raise self.lost
-        step = decide(self.state, command, self._stamped(), self.limits)
-        if isinstance(step, Rejected | Deferred):
-            return step
-        if not step.events:
-            for effect in step.effects:
-                self.perform(effect)
-            return step.answer
-        return await self._corridor(step, keyed, extra_keys)
+        return (await self.handle_all(((command, keyed),), extra_keys))[0]
 
-    async def _corridor(self, step: Step, keyed: Keyed | None, extra_keys: ExtraKeys | None) -> Answer:
-        state, head = self.state, self.head
+    async def handle_all(self, wishes: Sequence[Wish], extra_keys: ExtraKeys | None = None) -> list[Answer]:
+        """Answer commands in order, kept together in one batch: each is judged by the state that those before it make.
+
+        Of several, none ends a turn and no two have the same key. What cannot be kept together is judged one by one.
+        """
+        known = [None if keyed is None else await self._known(keyed.key) for _, keyed in wishes]
+        drafts, state, events = list[_Draft](), self.state, list[Any]()
+        now, wall = self.clock.now(), self.clock.wall()
+        for (command, keyed), stored in zip(wishes, known, strict=True):
+            if stored is not None and keyed is not None:
+                marks.sometimes(True, "owner.key_repeated")
+                drafts.append(_Draft(self._repeat(stored, keyed)))
+                continue
+            if self.lost is not None:
+                raise self.lost
+            head = self.head + len(events)
+            step = self.rules.decide(state, command, self.stamp(Stamp(now, wall, head, self.epoch)), self.limits)
+            draft = self._draft(step, head, now, wall, keyed)
+            drafts.append(draft)
+            for index, event in enumerate(draft.events):
+                state = self.rules.evolve(state, event, head + index + 1)
+                if extra_keys is not None:
+                    draft.keys += extra_keys(event, state)
+                if isinstance(event, TurnCommitted | TurnAborted):
+                    self.view.held = event.turn
+            events += draft.events
+        if events and not isinstance(outcome := await self._corridor(drafts, events, state), Appended):
+            if len(wishes) > 1:
+                marks.sometimes(True, "owner.judged_one_by_one")
+                return [await self.handle(command, keyed, extra_keys) for command, keyed in wishes]
+            return [self._refused(outcome, wishes[0][1])]
+        for draft in drafts:
+            for effect in draft.effects:
+                self.perform(effect)
+        return [draft.answer for draft in drafts]
+
+    def _draft(
+        self, step: Step | Rejected | Deferred, head: Seq, now: Instant, wall: WallInstant, keyed: Keyed | None
+    ) -> _Draft:
+        if isinstance(step, Rejected | Deferred):
+            return _Draft(step)
         try:
-            events = self._kept(step.events)
-            own: list[StoredKey] = []
-            if keyed is not None and not isinstance(step.answer, Rejected | Deferred):
+            kept = [
+                self.encoder.kept(event, seq, self.epoch, now, wall) for seq, event in enumerate(step.events, head + 1)
+            ]
+            own = []
+            if kept and keyed is not None and not isinstance(step.answer, Rejected | Deferred):
                 own.append(StoredKey(keyed.key, keyed.content, self.encoder.encode_answer(step.answer)))
         except (TypeError, ValueError, OverflowError) as error:
             message = f"a value of the command is not JSON ({type(error).__name__}): give plain JSON values"
-            return Rejected(Reason.INVALID_PARAMS, message)
-        keys: list[StoredKey] = []
-        for index, event in enumerate(step.events):
-            state = evolve_session(state, event, head + index + 1)
-            if extra_keys is not None:
-                keys += extra_keys(event, state)
-            if isinstance(event, TurnCommitted | TurnAborted):
-                self.view.held = event.turn
-        keys += own
-        state = bounded(state, self.limits)
-        batch = Batch(self.stream, head, self.epoch, events, tuple(keys), self._due(state))
+            return _Draft(Rejected(Reason.INVALID_PARAMS, message))
+        return _Draft(step.answer, step.events, step.effects, kept, own)
+
+    async def _corridor(self, drafts: Sequence[_Draft], events: Sequence[Any], state: S) -> Outcome:
+        state = self.rules.bounded(state, self.limits)
+        keys = tuple(key for draft in drafts for key in (*draft.keys, *draft.own))
+        kept = [kept for draft in drafts for kept in draft.kept]
+        batch = Batch(self.stream, self.head, self.epoch, kept, keys, self._due(state))
 
         def settle() -> None:
             self.state = state
             self.due_kept = self.due_kept if batch.due == DUE_UNCHANGED else batch.due
-            self._raise_fence(step.events)
+            self._raise_fence(events)
             for key in keys:
                 self._remember(key)
 
-        outcome = await self._commit(batch, settle)  # the one await of the corridor, and nothing aborts it
-        if isinstance(outcome, Appended):
-            for effect in step.effects:
-                self.perform(effect)
-            return step.answer
-        return self._refused(outcome, keyed)
+        return await self._commit(batch, settle)  # the one await of the corridor, and nothing aborts it
 
     def record(self, event: Any) -> Seq:
         """Accept one kept output (the fence has let it pass in this same breath). Returns its seq; never waits.
@@ -185,16 +246,9 @@ class StreamOwner:
     def waiting_batches(self) -> int:
         return self._under_way
 
-    def _stamped(self) -> Stamp:
-        return self.stamp(Stamp(self.clock.now(), self.clock.wall(), self.head, self.epoch))
-
-    def _due(self, state: Session) -> int:
-        wanted = due(state)
+    def _due(self, state: S) -> int:
+        wanted = self.rules.due(state)
         return DUE_UNCHANGED if wanted == self.due_kept else wanted
-
-    def _kept(self, events: Sequence[Any]) -> list[Kept]:
-        now, wall, kept = self.clock.now(), self.clock.wall(), self.encoder.kept
-        return [kept(event, seq, self.epoch, now, wall) for seq, event in enumerate(events, self.head + 1)]
 
     # the way to the writer and back
 
@@ -289,7 +343,7 @@ class StreamOwner:
     def _raise_fence(self, events: Sequence[Any]) -> None:
         """The commit makes the hold the fence: what the exit sees follows the log."""
         view = self.view
-        view.open_turn = None if self.state.turn is None else self.state.turn.turn
+        view.open_turn = self.rules.open_turn(self.state)
         for event in events:
             if isinstance(event, TurnAborted) and event.flushed:
                 view.cancelled = (*view.cancelled[-REMEMBERED + 1 :], event.turn)

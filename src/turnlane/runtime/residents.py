@@ -16,21 +16,23 @@ from attrs import define, field
 from ..core import marks
 from ..core.ids import SessionId, session_stream, split_stream
 from ..core.observations import ActorFell
-from ..core.ports import CorruptStream, StoreError
+from ..core.ports import StoreError
 from ..core.reasons import Reason, Refused
-from ..core.step import DUE_NOW, Lane, StoredKey
+from ..core.step import DUE_NOW, StoredKey
 from ..machines import dispatch as queue
 from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.session import Session as SessionState
 from ..machines.session import SessionPhase
-from .owner import StreamOwner
+from .owner import Rules, StreamOwner
 from .session import SessionActor, fresh_view, passable
+from .streams import fold_stream
 from .tail import Tail
 
 if TYPE_CHECKING:
     from .runtime import Runtime
 
+SESSION = Rules(rules.decide, rules.evolve_session, rules.due, rules.bounded, rules.open_turn)
 RECOVER_SLICE = 64
 FALLS_REMEMBERED = 1_024
 RETRY_MS = 1_000
@@ -119,29 +121,10 @@ class Residents:
         return state, head
 
     def _fold(self, stream: str) -> tuple[SessionState, int, int]:
-        """Snapshot, then control events: kept output changes no state. And the seq of the snapshot."""
-        store, encoder = self.runtime.ports.store, self.runtime.ports.encoder
+        """Snapshot, then control events; and the seq of the snapshot."""
         tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
-        state, after = SessionState(SessionId(name), tenant), 0
-        if (snapshot := store.load_snapshot(stream)) is not None:
-            marks.sometimes(True, "residents.woken_from_a_snapshot")
-            after, state = snapshot[0], encoder.decode_state(snapshot[1])
-        head, snapshot_seq = store.head(stream).seq, after
-        if after + 1 < store.floor(stream):
-            raise CorruptStream(stream, after + 1, "the log begins later and no snapshot covers what is gone")
-        if after > head:
-            after, snapshot_seq, state = 0, 0, SessionState(SessionId(name), tenant)
-        while after < head:
-            page = store.read(stream, after, self.runtime.limits.page_items_max, Lane.CONTROL)
-            if not page.events:
-                break
-            for kept in page.events:
-                try:
-                    state = rules.evolve_session(state, encoder.decode(kept), kept.seq)
-                except (KeyError, AssertionError, ValueError) as error:
-                    raise CorruptStream(stream, kept.seq, f"{kept.type} does not follow: {error!r}") from error
-            after = page.events[-1].seq
-        return rules.bounded(state, self.runtime.limits), head, snapshot_seq
+        new, ports = SessionState(SessionId(name), tenant), self.runtime.ports
+        return fold_stream(ports.store, ports.encoder, SESSION, stream, new, self.runtime.limits)
 
     def _build(self, stream: str, state: SessionState, head: int) -> SessionActor:
         actor = SessionActor(self.runtime, stream)
@@ -153,6 +136,7 @@ class Residents:
         ports = self.runtime.ports
         actor.owner = StreamOwner(
             stream,
+            SESSION,
             state,
             head,
             self.runtime.epoch,
@@ -165,13 +149,13 @@ class Residents:
             actor.output_lost,
             view,
             Tail(self.runtime.limits, head),
-            self._read_key,
+            self.read_key,
             keys_complete=head == 0,
         )
         actor.queued_before()
         return actor
 
-    async def _read_key(self, stream: str, key: str) -> StoredKey | None:
+    async def read_key(self, stream: str, key: str) -> StoredKey | None:
         return await self.runtime.ports.read_hop(self.runtime.ports.store.find_key, stream, key)
 
     async def _resume(self, actor: SessionActor) -> None:

@@ -21,7 +21,7 @@ from ..core.observations import TurnEnded, TurnFenced
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.step import StoredKey
 from ..machines import dispatch as queue
-from ..machines import effects_ledger
+from ..machines import effects_ledger, requests
 from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.fence import FenceView
@@ -32,7 +32,7 @@ from .gate import GateBook
 from .lanes import LaneStatus
 from .lineage import end_descendants
 from .mailbox import NEVER_REFUSED, Envelope, Mailbox, StartWish
-from .owner import REMEMBERED, Keyed, OwnerLost, StreamOwner
+from .owner import REMEMBERED, Keyed, OwnerLost, StreamOwner, Wish
 from .turn import TurnActor
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 ENDING = (turns.CancelTurn, turns.CommitTurn, turns.FailTurn, turns.ExpireTurn, turns.LoseAuthority)
 """Commands that could end the open turn; all that wait at one instant are judged together."""
 STARTING = (rules.StartTurn, rules.OpenQueued)
+TOGETHER = (turns.SteerTurn, requests.AnswerRequest)
+"""Commands that end nothing and need nothing of the shell: those that wait in a row are kept in one batch."""
 
 
 TURN_KEY = "\x01turn/"
@@ -62,7 +64,7 @@ class Work:
 class SessionActor:
     runtime: Runtime
     stream: str
-    owner: StreamOwner = field(init=False)
+    owner: StreamOwner[Session] = field(init=False)
     attachments: dict[str, Attachment] = field(factory=dict)
     turn: TurnActor | None = None
     ends: dict[TurnId, trio.Event] = field(factory=dict)
@@ -191,24 +193,31 @@ class SessionActor:
 
     async def _empty_mailbox(self) -> None:
         while (envelope := self.mailbox.take()) is not None:
+            together = [envelope, *self.mailbox.take_alike(envelope, TOGETHER)]
             try:
-                await self._serve(envelope)
+                await self._serve(together)
             except OwnerLost as lost:
-                envelope.reply(Refused(lost.reason, lost.message))
+                for envelope in together:
+                    envelope.reply(Refused(lost.reason, lost.message))
                 raise
             except BaseException:
-                envelope.reply(
-                    Refused(Reason.INTERNAL, "the session stopped before the answer: ask again with the same key")
-                )
+                stopped = Refused(Reason.INTERNAL, "the session stopped before the answer: ask again with the same key")
+                for envelope in together:
+                    envelope.reply(stopped)
                 raise
 
-    async def _serve(self, envelope: Envelope) -> None:
-        command = envelope.command
-        if isinstance(command, ENDING) and self.state.turn is not None:
-            await self._end(envelope)
+    async def _serve(self, together: list[Envelope]) -> None:
+        first = together[0]
+        if isinstance(first.command, ENDING) and self.state.turn is not None:
+            await self._end(first)
             return
-        answer = await self._handle(await self._prepared(envelope), envelope.keyed)
-        self._answer(envelope, answer)
+        if len(together) == 1:
+            self._answer(first, await self._handle(await self._prepared(first), first.keyed))
+            return
+        marks.sometimes(True, "session.commands_together")
+        answers = await self._handle_all([(envelope.command, envelope.keyed) for envelope in together])
+        for envelope, answer in zip(together, answers, strict=True):
+            self._answer(envelope, answer)
 
     async def _end(self, first: Envelope) -> None:
         """The arbitration point: every waiting command that could end the turn is judged in one decision."""
@@ -260,26 +269,30 @@ class SessionActor:
     async def _handle(self, command: Any, keyed: Keyed | None) -> Any:
         if isinstance(command, Rejected | Deferred):
             return command
+        return (await self._handle_all([(command, keyed)]))[0]
+
+    async def _handle_all(self, wishes: list[Wish]) -> list[Any]:
         marks.point("session.handle")
         before = self.state.phase
         # A start that the gate let in counts against the bounds until it has its permit, or its refusal.
-        opening = isinstance(command, STARTING) and command.gate is None
+        opening = sum(isinstance(command, STARTING) and command.gate is None for command, _ in wishes)
         self.runtime.permits.opening[self.tenant] += opening
         try:
-            answer = await self.owner.handle(command, keyed, self._extra_keys)
+            answers = await self.owner.handle_all(wishes, self._extra_keys)
         finally:
             self.runtime.permits.opening[self.tenant] -= opening
-        if isinstance(answer, Rejected | Deferred):
-            self.runtime.counts.refused(type(command).__name__, answer.reason)
-        if isinstance(command, rules.StartTurn):
-            self._gate.note(self, command, answer)
+        for (command, _), answer in zip(wishes, answers, strict=True):
+            if isinstance(answer, Rejected | Deferred):
+                self.runtime.counts.refused(type(command).__name__, answer.reason)
+            if isinstance(command, rules.StartTurn):
+                self._gate.note(self, command, answer)
+            self.runtime.note_answer(self, before, answer)
         queued = queue.queued(self.state.rows)
         self.runtime.waiting_starts += queued - self._queued
         self._queued = queued
-        self.runtime.note_answer(self, before, answer)
         for turn in [turn for turn in self.ends if not self.knows(turn)]:
             self.ends.pop(turn).set()
-        return answer
+        return answers
 
     def _extra_keys(self, event: Any, state: Session) -> Iterable[StoredKey]:
         """What must be found again when memory has forgotten it: ends of turns, results of effects."""

@@ -78,9 +78,13 @@ def checkpoint_between_decision_and_hold(patch: Patch) -> None:
     """The turn is held one checkpoint after its end was decided: what is said meanwhile is not in the number."""
     real = StreamOwner._corridor
 
-    async def corridor(self: StreamOwner, *args: Any) -> Any:
+    async def corridor(self: StreamOwner[Any], drafts: Any, *args: Any) -> Any:
+        held, self.view.held = self.view.held, None
         await trio.lowlevel.cancel_shielded_checkpoint()
-        return await real(self, *args)
+        self.view.held = held
+        for seq, kept in enumerate((kept for draft in drafts for kept in draft.kept), self.head + 1):
+            kept.seq = seq
+        return await real(self, drafts, *args)
 
     patch.set(StreamOwner, "_corridor", corridor)
 
@@ -124,7 +128,7 @@ def exit_asks_for_no_turn(patch: Patch) -> None:
 def answered_before_the_commit(patch: Patch) -> None:
     """The answer leaves when the batch was only handed to the writer."""
 
-    async def commit(self: StreamOwner, batch: Any, settle: Any) -> Any:
+    async def commit(self: StreamOwner[Any], batch: Any, settle: Any) -> Any:
         self._open = None
         settle()
         self._submit(batch, lambda batch, outcome: None)
@@ -139,7 +143,7 @@ def seen_before_it_is_kept(patch: Patch) -> None:
     """Readers are given a batch while it is on its way to the disk."""
     submit, publish = StreamOwner._submit, Tail.publish
 
-    def early(self: StreamOwner, batch: Any, done: Any) -> Any:
+    def early(self: StreamOwner[Any], batch: Any, done: Any) -> Any:
         ticket = submit(self, batch, done)
         if batch.events and batch.events[0].seq == self.tail.head + 1:
             publish(self.tail, batch.events)
@@ -157,7 +161,7 @@ def state_moves_before_the_commit(patch: Patch) -> None:
     """The state shows what was decided before it is kept."""
     real = StreamOwner._commit
 
-    async def commit(self: StreamOwner, batch: Any, settle: Any) -> Any:
+    async def commit(self: StreamOwner[Any], batch: Any, settle: Any) -> Any:
         settle()
         return await real(self, batch, lambda: None)
 
@@ -169,7 +173,7 @@ def state_moves_an_await_behind_the_commit(patch: Patch) -> None:
     """Between the commit and the new state lies a checkpoint: the head is new and the state is old."""
     real = StreamOwner._commit
 
-    async def commit(self: StreamOwner, batch: Any, settle: Any) -> Any:
+    async def commit(self: StreamOwner[Any], batch: Any, settle: Any) -> Any:
         outcome = await real(self, batch, lambda: None)
         await trio.lowlevel.cancel_shielded_checkpoint()
         if isinstance(outcome, Appended):
@@ -184,7 +188,7 @@ def output_dropped_while_a_commit_is_under_way(patch: Patch) -> None:
     """An output that is accepted while a batch is being written is left out of the next."""
     real = StreamOwner.record
 
-    def record(self: StreamOwner, event: Any) -> Any:
+    def record(self: StreamOwner[Any], event: Any) -> Any:
         return self.head if self.waiting_batches and self._open is None else real(self, event)
 
     patch.set(StreamOwner, "record", record)
@@ -344,7 +348,7 @@ def key_forgotten_on_restart(patch: Patch) -> None:
             known.pop(key.key, None)
         return real(self, batch)
 
-    patch.set(Residents, "_read_key", read_key)
+    patch.set(Residents, "read_key", read_key)
     patch.set(MemoryStore, "_append_one", append_one)
 
 
@@ -353,7 +357,7 @@ def key_forgotten_beyond_memory(patch: Patch) -> None:
     """Keys that memory has no room for are never looked for on the disk."""
     real = MemoryStore._append_one
 
-    async def find_key(self: StreamOwner, key: str) -> Any:
+    async def find_key(self: StreamOwner[Any], key: str) -> Any:
         await trio.lowlevel.checkpoint()
         return self.keys.get(key)
 

@@ -1,0 +1,215 @@
+"""Streams without a life of their own: runs, workers, queues. A state, a stream owner, and nobody who lives there.
+
+A session has an actor, since turns run inside it. What is here only keeps books: its stream is folded at first use,
+its owner is entered by one command at a time, first come first served, and it leaves memory when others need the room.
+Nothing durable depends on its being here. By which rules a stream is judged, and who does its effects, says its `Kind`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from attrs import define, field, frozen
+
+from ..core import marks
+from ..core.ids import Tenant, stream_of
+from ..core.limits import Limits
+from ..core.ports import CorruptStream, EventEncoder, EventStore, StoreError
+from ..core.reasons import Deferred, Reason, Refused, Rejected
+from ..core.step import Lane, StoredKey
+from ..machines.fence import FenceView
+from .owner import ExtraKeys, Keyed, OwnerLost, Repeated, Rules, StreamOwner
+from .tail import Tail
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
+
+AGAIN_S: Final = 0.1
+
+
+@frozen(eq=False)
+class Kind:
+    """One kind of stream: `<tenant>/<name>/<id>`."""
+
+    name: str
+    rules: Rules[Any]
+    new: Callable[[str], Any]
+    """The state before seq 1, given the id."""
+    perform: Callable[[str, Any], None]
+    """Does an effect: (stream, effect). Synchronous; must not block or raise."""
+    extra_keys: ExtraKeys | None = None
+
+
+@frozen
+class Answered:
+    """An answer of the machine; `duplicate` when the key had been used before; the state now; the head now."""
+
+    value: Any
+    duplicate: bool
+    state: Any
+    head: int
+
+
+@define(slots=True, eq=False)
+class _Folded:
+    owner: StreamOwner[Any]
+    turn: trio.Lock = field(factory=trio.Lock)
+    """Who may enter; trio's lock is first come, first served."""
+
+    @property
+    def idle(self) -> bool:
+        return not self.turn.locked()
+
+
+@define(slots=True, eq=False)
+class Streams:
+    """The owners of one runtime's streams of these kinds, by stream, least recently used first."""
+
+    runtime: Runtime
+    announce: Callable[[str, int], None] = lambda _stream, _head: None
+    """Told after each commit that the head of a stream has moved. Synchronous; must not block or raise."""
+    _folded: OrderedDict[str, _Folded] = field(factory=OrderedDict)
+    _folding: dict[str, trio.Event] = field(factory=dict)
+
+    async def handle(self, kind: Kind, tenant: Tenant, name: str, command: Any, keyed: Keyed | None = None) -> Answered:
+        """Judge a command, keep its events, answer. What has entered is carried out, whoever stops waiting.
+
+        Raises Refused for every no: those of the machine, `overloaded` when too many wait for the same stream, the
+        reasons of the journal.
+        """
+        stream = stream_of(tenant, kind.name, name)
+        while True:
+            folded = await self._entered(kind, stream)
+            try:
+                if self._folded.get(stream) is not folded:
+                    continue  # it fell while we waited
+                answer = await folded.owner.handle(command, keyed, kind.extra_keys)
+                head = folded.owner.tail.head
+                self.announce(stream, head)
+            except OwnerLost as lost:
+                self._folded.pop(stream, None)
+                raise Refused(lost.reason, lost.message) from None
+            finally:
+                folded.turn.release()
+            if isinstance(answer, Rejected | Deferred):
+                raise Refused.of(answer)
+            duplicate = isinstance(answer, Repeated)
+            return Answered(answer.answer if duplicate else answer, duplicate, folded.owner.state, head)
+
+    async def state(self, kind: Kind, tenant: Tenant, name: str) -> tuple[Any, int]:
+        """State and head now; those before seq 1 for a stream that does not exist. Raises Refused."""
+        folded = await self._awake(kind, stream_of(tenant, kind.name, name))
+        return folded.owner.state, folded.owner.tail.head
+
+    async def key(self, kind: Kind, tenant: Tenant, name: str, key: str) -> StoredKey | None:
+        """What a key of the stream stands for."""
+        folded = await self._awake(kind, stream_of(tenant, kind.name, name))
+        return await folded.owner.find_key(key)
+
+    def forget(self, stream: str) -> None:
+        """Out of memory: the next use folds it anew."""
+        self._folded.pop(stream, None)
+
+    # memory
+
+    async def _entered(self, kind: Kind, stream: str) -> _Folded:
+        folded = await self._awake(kind, stream)
+        most = self.runtime.limits.stream_waiters_max
+        if folded.turn.statistics().tasks_waiting >= most:
+            message = f"{most} commands wait for {stream} already (stream_waiters_max): try again shortly"
+            raise Refused(Reason.OVERLOADED, message, AGAIN_S)
+        await folded.turn.acquire()
+        return folded
+
+    async def _awake(self, kind: Kind, stream: str) -> _Folded:
+        while True:
+            if (folded := self._folded.get(stream)) is not None:
+                self._folded.move_to_end(stream)
+                return folded
+            if (folding := self._folding.get(stream)) is None:
+                return await self._fold(kind, stream)
+            await folding.wait()
+
+    async def _fold(self, kind: Kind, stream: str) -> _Folded:
+        runtime = self.runtime
+        if not runtime.serving:
+            raise Refused(Reason.DRAINING, "this runtime serves no more: ask elsewhere or later", AGAIN_S)
+        if (refusal := runtime.writer.refusal) is not None:
+            raise Refused(refusal.reason, refusal.message)
+        ports, folding = runtime.ports, trio.Event()
+        self._folding[stream] = folding
+        new = kind.new(stream.split("/", 2)[2])
+        try:
+            args = (ports.store, ports.encoder, kind.rules, stream, new, runtime.limits)
+            state, head, _ = await ports.read_hop(fold_stream, *args)
+        except StoreError as error:
+            raise Refused(error.reason, error.message) from error
+        finally:
+            del self._folding[stream]
+            folding.set()
+        self._make_room()
+        folded = self._folded[stream] = _Folded(self._owner(kind, stream, state, head))
+        return folded
+
+    def _owner(self, kind: Kind, stream: str, state: Any, head: int) -> StreamOwner[Any]:
+        runtime, ports = self.runtime, self.runtime.ports
+        return StreamOwner(
+            stream,
+            kind.rules,
+            state,
+            head,
+            runtime.epoch,
+            runtime.writer,
+            ports.encoder,
+            ports.clock,
+            runtime.limits,
+            lambda effect: kind.perform(stream, effect),
+            lambda stamp: stamp,
+            lambda _: None,
+            FenceView(runtime.epoch),
+            Tail(runtime.limits, head),
+            runtime.residents.read_key,
+            keys_complete=head == 0,
+        )
+
+    def _make_room(self) -> None:
+        most = self.runtime.limits.stream_owners_max
+        while len(self._folded) >= most:
+            stream = next((stream for stream, folded in self._folded.items() if folded.idle), None)
+            if stream is None:
+                message = f"{most} streams are in memory and at work (stream_owners_max): try again shortly"
+                raise Refused(Reason.OVERLOADED, message, AGAIN_S)
+            marks.sometimes(True, "streams.made_room")
+            del self._folded[stream]
+
+
+def fold_stream(
+    store: EventStore, encoder: EventEncoder, rules: Rules[Any], stream: str, new: Any, limits: Limits
+) -> tuple[Any, int, int]:
+    """State, head, and the seq of the snapshot: the snapshot, then control events, since output changes no state.
+
+    Runs where reads may block. Raises CorruptStream for a log that does not follow.
+    """
+    state, after = new, 0
+    if (snapshot := store.load_snapshot(stream)) is not None:
+        marks.sometimes(True, "streams.woken_from_a_snapshot")
+        after, state = snapshot[0], encoder.decode_state(snapshot[1])
+    head, snapshot_seq = store.head(stream).seq, after
+    if after + 1 < store.floor(stream):
+        raise CorruptStream(stream, after + 1, "the log begins later and no snapshot covers what is gone")
+    if after > head:
+        after, snapshot_seq, state = 0, 0, new
+    while after < head:
+        page = store.read(stream, after, limits.page_items_max, Lane.CONTROL)
+        if not page.events:
+            break
+        for kept in page.events:
+            try:
+                state = rules.evolve(state, encoder.decode(kept), kept.seq)
+            except (KeyError, AssertionError, ValueError) as error:
+                raise CorruptStream(stream, kept.seq, f"{kept.type} does not follow: {error!r}") from error
+        after = page.events[-1].seq
+    return rules.bounded(state, limits), head, snapshot_seq
