@@ -132,7 +132,7 @@ async def test_a_no_in_a_row_of_commands_leaves_the_others_alone(autojump_clock:
         kept = [event.data["input"]["text"] for event in (await session.read()).events if event.type == "turn.steered"]
 
     assert kept == ["first", "a", "c"]
-    assert rest[1].answer.reason is Reason.TURN_ID_MISMATCH
+    assert rest[1].answer.reason is Reason.TURN_MISMATCH
     assert rest[2].answer.reason is Reason.INVALID_PARAMS
     assert [envelope.answer.seq for envelope in (first, rest[0], rest[3])] == list(
         range(first.answer.seq, first.answer.seq + 3)
