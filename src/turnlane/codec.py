@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 from .core.ids import Epoch, Seq
 from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
-from .machines import dispatch, effects_ledger, requests, session, turn
+from .machines import dispatch, effects_ledger, requests, session, turn, worker
 from .machines.session import Session
 
 SCHEMA_VERSION: Final = 1
@@ -63,6 +63,17 @@ TAGS: Final[Mapping[type, str]] = {
     dispatch.DispatchCompleted: "dispatch.completed",
     dispatch.DispatchFailed: "dispatch.failed",
     dispatch.DispatchCancelled: "dispatch.cancelled",
+    worker.WorkerStarted: "worker.started",
+    worker.WorkerHeartbeat: "worker.heartbeat",
+    worker.WorkerStarting: "worker.starting",
+    worker.WorkerRunning: "worker.running",
+    worker.WorkerStopping: "worker.stopping",
+    worker.WorkerStopped: "worker.stopped",
+    worker.WorkerFailed: "worker.failed",
+    worker.WorkerAssigned: "worker.assigned",
+    worker.WorkerReleased: "worker.released",
+    worker.WorkerStalled: "worker.stalled",
+    worker.WorkerRecovered: "worker.recovered",
 }
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}
@@ -95,6 +106,7 @@ _ANSWERS: Final[Mapping[str, type]] = {
         requests.AnswerAccepted,
         effects_ledger.EffectKnown,
         effects_ledger.Effect,
+        worker.WorkerAnswer,
     )
 }
 

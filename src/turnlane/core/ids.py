@@ -32,6 +32,11 @@ def session_stream(tenant: Tenant, session: SessionId) -> StreamName:
     return StreamName(f"{tenant}/session/{session}")
 
 
+def worker_stream(tenant: Tenant, worker_id: str) -> StreamName:
+    """The full stream name of a worker. Its id has no `/` (`machines/worker.py:worker_id_of`)."""
+    return StreamName(f"{tenant}/worker/{worker_id}")
+
+
 def split_stream(stream: StreamName) -> tuple[Tenant, str, str]:
     """Tenant, kind and id of a full stream name (`default/session/s-1`)."""
     tenant, kind, rest = stream.split("/", 2)
