@@ -142,7 +142,7 @@ SESSION_SCOPED = {
     effects_ledger.EffectResolved,
     effects_ledger.EffectSettledLate,
     turn.SessionDeauthorized,
-    *(kind for kind in TAGS if kind.__module__ in (session_state.__name__, dispatch.__name__, worker.__name__)),
+    *(kind for kind in TAGS if kind.__module__ in {room.__name__ for room in (session_state, dispatch, worker)}),
 }
 
 
@@ -150,7 +150,7 @@ SESSION_SCOPED = {
 @settings(max_examples=5, deadline=None)
 @given(st.data())
 def test_the_header_names_the_turn_of_events_that_are_of_a_turn(kind: type, data: st.DataObject) -> None:
-    """A record carries its turn id where the event belongs to a turn, and none where it belongs to a session or worker."""
+    """A record carries its turn id where the event belongs to a turn, and none where it belongs to none."""
     event = data.draw(of(kind))
     assert kept(event).turn == (None if kind in SESSION_SCOPED else event.turn)
 
