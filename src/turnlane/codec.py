@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 from .core.ids import Epoch, Seq
 from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
-from .machines import dispatch, effects_ledger, requests, run, session, turn
+from .machines import dispatch, effects_ledger, requests, run, session, turn, worker
 from .machines.session import Session
 
 SCHEMA_VERSION: Final = 1
@@ -67,6 +67,17 @@ TAGS: Final[Mapping[type, str]] = {
     run.RunCancelRequested: "run.cancel_requested",
     run.RunFinished: "run.finished",
     run.RunNoted: "run.noted",
+    worker.WorkerStarted: "worker.started",
+    worker.WorkerHeartbeat: "worker.heartbeat",
+    worker.WorkerStarting: "worker.starting",
+    worker.WorkerRunning: "worker.running",
+    worker.WorkerStopping: "worker.stopping",
+    worker.WorkerStopped: "worker.stopped",
+    worker.WorkerFailed: "worker.failed",
+    worker.WorkerAssigned: "worker.assigned",
+    worker.WorkerReleased: "worker.released",
+    worker.WorkerStalled: "worker.stalled",
+    worker.WorkerRecovered: "worker.recovered",
 }
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}
@@ -100,6 +111,7 @@ _ANSWERS: Final[Mapping[str, type]] = {
         effects_ledger.EffectKnown,
         effects_ledger.Effect,
         run.RunAppended,
+        worker.WorkerAnswer,
     )
 }
 

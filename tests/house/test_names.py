@@ -18,11 +18,11 @@ from turnlane.core.limits import Limits
 from turnlane.core.marks import cancel_kind
 from turnlane.core.reasons import Kind, Reason
 from turnlane.daemon import access, methods, protocol
-from turnlane.machines import dispatch, effects_ledger, requests, session_state, turn
+from turnlane.machines import dispatch, effects_ledger, requests, session_state, turn, worker
 
 from .reading import agree, called, modules, nothing, other_tests, places, product
 
-DECIDERS = (session_state, turn, dispatch, requests, effects_ledger)
+DECIDERS = (session_state, turn, dispatch, requests, effects_ledger, worker)
 
 
 def classes_under(room: Any, heading: str) -> Iterator[type]:
@@ -65,6 +65,14 @@ def test_every_event_of_a_row_has_its_place_in_the_table() -> None:
     in_table = {event for row in dispatch.LEGAL.values() for event in row}
 
     assert in_table == set(dispatch.DispatchEvent.__args__)
+
+
+def test_every_event_of_a_worker_has_its_place_in_the_table() -> None:
+    """The same for workers."""
+    in_table = {event for row in worker.LEGAL.values() for event in row}
+
+    assert in_table == set(worker.WorkerEvent.__args__)
+    assert set(worker.LEGAL) == {None, *worker.Status}
 
 
 def test_every_method_has_members_a_right_and_a_handler() -> None:

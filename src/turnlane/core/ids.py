@@ -52,6 +52,11 @@ def run_id_of(text: str) -> RunId:
     return RunId(f"{plain[:8]}-{plain[8:12]}-{plain[12:16]}-{plain[16:20]}-{plain[20:]}")
 
 
+def worker_stream(tenant: Tenant, worker_id: str) -> StreamName:
+    """The full stream name of a worker. Its id has no `/` (`machines/worker.py:worker_id_of`)."""
+    return StreamName(f"{tenant}/worker/{worker_id}")
+
+
 def split_stream(stream: StreamName) -> tuple[Tenant, str, str]:
     """Tenant, kind and id of a full stream name (`default/session/s-1`)."""
     tenant, kind, rest = stream.split("/", 2)

@@ -72,6 +72,15 @@ class Limits:
     event_type_chars_max: int = 128
     worker_id_chars_max: int = 200
     guest_scope_chars_max: int = 200
+    # workers and projections
+    worker_heartbeat_stale_ms: int = 120_000
+    worker_heartbeats_per_second_max: int = 10
+    worker_heartbeats_burst_max: int = 20
+    worker_claims_max: int = 64
+    worker_recovery_grace_ms: int = 30_000
+    worker_metadata_bytes_max: int = 65_536
+    worker_id_chars_max: int = 200
+    worker_reason_chars_max: int = 200
     # lanes and the window
     control_items_max: int = 64
     control_reserved_items: int = 8
@@ -178,6 +187,7 @@ class Limits:
         assert 64 <= self.data_inflight_max <= 4_096
         assert self.soft_cancel_ms <= self.soft_cancel_ms_max
         assert self.defer_base_ms <= self.defer_ms_max
+        assert self.worker_heartbeat_stale_ms >= 1
         assert 0 < self.map_grow_percent < self.map_reserve_percent < 100
         for bound in fields(Limits):
             assert getattr(self, bound.name) >= 0, bound.name
