@@ -6,6 +6,7 @@ the form `<kind>_<32 hex digits>`, so that "an id that only we could have given"
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Final, NewType
 
 SessionId = NewType("SessionId", str)
@@ -66,3 +67,10 @@ def split_stream(stream: StreamName) -> tuple[Tenant, str, str]:
 def printable(text: object) -> bool:
     """Whether a value is usable as an id or key: text of 1 to 128 printable characters."""
     return isinstance(text, str) and 0 < len(text) <= ID_CHARS_MAX and text.isprintable()
+
+
+def uuid7_of(wall_us: int, seed: str) -> RunId:
+    """A UUIDv7 of an instant and of random text: 48 bits of milliseconds, the rest from a digest of the text."""
+    digits = f"{wall_us // 1_000 & (1 << 48) - 1:012x}" + blake2b(seed.encode(), digest_size=10).hexdigest()
+    variant = f"{int(digits[16], 16) & 3 | 8:x}"
+    return run_id_of(f"{digits[:12]}7{digits[13:16]}{variant}{digits[17:]}")

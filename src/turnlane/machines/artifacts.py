@@ -58,7 +58,11 @@ def receipt(run: Run, events: Iterable[Numbered]) -> Receipt:
     checks: list[dict[str, Any]] = []
     payments: list[dict[str, Any]] = []
     malformed: list[dict[str, Any]] = []
-    counted = {"tool": (_tool_of, calls), "verification": (_verification_of, checks), "payment": (_payment_of, payments)}
+    counted = {
+        "tool": (_tool_of, calls),
+        "verification": (_verification_of, checks),
+        "payment": (_payment_of, payments),
+    }
     for seq, event in events:
         trajectory.add(seq, event)
         seqs = [seqs[0] if seqs else seq, seq]
@@ -135,7 +139,7 @@ class Trajectory:
     def add_spelled(self, seq: Seq, event_type: str, payload: bytes, key: str | None, recorded_at: str) -> None:
         head = canonical_json({"event_type": event_type, "idempotency_key": key})[:-1]
         tail = canonical_json({"recorded_at": recorded_at, "seq": seq})[1:]
-        self._sha.update(b"%s%s,\"payload\":%s,%s" % (b"," if self.events else b"", head, payload, tail))
+        self._sha.update(b'%s%s,"payload":%s,%s' % (b"," if self.events else b"", head, payload, tail))
         self.events += 1
 
     def hash(self) -> str:
@@ -398,7 +402,9 @@ def _check_runtime_event(line: int, entry: dict[str, Any], seq: Seq, trajectory:
     if trajectory is not None:
         key = entry.get("idempotency_key")
         if not _texts_in(entry, "t") or not (key is None or isinstance(key, str)):
-            return _no(line, Reason.UNREADABLE, "a RuntimeEvent lacks t, or its idempotency_key is neither text nor null")
+            return _no(
+                line, Reason.UNREADABLE, "a RuntimeEvent lacks t, or its idempotency_key is neither text nor null"
+            )
         try:
             trajectory.add_spelled(entry["seq"], entry["runtime_event_type"], payload, key, entry["t"])
         except ValueError as error:

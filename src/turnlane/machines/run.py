@@ -503,7 +503,9 @@ def _valid(text: str) -> bool:
 
 def _invalid_finish() -> Rejected:
     expected = f"an object whose status is one of {', '.join(_FINISHES)}"
-    return Rejected(Reason.INVALID_PAYLOAD, f"the payload of run.finished does not say how it ended: expected {expected}")
+    return Rejected(
+        Reason.INVALID_PAYLOAD, f"the payload of run.finished does not say how it ended: expected {expected}"
+    )
 
 
 def _too_large(what: str, size: int, size_max: int, limit: str) -> Rejected:

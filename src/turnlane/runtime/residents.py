@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .runtime import Runtime
 
 SESSION = Rules(rules.decide, rules.evolve_session, rules.due, rules.bounded, rules.open_turn)
+SESSIONS = "session"
 RECOVER_SLICE = 64
 FALLS_REMEMBERED = 1_024
 RETRY_MS = 1_000
@@ -67,7 +68,10 @@ class Residents:
             self.runtime.timers.arm(stream, "due", lambda _: self.wake_soon(stream), at_wall=due)  # type: ignore[arg-type]
             return
         try:
-            (await self.awake(stream)).ring()
+            if split_stream(stream)[1] != SESSIONS:  # type: ignore[arg-type]
+                await self.runtime.streams.wake(stream)
+            else:
+                (await self.awake(stream)).ring()
         except Refused as error:
             self.runtime.observe(ActorFell(stream, error.reason, error))
             if error.reason.temporary and self.runtime.nursery is not None:  # what is due stays due

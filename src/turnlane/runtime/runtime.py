@@ -38,9 +38,12 @@ from .handles import Session, event_of
 from .history import read_history
 from .pool import Permits, Window
 from .residents import Residents
+from .run import Runs
 from .session import SessionActor, passable
+from .streams import Streams
 from .timers import Timers
 from .turn import TurnActor
+from .worker import WORKER, Workers
 from .writer import JournalWriter
 
 RECOVER_SLICE = 64
@@ -69,6 +72,9 @@ class Runtime:
     """Live attachments by tenant."""
     store_status: StoreStatus = field(init=False)
     residents: Residents = field(init=False)
+    streams: Streams = field(init=False)
+    runs: Runs = field(init=False)
+    workers: Workers = field(init=False)
     writer: JournalWriter = field(init=False)
     timers: Timers = field(init=False)
     window: Window = field(init=False)
@@ -83,6 +89,8 @@ class Runtime:
         limits = self.ports.limits
         self.store_status = self.ports.store.status()
         self.residents = Residents(self)
+        self.streams = Streams(self, kinds={WORKER.name: WORKER})
+        self.runs, self.workers = Runs(self), Workers(self)
         self.window = Window(limits)
         self.permits = Permits(limits.turns_active_max)
         self.timers = Timers(self.ports.clock, limits)

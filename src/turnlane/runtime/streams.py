@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from attrs import define, field, frozen
 
 from ..core import marks
-from ..core.ids import Tenant, stream_of
+from ..core.ids import StreamName, Tenant, split_stream, stream_of
+from ..core.instants import WallInstant
 from ..core.limits import Limits
 from ..core.ports import CorruptStream, EventEncoder, EventStore, StoreError
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.step import Lane, StoredKey
 from ..machines.fence import FenceView
+from ..machines.session import TimerFired
+from ..machines.turn import ArmTimer, DropTimer
 from .owner import ExtraKeys, Keyed, OwnerLost, Repeated, Rules, StreamOwner
 from .tail import Tail
 
@@ -28,6 +32,19 @@ if TYPE_CHECKING:
     from .runtime import Runtime
 
 AGAIN_S: Final = 0.1
+AGAIN_MS: Final = 1_000
+
+
+def _nothing_else(_runtime: Runtime, _tenant: Tenant, _name: str, effect: Any) -> None:
+    raise AssertionError(f"nobody does {effect!r}")
+
+
+def _nothing_to_recover(_state: Any, _wall: WallInstant, _limits: Limits) -> tuple[Any, ...]:
+    return ()
+
+
+def _all_may_ask(_state: Any, _command: Any) -> Rejected | None:
+    return None
 
 
 @frozen(eq=False)
@@ -38,8 +55,12 @@ class Kind:
     rules: Rules[Any]
     new: Callable[[str], Any]
     """The state before seq 1, given the id."""
-    perform: Callable[[str, Any], None]
-    """Does an effect: (stream, effect). Synchronous; must not block or raise."""
+    refuses: Callable[[Any, Any], Rejected | None] = _all_may_ask
+    """What is judged before the command's key is looked up, so that a stranger is never given a first answer."""
+    recovered: Callable[[Any, WallInstant, Limits], tuple[Any, ...]] = _nothing_to_recover
+    """The effects that are still wished after a fold."""
+    perform: Callable[[Runtime, Tenant, str, Any], None] = _nothing_else
+    """Does an effect that is not about a timer. Synchronous; must not block or raise."""
     extra_keys: ExtraKeys | None = None
 
 
@@ -71,6 +92,8 @@ class Streams:
     runtime: Runtime
     announce: Callable[[str, int], None] = lambda _stream, _head: None
     """Told after each commit that the head of a stream has moved. Synchronous; must not block or raise."""
+    kinds: dict[str, Kind] = field(factory=dict)
+    """Those that a start may have to wake."""
     _folded: OrderedDict[str, _Folded] = field(factory=OrderedDict)
     _folding: dict[str, trio.Event] = field(factory=dict)
 
@@ -86,6 +109,8 @@ class Streams:
             try:
                 if self._folded.get(stream) is not folded:
                     continue  # it fell while we waited
+                if (refusal := kind.refuses(folded.owner.state, command)) is not None:
+                    raise Refused.of(refusal)
                 answer = await folded.owner.handle(command, keyed, kind.extra_keys)
                 head = folded.owner.tail.head
                 self.announce(stream, head)
@@ -101,8 +126,32 @@ class Streams:
 
     async def state(self, kind: Kind, tenant: Tenant, name: str) -> tuple[Any, int]:
         """State and head now; those before seq 1 for a stream that does not exist. Raises Refused."""
-        folded = await self._awake(kind, stream_of(tenant, kind.name, name))
+        folded = await self._awake(kind, stream := stream_of(tenant, kind.name, name))
+        if not folded.owner.head and folded.idle:
+            self._folded.pop(stream, None)  # nobody's: a name that does not exist takes no room
         return folded.owner.state, folded.owner.tail.head
+
+    def soon(self, kind: Kind, tenant: Tenant, name: str, command: Any, keyed: Keyed | None = None) -> None:
+        """Have a command of our own carried out when there is time. It is offered again while there is no room."""
+        if self.runtime.nursery is not None:
+            self.runtime.nursery.start_soon(self._carry_out, kind, tenant, name, command, keyed)
+
+    async def _carry_out(self, kind: Kind, tenant: Tenant, name: str, command: Any, keyed: Keyed | None) -> None:
+        try:
+            await self.handle(kind, tenant, name, command, keyed)
+        except Refused as refused:
+            if refused.reason.temporary and self.runtime.writer.broken is None:
+                marks.sometimes(True, "streams.offered_again")
+                self.runtime.timers.arm(
+                    stream_of(tenant, kind.name, name),
+                    f"again:{type(command).__name__}",
+                    lambda _: self.soon(kind, tenant, name, command, keyed),
+                    after_ms_=AGAIN_MS,
+                )
+
+    async def wake(self, stream: str) -> None:
+        """At a start: have the effects done that a former life owed."""
+        await self._awake(self.kinds[split_stream(StreamName(stream))[1]], stream)
 
     async def key(self, kind: Kind, tenant: Tenant, name: str, key: str) -> StoredKey | None:
         """What a key of the stream stands for."""
@@ -152,7 +201,23 @@ class Streams:
             folding.set()
         self._make_room()
         folded = self._folded[stream] = _Folded(self._owner(kind, stream, state, head))
+        for effect in kind.recovered(state, ports.clock.wall(), runtime.limits):
+            self._perform(kind, stream, effect)
         return folded
+
+    def _perform(self, kind: Kind, stream: str, effect: Any) -> None:
+        timers, (tenant, _, name) = self.runtime.timers, split_stream(StreamName(stream))
+        match effect:
+            case ArmTimer(key=key, after_ms=after, at_wall=at):
+                fire = partial(self._fired, kind, tenant, name)
+                timers.arm(stream, key, fire, after_ms_=after, at_wall=at)
+            case DropTimer(key=key):
+                timers.drop(stream, key)
+            case _:
+                kind.perform(self.runtime, tenant, name, effect)
+
+    def _fired(self, kind: Kind, tenant: Tenant, name: str, key: str) -> None:
+        self.soon(kind, tenant, name, TimerFired(key))
 
     def _owner(self, kind: Kind, stream: str, state: Any, head: int) -> StreamOwner[Any]:
         runtime, ports = self.runtime, self.runtime.ports
@@ -166,7 +231,7 @@ class Streams:
             ports.encoder,
             ports.clock,
             runtime.limits,
-            lambda effect: kind.perform(stream, effect),
+            partial(self._perform, kind, stream),
             lambda stamp: stamp,
             lambda _: None,
             FenceView(runtime.epoch),

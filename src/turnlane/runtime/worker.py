@@ -1,0 +1,169 @@
+"""Workers: who they are, and whether they are still there. Books with one timer each; nobody here starts or kills one.
+
+What is judged stands in `machines/worker.py`. Liveness is reckoned at each read. Heartbeats are counted here, in memory:
+one that comes too soon is refused before anything is kept.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import define, field
+
+from ..core import marks
+from ..core.canonical import digest_of
+from ..core.ids import Tenant, stream_of, uuid7_of
+from ..core.instants import WallInstant
+from ..core.owners import Owner
+from ..core.reasons import Reason, Refused, Rejected
+from ..machines import worker as rules
+from .owner import Keyed, Rules
+from .streams import Kind
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
+
+BEATS_MAX: Final = 4_096
+"""Workers whose pace is remembered; one that is forgotten begins with a full measure."""
+
+
+def _perform(runtime: Runtime, tenant: Tenant, worker_id: str, effect: Any) -> None:
+    match effect:
+        case rules.TellQueue():
+            pass  # the queue reads the worker's state when it judges a claim
+        case rules.WithdrawClaims(reason=reason):
+            runtime.workers.withdraw(tenant, worker_id, reason)
+
+
+WORKER: Final = Kind(
+    "worker",
+    Rules(rules.decide, rules.evolve, rules.due),
+    lambda _: rules.Worker(),
+    rules.refusal,
+    rules.recovered_effects,
+    _perform,
+)
+
+
+@define(slots=True, eq=False)
+class Workers:
+    """All workers of one runtime. Answers are `(worker, duplicate)`."""
+
+    runtime: Runtime
+    _beats: OrderedDict[str, rules.Beats] = field(factory=OrderedDict)
+
+    @marks.on_cancel("resumable")
+    async def register(
+        self,
+        worker_id: Any = None,
+        *,
+        owner: Owner,
+        workspace_ref: str | None = None,
+        codex_home_ref: str | None = None,
+        adapter: str | None = None,
+        metadata: Any = None,
+        key: str | None = None,
+        tenant: str = "default",
+    ) -> tuple[rules.Worker, bool]:
+        """Register a worker, or have it come back. Raises Refused `invalid_worker_id`, `owner_mismatch`,
+        `metadata_not_object`, `payload_too_large`, `key_conflict`. Rule: docs/workers.md (Registration)."""
+        ports = self.runtime.ports
+        fresh = f"codexw_{uuid7_of(ports.clock.wall(), ports.ids.new('worker'))}"
+        name = rules.worker_id_of(worker_id, fresh, self.runtime.limits)
+        if isinstance(name, Rejected):
+            raise Refused.of(name)
+        command = rules.RegisterWorker(name, owner, workspace_ref, codex_home_ref, adapter, metadata)
+        content = ["register", owner.user_id, owner.guest_scope, workspace_ref, codex_home_ref, adapter, metadata]
+        return await self._ask(tenant, name, command, key, content)
+
+    @marks.on_cancel("resumable")
+    async def heartbeat(
+        self,
+        worker_id: str,
+        *,
+        owner: Owner,
+        metadata_patch: Any = None,
+        key: str | None = None,
+        tenant: str = "default",
+    ) -> tuple[rules.Worker, bool]:
+        """The worker is heard of. Raises Refused `heartbeat_rate` beyond its pace. Rule: docs/workers.md (Heartbeats)."""
+        await self.read(worker_id, owner=owner, tenant=tenant)
+        self._count(stream_of(Tenant(tenant), WORKER.name, worker_id))
+        command = rules.Heartbeat(owner, metadata_patch)
+        return await self._ask(tenant, worker_id, command, key, ["heartbeat", metadata_patch])
+
+    def _count(self, stream: str) -> None:
+        counted = rules.beat(self._beats.pop(stream, None), self.runtime.ports.clock.now(), self.runtime.limits)
+        if isinstance(counted, Rejected):
+            raise Refused.of(counted)
+        self._beats[stream] = counted
+        if len(self._beats) > BEATS_MAX:
+            self._beats.popitem(last=False)
+
+    @marks.on_cancel("resumable")
+    async def set_status(
+        self,
+        worker_id: str,
+        status: str,
+        *,
+        owner: Owner,
+        reason: str | None = None,
+        key: str | None = None,
+        tenant: str = "default",
+    ) -> tuple[rules.Worker, bool]:
+        """The worker's own word about itself. Raises Refused `illegal_in_phase`. Rule: docs/workers.md (Status)."""
+        command = rules.SetWorkerStatus(owner, rules.Status(status), reason)
+        return await self._ask(tenant, worker_id, command, key, ["status", status, reason])
+
+    @marks.on_cancel("resumable")
+    async def report_stall(
+        self, worker_id: str, reason: str, *, owner: Owner | None = None, key: str | None = None, tenant: str = "default"
+    ) -> tuple[rules.Worker, bool]:
+        """Somebody else says that the worker is stalled. Already so: a duplicate."""
+        return await self._ask(tenant, worker_id, rules.ReportStall(owner, reason), key, ["stall", reason])
+
+    @marks.on_cancel("resumable")
+    async def report_recovery(
+        self,
+        worker_id: str,
+        recovery: str,
+        *,
+        owner: Owner | None = None,
+        key: str | None = None,
+        tenant: str = "default",
+    ) -> tuple[rules.Worker, bool]:
+        """Somebody else says that the worker is back. Not stalled: a duplicate."""
+        return await self._ask(tenant, worker_id, rules.ReportRecovery(owner, recovery), key, ["recover", recovery])
+
+    @marks.on_cancel("resumable")
+    async def read(
+        self, worker_id: str, *, owner: Owner | None = None, tenant: str = "default"
+    ) -> rules.Worker:
+        """The worker now. `owner`: whose the caller says it is. Raises Refused `not_found`, `owner_mismatch`."""
+        state: rules.Worker = (await self.runtime.streams.state(WORKER, Tenant(tenant), worker_id))[0]
+        if not state.known:
+            raise Refused(Reason.NOT_FOUND, "no worker of that id is registered: register it first")
+        if owner is not None and owner != state.owner:
+            raise Refused(Reason.OWNER_MISMATCH, "the worker belongs to another owner: a worker never changes hands")
+        return state
+
+    @marks.on_cancel("resumable")
+    async def owner_of(self, worker_id: str, tenant: str = "default") -> Owner | None:
+        """Whose a worker is; None for one that is not registered."""
+        state: rules.Worker = (await self.runtime.streams.state(WORKER, Tenant(tenant), worker_id))[0]
+        return state.owner if state.known else None
+
+    def shown(self, state: rules.Worker) -> dict[str, Any]:
+        """`{"worker": ..., "liveness": ...}` of this instant."""
+        return rules.worker_json(state, self.runtime.ports.clock.wall(), self.runtime.limits)
+
+    def withdraw(self, tenant: Tenant, worker_id: str, reason: str) -> None:
+        """End every hold of a worker that has stopped or failed."""
+
+    async def _ask(
+        self, tenant: str, name: str, command: Any, key: str | None, content: Any
+    ) -> tuple[rules.Worker, bool]:
+        keyed = None if key is None else Keyed(key, digest_of(content))
+        done = await self.runtime.streams.handle(WORKER, Tenant(tenant), name, command, keyed)
+        return done.state, done.duplicate or done.value.duplicate
