@@ -23,6 +23,8 @@ from turnlane.machines import dispatch, effects_ledger, requests, session_state,
 from .reading import agree, called, modules, nothing, other_tests, places, product
 
 DECIDERS = (session_state, turn, dispatch, requests, effects_ledger, worker)
+from turnlane.machines import dispatch, effects_ledger, requests, run, session_state, turn
+DECIDERS = (session_state, turn, dispatch, requests, effects_ledger, run)
 
 
 def classes_under(room: Any, heading: str) -> Iterator[type]:

@@ -79,7 +79,6 @@ class Limits:
     worker_claims_max: int = 64
     worker_recovery_grace_ms: int = 30_000
     worker_metadata_bytes_max: int = 65_536
-    worker_id_chars_max: int = 200
     worker_reason_chars_max: int = 200
     # lanes and the window
     control_items_max: int = 64

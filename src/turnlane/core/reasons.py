@@ -206,9 +206,7 @@ class Reason(Enum):
     ORIGIN_NOT_ALLOWED = "origin_not_allowed", _R, False, NOT_AUTHORISED_NUMBER, 403
     HOST_NOT_ALLOWED = "host_not_allowed", _R, False, NOT_AUTHORISED_NUMBER, 403
     # workers and projections
-    INVALID_OWNER = "invalid_owner", _R, False, INVALID_PARAMS_NUMBER, 400
     OWNER_MISMATCH = "owner_mismatch", _R, False, NOT_AUTHORISED_NUMBER, 403
-    PAYLOAD_TOO_LARGE = "payload_too_large", _R, False, INVALID_PARAMS_NUMBER, 413
     INVALID_WORKER_ID = "invalid_worker_id", _R, False, INVALID_PARAMS_NUMBER, 400
     METADATA_NOT_OBJECT = "metadata_not_object", _R, False, INVALID_PARAMS_NUMBER, 400
     HEARTBEAT_RATE = "heartbeat_rate", _R, True, OVERLOADED_NUMBER, 429

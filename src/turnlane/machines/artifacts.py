@@ -104,7 +104,7 @@ def receipt(run: Run, events: Iterable[Numbered]) -> Receipt:
 
 
 def replay_lines(run: Run, events: Iterable[Numbered], dialect: str = "event") -> Iterator[bytes]:
-    """The lines of the replay artifact, each with its newline. `events` as for `receipt`; `dialect` is of `DIALECTS`."""
+    """The lines of the replay artifact, each with its newline. `events` as for `receipt`, `dialect` of `DIALECTS`."""
     assert dialect in DIALECTS, dialect
     spelled = _canonical_lines(run, events) if dialect == "event" else _typed_lines(run, events)
     return (line + b"\n" for line in spelled)
@@ -343,7 +343,7 @@ def _typed_lines(run: Run, events: Iterable[Numbered]) -> Iterator[bytes]:
 
 @frozen
 class CheckedReplay:
-    """A replay artifact that holds together. `trajectory_hash` is computed from its lines (dialect `event`), else None."""
+    """A replay artifact that holds together. `trajectory_hash` follows from its lines (dialect `event`), else None."""
 
     dialect: str
     events: int
@@ -402,9 +402,7 @@ def _check_runtime_event(line: int, entry: dict[str, Any], seq: Seq, trajectory:
     if trajectory is not None:
         key = entry.get("idempotency_key")
         if not _texts_in(entry, "t") or not (key is None or isinstance(key, str)):
-            return _no(
-                line, Reason.UNREADABLE, "a RuntimeEvent lacks t, or its idempotency_key is neither text nor null"
-            )
+            return _no(line, Reason.UNREADABLE, "a RuntimeEvent has no t, or an idempotency_key that is no text")
         try:
             trajectory.add_spelled(entry["seq"], entry["runtime_event_type"], payload, key, entry["t"])
         except ValueError as error:
