@@ -19,9 +19,10 @@ from ..core.owners import Owner
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.step import DUE_NEVER
 from ..machines import artifacts, reservation, run
+from ..machines.run import RunEvent
 from ..machines.run_checks import Appendable, Creatable, check_append, check_create
 from .owner import Keyed, Rules
-from .streams import Kind, fold_stream
+from .streams import Kind
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -43,7 +44,7 @@ class RunAnswer:
 
     run: run.Run
     seq: Seq
-    event: run.RunEvent
+    event: RunEvent
     duplicate: bool
 
 
@@ -140,7 +141,7 @@ class Runs:
     async def read(
         self, run_id: str, after_seq: Seq = 0, limit: int | None = None, *, tenant: str = "default"
     ) -> tuple[run.Run, Sequence[run.Numbered]]:
-        """The run, and its events after `after_seq`: at most `limit` and `page_bytes_max`. Raises Refused `not_found`."""
+        """The run, and its events after `after_seq`: at most `limit` and `page_bytes_max`. Refused `not_found`."""
         home, most = Tenant(tenant), self.runtime.limits.page_items_max
         state = await self._existing(home, RunId(run_id))
         wanted = min(most if limit is None else limit, max(0, state.last_seq - after_seq))

@@ -1,7 +1,7 @@
 """Workers: who they are, and whether they are still there. Books with one timer each; nobody here starts or kills one.
 
-What is judged stands in `machines/worker.py`. Liveness is reckoned at each read. Heartbeats are counted here, in memory:
-one that comes too soon is refused before anything is kept.
+What is judged stands in `machines/worker.py`. Liveness is reckoned at each read. Heartbeats are counted here,
+in memory: one that comes too soon is refused before anything is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from attrs import define, field
 from ..core import marks
 from ..core.canonical import digest_of
 from ..core.ids import Tenant, stream_of, uuid7_of
-from ..core.instants import WallInstant
 from ..core.owners import Owner
 from ..core.reasons import Reason, Refused, Rejected
 from ..machines import worker as rules
@@ -69,7 +68,9 @@ class Workers:
         """Register a worker, or have it come back. Raises Refused `invalid_worker_id`, `owner_mismatch`,
         `metadata_not_object`, `payload_too_large`, `key_conflict`. Rule: docs/workers.md (Registration)."""
         ports = self.runtime.ports
-        fresh = f"codexw_{uuid7_of(ports.clock.wall(), ports.ids.new('worker'))}"
+        # With a key the retry has to come out at the same id: it is made of the owner and the key then.
+        seed = (ports.clock.wall(), ports.ids.new("worker")) if key is None else (0, f"{tenant}\n{owner}\n{key}")
+        fresh = f"codexw_{uuid7_of(*seed)}"
         name = rules.worker_id_of(worker_id, fresh, self.runtime.limits)
         if isinstance(name, Rejected):
             raise Refused.of(name)
@@ -87,7 +88,7 @@ class Workers:
         key: str | None = None,
         tenant: str = "default",
     ) -> tuple[rules.Worker, bool]:
-        """The worker is heard of. Raises Refused `heartbeat_rate` beyond its pace. Rule: docs/workers.md (Heartbeats)."""
+        """The worker is heard of. Refused `heartbeat_rate` beyond its pace. Rule: docs/workers.md (Heartbeats)."""
         await self.read(worker_id, owner=owner, tenant=tenant)
         self._count(stream_of(Tenant(tenant), WORKER.name, worker_id))
         command = rules.Heartbeat(owner, metadata_patch)
@@ -118,7 +119,13 @@ class Workers:
 
     @marks.on_cancel("resumable")
     async def report_stall(
-        self, worker_id: str, reason: str, *, owner: Owner | None = None, key: str | None = None, tenant: str = "default"
+        self,
+        worker_id: str,
+        reason: str,
+        *,
+        owner: Owner | None = None,
+        key: str | None = None,
+        tenant: str = "default",
     ) -> tuple[rules.Worker, bool]:
         """Somebody else says that the worker is stalled. Already so: a duplicate."""
         return await self._ask(tenant, worker_id, rules.ReportStall(owner, reason), key, ["stall", reason])
@@ -137,9 +144,7 @@ class Workers:
         return await self._ask(tenant, worker_id, rules.ReportRecovery(owner, recovery), key, ["recover", recovery])
 
     @marks.on_cancel("resumable")
-    async def read(
-        self, worker_id: str, *, owner: Owner | None = None, tenant: str = "default"
-    ) -> rules.Worker:
+    async def read(self, worker_id: str, *, owner: Owner | None = None, tenant: str = "default") -> rules.Worker:
         """The worker now. `owner`: whose the caller says it is. Raises Refused `not_found`, `owner_mismatch`."""
         state: rules.Worker = (await self.runtime.streams.state(WORKER, Tenant(tenant), worker_id))[0]
         if not state.known:
