@@ -367,6 +367,44 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "see the operator's page.",
         "",
     ),
+    "run/start": (
+        "Creates a run: the books of a job, from start to receipt ([runs.md](runs.md)). The owner is the one that is "
+        "asserted, else that of the registered worker, else none.",
+        "the run with its first event.",
+        "invalid_owner invalid_key invalid_payload number_out_of_range too_deep payload_too_large key_conflict "
+        "overloaded storage_full",
+    ),
+    "run/append": (
+        "Appends an event to a run. `run.cancel_requested` and `run.finished` move it; other types are kept as they "
+        "are. Requests about runs and workers are carried out one after the other.",
+        "the run as it is now, and the event as it was kept first.",
+        "not_found invalid_run_id invalid_event_type invalid_payload invalid_key number_out_of_range too_deep "
+        "payload_too_large illegal_in_phase run_ended run_full wrong_seq key_conflict overloaded storage_full",
+    ),
+    "run/read": (
+        "A run, with a page of its events after `after_seq`.",
+        "the run; `events_page` says where to read on.",
+        "not_found invalid_run_id",
+    ),
+    "worker/register": (
+        "Registers an executor elsewhere, or has it come back ([workers.md](workers.md)). Exactly one of the two "
+        "members says whose it is.",
+        "the worker, and how fresh its heartbeat is.",
+        "invalid_owner invalid_worker_id owner_mismatch metadata_not_object payload_too_large key_conflict "
+        "overloaded storage_full",
+    ),
+    "worker/heartbeat": (
+        "The worker is alive. Its metadata may be patched at its top level.",
+        "as above.",
+        "not_found invalid_owner owner_mismatch heartbeat_rate metadata_not_object payload_too_large key_conflict "
+        "overloaded storage_full",
+    ),
+    "worker/status": (
+        "What the worker says of itself.",
+        "as above.",
+        "not_found invalid_owner owner_mismatch illegal_in_phase key_conflict overloaded storage_full",
+    ),
+    "worker/read": ("The worker now.", "as above.", "not_found invalid_owner owner_mismatch"),
 }
 
 EVENTS: dict[str, str] = {
@@ -416,7 +454,7 @@ EVENTS: dict[str, str] = {
 def events_table() -> str:
     found = examples()["events"]
     lines = ["| event | | when | example of `data` |", "|---|---|---|---|"]
-    for tag in CLASSES:
+    for tag in (tag for tag in CLASSES if tag in EVENTS):
         data = _pretty(found[tag]) if tag in found else ""
         shown = f"`{data}`" if data else "not produced in the conversation of this page"
         lane = "data" if tag in DATA_TAGS else "control"
@@ -674,10 +712,28 @@ async def _events(w: World) -> None:
     except Exception:
         pass
     await _unknown_effect_resolved(wire, late)
+    await _books(wire)
     await wire.call("session/close", session="s1", mode="drain")
     await wire.until_event("session.ended")
     for told in wire.events():
         _found["events"].setdefault(told["type"], told["data"])
+
+
+async def _books(wire: Wire) -> None:
+    """A run and a worker, each method once."""
+    made = await wire.call("run/start", metadata={"job": "index"}, idempotency_key="run-1")
+    run = made["run"]["id"]
+    how = {"event_type": "run.finished", "payload": {"status": "succeeded"}, "idempotency_key": "finish-1"}
+    results = _found["results"]
+    results["run/start"] = made
+    results["run/append"] = await wire.call("run/append", run=run, expected_previous_seq=1, **how)
+    results["run/read"] = await wire.call("run/read", run=run, after_seq=1)
+    whose: dict[str, Any] = {"owner_user_id": 7}
+    results["worker/register"] = await wire.call("worker/register", worker_id="lab:east-2", **whose)
+    whose["worker"] = "lab:east-2"
+    results["worker/heartbeat"] = await wire.call("worker/heartbeat", metadata_patch={"load": 0.5}, **whose)
+    results["worker/status"] = await wire.call("worker/status", status="stopping", **whose)
+    results["worker/read"] = await wire.call("worker/read", **whose)
 
 
 def _lost_turn() -> None:

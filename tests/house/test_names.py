@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -18,11 +19,11 @@ from turnlane.core.limits import Limits
 from turnlane.core.marks import cancel_kind
 from turnlane.core.reasons import Kind, Reason
 from turnlane.daemon import access, methods, protocol
-from turnlane.machines import dispatch, effects_ledger, requests, run, session_state, turn, worker
+from turnlane.machines import dispatch, turn, worker
 
 from .reading import agree, called, modules, nothing, other_tests, places, product
 
-DECIDERS = (session_state, turn, dispatch, requests, effects_ledger, run, worker)
+DECIDERS = tuple({kind.__module__: sys.modules[kind.__module__] for kind in codec.TAGS}.values())
 
 
 def classes_under(room: Any, heading: str) -> Iterator[type]:

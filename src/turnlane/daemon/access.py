@@ -204,6 +204,13 @@ METHODS: Final[Mapping[str, Need]] = {
     "request/answer": Need(Reach.SESSION, ("requests.answer",)),
     "effect/resolve": Need(Reach.SESSION, ("effects.resolve",)),
     "runtime/status": Need(Reach.TENANT, ("status.read",)),
+    "run/start": Need(Reach.TENANT, ("runs.write",)),
+    "run/append": Need(Reach.TENANT, ("runs.write",)),
+    "run/read": Need(Reach.TENANT, ("runs.read",)),
+    "worker/register": Need(Reach.TENANT, ("workers.write",)),
+    "worker/heartbeat": Need(Reach.TENANT, ("workers.write",)),
+    "worker/status": Need(Reach.TENANT, ("workers.write",)),
+    "worker/read": Need(Reach.TENANT, ("workers.read",)),
 }
 
 API: Final = "/internal/v1"

@@ -18,6 +18,7 @@ from ..machines import requests
 from ..machines import session as rules
 from ..machines import turn as turns
 from ..runtime.handles import Answered, Session
+from . import book_methods
 from .attachment import WireAttachment
 from .status_value import status_value
 
@@ -243,4 +244,5 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "request/answer": request_answer,
     "effect/resolve": effect_resolve,
     "runtime/status": runtime_status,
+    **book_methods.HANDLERS,
 }

@@ -20,6 +20,7 @@ from ..core.limits import Limits
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..machines.overlap import Policy
 from ..machines.plan import ON_DETACH
+from ..machines.worker import Status
 from ..runtime.handles import CANCEL_REASONS
 from .access import METHODS as RIGHTS
 from .scanner import decode
@@ -93,6 +94,29 @@ _SESSION: Final = _ident(required=True)
 _KEY: Final = _ident()
 _INPUT: Final = Member("a non-empty object, list of parts or text", _is_input, required=True)
 _ANYTHING: Final = Member("any JSON value", lambda _: True)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_TEXT: Final = Member("text or null", lambda value: value is None or isinstance(value, str))
+_WORD: Final = Member("text of at most 1024 characters, or null", lambda value: value is None or _short(value))
+_WORKER: Final = Member("text of 1 to 200 characters", _text(200), required=True, limit=200)
+_SEQ: Final = Member("an integer from 0 to 2^53-1", _integer(0, SAFE_INTEGER_MAX))
+_LIMIT: Final = Member("an integer from 0 to 1000", _integer(0, 1_000), limit=1_000)
+_OWNER: Final = {
+    "owner_user_id": Member(
+        "an integer from 0 to 2^64-1, or null", lambda value: value is None or _integer(0, 2**64 - 1)(value)
+    ),
+    "owner_guest_scope": _TEXT,
+}
+"""Whose it is: exactly one of the two; judged by `core/owners.py`."""
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 1_024
+
 
 METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
     "initialize": {
@@ -182,6 +206,33 @@ METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
         "outcome": _one_of("completed", "failed", required=True),
     },
     "runtime/status": {},
+    "run/start": {"worker_id": _WORD, "metadata": _ANYTHING, **_OWNER, "idempotency_key": _TEXT},
+    "run/append": {
+        "run": _ident(required=True),
+        "event_type": Member("text", _is_text, required=True),
+        "payload": _ANYTHING,
+        "idempotency_key": _TEXT,
+        "expected_previous_seq": _SEQ,
+    },
+    "run/read": {"run": _ident(required=True), "after_seq": _SEQ, "limit": _LIMIT},
+    "worker/register": {
+        "worker_id": _WORD,
+        **_OWNER,
+        "workspace_ref": _WORD,
+        "codex_home_ref": _WORD,
+        "adapter": _WORD,
+        "metadata": _ANYTHING,
+        "idempotency_key": _KEY,
+    },
+    "worker/heartbeat": {"worker": _WORKER, **_OWNER, "metadata_patch": _ANYTHING, "idempotency_key": _KEY},
+    "worker/status": {
+        "worker": _WORKER,
+        **_OWNER,
+        "status": _one_of(*(status.value for status in Status), required=True),
+        "reason": Member("text of 1 to 200 characters", _text(200), limit=200),
+        "idempotency_key": _KEY,
+    },
+    "worker/read": {"worker": _WORKER, **_OWNER},
 }
 
 assert set(METHODS) == set(RIGHTS), set(METHODS) ^ set(RIGHTS)

@@ -14,6 +14,8 @@ from ..core.limits import Limits
 from ..core.step import Step
 from .turn import Stamp
 
+# commands
+
 
 @frozen
 class ReserveRun:
@@ -23,10 +25,16 @@ class ReserveRun:
     key: str
 
 
+# events
+
+
 @define(slots=True)
 class RunReserved:
     key: str
     run_id: RunId
+
+
+# state
 
 
 @frozen
