@@ -183,6 +183,19 @@ def test_all_verifications_must_pass() -> None:
         assert body["metrics"]["verification_passed"] is passed
 
 
+def test_tools_and_payments_are_summed() -> None:
+    """A tool that is malformed counts in the replay, whose lines have defaults, and not in the receipt."""
+    payloads = [TOOL | {"latency_ms": 40}, TOOL | {"latency_ms": 2}, {"latency_ms": 100}]
+    tools = [event_of("tool", payload, at("01"), None) for payload in payloads]
+    payments = [event_of("payment", PAYMENT, at("01"), None)] * 2
+    run, events = history(Creation(), *tools, *payments)
+    metrics = json.loads(receipt(run, events).body)["metrics"]
+    end = json.loads(replay(run, events).splitlines()[-1])
+    assert (metrics["tool_calls"], metrics["tool_latency_ms_total"]) == (2, 42)
+    assert metrics["payments_msats_total"] == 2 * (2**64 - 1)
+    assert (end["total_tool_calls"], end["total_latency_ms"]) == (3, 142)
+
+
 def test_the_lines_of_a_tool() -> None:
     """A call and its result, by key or by seq, with their defaults."""
     _, (call, result, end) = artifacts_of("tool", {})

@@ -382,7 +382,7 @@ def check_replay(text: bytes) -> CheckedReplay | Rejected:
             if refusal is not None:
                 return refusal
             seq, events = entry["seq"], events + 1
-    if len(lines) < 3 or kind != "SessionEnd":
+    if kind != "SessionEnd":
         return _no(lines[-1][0], Reason.SCHEMA_MISMATCH, "the last line is not SessionEnd: the text is cut short")
     return CheckedReplay(dialect, events, trajectory.hash() if dialect == "event" else None)
 
