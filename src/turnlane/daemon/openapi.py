@@ -1,8 +1,8 @@
 """The OpenAPI document, made from the table of operations and the attrs classes. Nothing of it is written by hand.
 
 Schemas are those that msgspec makes of the classes. `python -m turnlane.daemon.openapi` prints the document; with
-`--write` it renews docs/openapi.json, unless something would go that clients may rely on: see `lost`. `--breaking` writes
-it all the same.
+`--write` it renews docs/openapi.json, unless something would go that clients may rely on: see `lost`. `--breaking`
+writes it all the same.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def described(operations: Sequence[Operation]) -> dict[str, Any]:
         "info": {
             "title": "turnlane, the operator's listener",
             "version": __version__,
-            "description": "Every failure has one form, `Failure`; `reason_code` decides. See the manual, page operator.",
+            "description": "Every failure has one form, `Failure`; `reason_code` decides. See docs/operator.md.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "http://127.0.0.1:4100"}],
@@ -97,7 +97,8 @@ def _security(operation: Operation) -> list[dict[str, list[str]]]:
         return []
     if need.reach is Reach.SYNC:
         return [{"sync": []}]
-    return [{"operator": list(need.rights)}, *([{"sync": []}] if need.or_sync else [])]
+    ways = [{"operator": list(need.rights)}]
+    return [*ways, {"sync": []}] if need.or_sync else ways
 
 
 def _parameters(operation: Operation) -> Iterator[dict[str, Any]]:
@@ -187,7 +188,7 @@ _MEANING: Final[Mapping[int, str]] = {
 
 
 def lost(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What a client of `old` may rely on and `new` has no more: paths, operations, parameters, statuses, members, codes.
+    """What a client of `old` relies on and `new` has no more: paths, operations, parameters, statuses, members, codes.
 
     Words of a request may become more and those of an answer fewer without harm; both are named here all the same, so
     that a change of the contract is seen.
@@ -218,11 +219,8 @@ def main(arguments: Sequence[str]) -> int:
     if "--write" not in arguments:
         sys.stdout.write(new.decode())
         return 0
-    if (
-        PAGE.exists()
-        and "--breaking" not in arguments
-        and (gone := lost(json.loads(PAGE.read_bytes()), json.loads(new)))
-    ):
+    old = json.loads(PAGE.read_bytes()) if PAGE.exists() and "--breaking" not in arguments else {}
+    if gone := lost(old, json.loads(new)):
         sys.stderr.write("\n".join(gone) + "\nclients rely on these: keep them, or say --breaking\n")
         return 1
     PAGE.write_bytes(new)

@@ -1,4 +1,4 @@
-"""The table of the operator's HTTP operations. Routes, rights, labels of metrics and the OpenAPI document follow from it.
+"""The table of the operator's HTTP operations. Routes, rights, labels of metrics and the OpenAPI document follow it.
 
 A new operation is one row here (its name is the operation id), its classes in `operator_shapes.py`, and a handler:
 
@@ -8,9 +8,9 @@ A new operation is one row here (its name is the operation id), its classes in `
         return Answer(made, 201)
 
 The frame (`operator_api.py`) has judged everything up to the machine's own order before it calls, in the order of
-docs/operator.md. A handler raises `Problem`, or `Refused` of a machine; each status and reason that it may give stands in
-its row (`answers`, `refusals`), and a test looks that no other one comes. `python -m turnlane.daemon.openapi --write`
-then renews docs/openapi.json, and docs/operator.md gets its line.
+docs/operator.md. A handler raises `Problem`, or `Refused` of a machine; each status and reason that it may give stands
+in its row (`answers`, `refusals`), and a test looks that no other one comes. Then `python -m turnlane.daemon.openapi
+--write` renews docs/openapi.json, and docs/operator.md gets its line.
 """
 
 from __future__ import annotations

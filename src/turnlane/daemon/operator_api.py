@@ -31,6 +31,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.types import Message, Receive, Scope, Send
 
+from ..core.instants import Instant
 from ..core.limits import Limits
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.secret import Secret
@@ -213,7 +214,9 @@ class OperatorApi:
                 message["headers"] = [*message["headers"], *_HEADERS]
             if incoming.left:
                 return  # nobody is there
-            over = message["type"] == "http.response.body" and not message.get("more_body")
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                over = True
+                self._served(scope, status, started)  # before it is sent: that may take as long as the client likes
             await send(message)
 
         try:
@@ -225,11 +228,14 @@ class OperatorApi:
             elif not over:
                 wire.cut()  # an answer that was begun is not whole: the client has to see that
         finally:
-            if status:
-                seconds = (self.runtime.ports.clock.now() - started) / 1_000_000_000
-                method = scope["method"] if scope["method"] in HTTP_METHODS else OTHER
-                self.runtime.observe(HttpServed(self._label(scope), method, status, seconds))
+            if status and not over:
+                self._served(scope, status, started)  # a stream that ended with its client
             wire.answered()
+
+    def _served(self, scope: Any, status: int, started: Instant) -> None:
+        seconds = (self.runtime.ports.clock.now() - started) / 1_000_000_000
+        method = scope["method"] if scope["method"] in HTTP_METHODS else OTHER
+        self.runtime.observe(HttpServed(self._label(scope), method, status, seconds))
 
     async def _answer(self, scope: Any, incoming: Body, send: Send) -> None:
         if (refusal := refusal_of(scope)) is not None:

@@ -2,7 +2,8 @@
 
 A shape is a frozen attrs class. A field is text, a whole number, a truth value, a word of a `Literal`, any JSON
 (`Any`), an object (`Mapping[str, Any]`), a list, or another such class; `| None` lets null pass, a default lets it be
-absent, `msgspec.Meta` bounds it. From the same classes `openapi.py` makes its schemas, so what is documented is what is asked.
+absent, `msgspec.Meta` bounds it. From the same classes `openapi.py` makes its schemas, so what is documented is what
+is asked.
 
 Unlike Python, JSON knows that `true` is not 1 and `1.0` is no whole number. Members that a shape does not name are
 passed over. Source: docs/operator.md (Bodies).
