@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -84,12 +85,42 @@ class House:
                 pass
             return await answers(stream, data.count(b"\r\n\r\n") or 1)
 
-    async def get(self, path: str, *, method: str = "GET", token: str | None = "", **more: str) -> Answer:
+    def request(
+        self, path: str, method: str = "GET", token: str | None = "", body: bytes | None = None, **more: str
+    ) -> bytes:
+        """A request as bytes. `token` "" is one with all rights; a header given as "" is left out."""
         headers = {"Host": "localhost", **{name.replace("_", "-"): value for name, value in more.items()}}
         if token is not None:
             headers["Authorization"] = f"Bearer {token or self.secret.reveal().decode()}"
+        if body is not None:
+            headers.setdefault("Content-Length", str(len(body)))
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value)
-        return (await self.raw(f"{method} {path} HTTP/1.1\r\n{lines}Connection: close\r\n\r\n".encode()))[0]
+        return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + (body or b"")
+
+    async def get(self, path: str, *, method: str = "GET", token: str | None = "", **more: str) -> Answer:
+        head = self.request(path, method, token, **{"Connection": "close", **more})
+        answer = (await self.raw(head))[0]
+        self.declared(method, path, answer)
+        return answer
+
+    async def post(self, path: str, body: Any, *, token: str | None = "", **more: str) -> Answer:
+        """`body` as JSON; bytes are sent as they are."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        given = {"Content-Type": "application/json", "Connection": "close", **more}
+        answer = (await self.raw(self.request(path, "POST", token, data, **given)))[0]
+        self.declared("POST", path, answer)
+        return answer
+
+    def declared(self, method: str, path: str, answer: Answer) -> None:
+        """Whatever an operation answers stands in its row: its status, and the reason of a failure."""
+        for operation in self.api.operations:
+            spellings = [re.sub(r"\{\w+\}", "[^/]+", one) for one in (operation.path, *operation.also)]
+            if operation.method == method and any(re.fullmatch(one, path.partition("?")[0]) for one in spellings):
+                if answer.status in operation.answers and (answer.status < 400 or b'"reason_code"' not in answer.body):
+                    return
+                told = "not_found" if answer.body == b'{"error":"not_found"}' else answer.json["reason_code"]
+                reasons = operation.all_refusals().get(answer.status, ())
+                assert told in [reason.value for reason in reasons], (operation.name, answer.status, told)
 
     def token(self, *scopes: str, expires_at: int | None = None) -> str:
         secret, token = mint_operator(f"t{len(self.api.tokens)}", scopes, expires_at=expires_at)
@@ -112,6 +143,8 @@ async def answers(stream: trio.abc.Stream, most: int = 1) -> list[Answer]:
                     return found
             elif isinstance(event, h11.Response):
                 head, body = event, b""
+            elif isinstance(event, h11.InformationalResponse):
+                continue
             elif isinstance(event, h11.Data):
                 body += event.data
             elif isinstance(event, h11.EndOfMessage):

@@ -80,6 +80,8 @@ class Call:
     parsed: Any = None
     raw: bytes = b""
     media_type: str = ""
+    begun: bool = False
+    """The answer has begun, bit by bit: there can be no other."""
     recheck: Callable[[], Reason | None] = lambda: None
     """Whether the token still holds, asked again: None, or why not."""
     leave_flight: Callable[[], None] = lambda: None
@@ -119,6 +121,7 @@ class Call:
         """
         told = {"content-type": self.media_type, **(headers or {})}
         pairs = [(name.encode(), value.encode()) for name, value in told.items()]
+        self.begun = True
         await self.send({"type": "http.response.start", "status": 200, "headers": pairs})
 
         async def write(data: bytes) -> None:

@@ -225,8 +225,6 @@ class OperatorApi:
             problem = self._fault("http", error)
             if not status:
                 await send_problem(problem, sending)
-            elif not over:
-                wire.cut()  # an answer that was begun is not whole: the client has to see that
         finally:
             if status and not over:
                 self._served(scope, status, started)  # a stream that ended with its client
@@ -273,7 +271,15 @@ class OperatorApi:
             self.guard(operation, connection)
 
         async def serve(request: Request[Any, Any, Any]) -> Response[Any]:
-            answer = await self._serve(operation, _call(request.scope), request.path_params)
+            call = _call(request.scope)
+            try:
+                answer = await self._serve(operation, call, request.path_params)
+            except Exception as error:
+                if not call.begun:
+                    raise
+                self._fault(operation.path, error)
+                request.scope["state"]["wire"].cut()  # what was begun is not whole: the client has to see that
+                return _Said(None, operation.media_type)
             return _Said(answer, operation.media_type)
 
         paths = [re.sub(r"\{(\w+)\}", r"{\1:str}", path) for path in (operation.path, *operation.also)]
@@ -354,13 +360,10 @@ class OperatorApi:
             if not operation.writes:
                 return await operation.handler(self.pages, call)
             self._check_writable(operation)
-        except BaseException:
-            flight.leave()
-            raise
+            return await self._write(operation, call, flight)
         finally:
-            if not operation.writes:
+            if not flight.goes_on:
                 flight.leave()
-        return await self._write(operation, call, flight)
 
     def _read_values(self, operation: Operation, call: Call, path: Mapping[str, str]) -> None:
         """Path and query (400)."""
@@ -408,6 +411,7 @@ class OperatorApi:
                 flight.leave()
                 done.set()
 
+        flight.goes_on = True
         self._work.start_soon(work, name=operation.name)
         with trio.move_on_after(self.limits.http_request_ms_max / 1000):
             await done.wait()
@@ -450,6 +454,8 @@ class _Flight:
 
     api: OperatorApi
     inside: bool = False
+    goes_on: bool = False
+    """It is left by the write, whoever waits for that."""
 
     def enter(self) -> None:
         """Raises Problem 503 `overloaded`."""

@@ -95,7 +95,7 @@ def _too_deep(limits: Limits) -> Rejected:
 def _invalid_json(data: bytes, error: Exception) -> Rejected:
     what = str(error).removeprefix("JSON is malformed: ").partition(" (byte")[0]
     if (found := _BYTE.search(str(error))) is not None:
-        at = int(found[1])
+        at = int(found[1]) - what.startswith("trailing characters")  # it says where it stopped, one behind
     else:
         what, at = _where(data)
     line_start = data.rfind(b"\n", 0, at) + 1
@@ -302,6 +302,8 @@ def _make_converter() -> cattrs.Converter:
         lambda type_: _list_of(type_) is not None, lambda type_: _list_hook(type_, made)
     )
     made.register_structure_hook_factory(lambda type_: bool(plain(type_).kinds), _plain_hook)
+    for kind in (str, int, float, bool):  # else cattrs calls them: 1 would be true and "1" a number
+        made.register_structure_hook(kind, _plain_hook(kind))
     return made
 
 
