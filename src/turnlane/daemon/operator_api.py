@@ -213,7 +213,8 @@ class OperatorApi:
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_HEADERS]
             if incoming.left:
-                return  # nobody is there
+                await trio.lowlevel.checkpoint()  # nobody is there; who writes on and on has to hear that
+                return
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 over = True
                 self._served(scope, status, started)  # before it is sent: that may take as long as the client likes
