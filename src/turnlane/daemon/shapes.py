@@ -163,8 +163,8 @@ class Plain:
 
     def fits(self, value: Any) -> bool:
         kind: Any = type(value)
-        if kind is str and self.words:
-            return value in self.words
+        if self.words and value is not None:
+            return any(word == value and type(word) is kind for word in self.words)
         if kind is int and int not in self.kinds:
             kind = float
         return Any in self.kinds or (kind in self.kinds and self._bounded(value))
@@ -184,7 +184,7 @@ class Plain:
     @property
     def expected(self) -> str:
         """What to send, for people."""
-        names = [_NAMES[kind](self.meta) for kind in _NAMES if kind in self.kinds and not (kind is str and self.words)]
+        names = [_NAMES[kind](self.meta) for kind in _NAMES if kind in self.kinds and not self.words]
         if self.words:
             names.insert(0, "one of " + ", ".join(map(str, self.words)))
         return " or ".join([*names, *(["null"] if type(None) in self.kinds else [])])
@@ -228,7 +228,7 @@ def plain(type_: Any) -> Plain:
             waiting += get_args(one)
         elif origin is Literal:
             words += get_args(one)
-            kinds.add(str)
+            kinds |= {type(word) for word in get_args(one)}
         elif isinstance(one, NewType):
             waiting.append(one.__supertype__)
         elif one in (str, int, float, bool, type(None), Any):
