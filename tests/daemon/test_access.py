@@ -25,7 +25,6 @@ from turnlane.daemon.access import (
     METHODS,
     RIGHTS,
     ROLES,
-    ROUTES,
     Denied,
     Principal,
     PrincipalKind,
@@ -47,6 +46,7 @@ from turnlane.daemon.keys import (
     local_key,
     write_local_tokens,
 )
+from turnlane.daemon.operations import ROUTES
 from turnlane.daemon.tokens import KeyRing, OperatorToken, OperatorTokens, hash_of, mint_operator
 
 NOW = 1_800_000_000

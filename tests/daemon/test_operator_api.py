@@ -6,187 +6,41 @@ import json
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import h11
 import pytest
 import trio
 import trio.testing
-from attrs import define, evolve, field
+from attrs import evolve
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from operator_house import ALL, API, Answer, House, answers, house, instead, told_a_story, until
 from prometheus_client.parser import text_string_to_metric_families
 
 import turnlane
-from turnlane.core.limits import DEFAULT_LIMITS, Limits
+from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.ports import StoreError
 from turnlane.core.reasons import Reason
-from turnlane.core.secret import Secret
 from turnlane.core.status import Blocker
-from turnlane.daemon import http_wire, operator_api
-from turnlane.daemon.access import ROUTES
+from turnlane.daemon import operator_api
+from turnlane.daemon.operations import ROUTES
 from turnlane.daemon.operator_api import OperatorApi, serve_operator
+from turnlane.daemon.operator_pages import Pages
 from turnlane.daemon.settings import Address, OperatorSettings
 from turnlane.daemon.status_value import status_value
-from turnlane.daemon.tokens import OperatorTokens, mint_operator
-from turnlane.journal.memory import MemoryStore
-from turnlane.observe import AccessDenied, HttpServed, Observers, ServingFailed
+from turnlane.daemon.tokens import OperatorTokens
+from turnlane.observe import AccessDenied, HttpServed, ServingFailed
 from turnlane.observe.metrics import Metrics
 
-ALL = ("sessions.read", "status.read", "metrics.read")
-API = "/internal/v1"
-GUARDED = [path.replace("{session}", "s-1") for (_, path), need in ROUTES.items() if need.rights]
-
-
-class Kept:
-    def __init__(self) -> None:
-        self.values: list[Any] = []
-
-    def observe(self, value: object) -> None:
-        self.values.append(value)
-
-    def of(self, kind: type) -> list[Any]:
-        return [value for value in self.values if isinstance(value, kind)]
-
-
-@define
-class Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def told(self) -> tuple[int, str, str]:
-        """Status, error and reason of a failure in the one form there is."""
-        assert self.headers["content-type"] == "application/json"
-        assert set(self.json) >= {"error", "message", "reason_code"}, self.json
-        assert set(self.json) <= {"error", "message", "reason_code", "details", "retry_after_ms", "incident"}
-        assert self.json["message"] and len(self.json["message"]) <= 512
-        return self.status, self.json["error"], self.json["reason_code"]
-
-
-@define(eq=False)
-class House:
-    """A runtime, its operator listener, and a client."""
-
-    runtime: turnlane.Runtime
-    api: OperatorApi
-    address: Address
-    store: MemoryStore
-    seen: Kept
-    secret: Secret
-    nursery: trio.Nursery
-    ended: trio.Event = field(factory=trio.Event)
-
-    async def connect(self) -> trio.SocketStream:
-        return await trio.open_tcp_stream(self.address.host, self.address.port)
-
-    async def raw(self, data: bytes) -> list[Answer]:
-        """Send bytes, read answers until the connection is closed."""
-        async with await self.connect() as stream:
-            try:
-                await stream.send_all(data)
-            except trio.BrokenResourceError:
-                pass
-            return await answers(stream, data.count(b"\r\n\r\n") or 1)
-
-    async def get(self, path: str, *, method: str = "GET", token: str | None = "", **more: str) -> Answer:
-        headers = {"Host": "localhost", **{name.replace("_", "-"): value for name, value in more.items()}}
-        if token is not None:
-            headers["Authorization"] = f"Bearer {token or self.secret.reveal().decode()}"
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value)
-        return (await self.raw(f"{method} {path} HTTP/1.1\r\n{lines}Connection: close\r\n\r\n".encode()))[0]
-
-    def token(self, *scopes: str, expires_at: int | None = None) -> str:
-        secret, token = mint_operator(f"t{len(self.api.tokens)}", scopes, expires_at=expires_at)
-        self.api.tokens = OperatorTokens([*self.api.tokens._tokens, token])
-        return secret.reveal().decode()
-
-
-async def answers(stream: trio.abc.Stream, most: int = 1) -> list[Answer]:
-    connection, found, head, body = h11.Connection(h11.CLIENT), [], None, b""
-    request = h11.Request(method="GET", target="/", headers=[("host", "x")])
-    connection.send(request)
-    connection.send(h11.EndOfMessage())
-    with trio.fail_after(10):
-        while True:
-            event = connection.next_event()
-            if event is h11.NEED_DATA:
-                try:
-                    connection.receive_data(await stream.receive_some(65_536))
-                except trio.BrokenResourceError:
-                    return found
-            elif isinstance(event, h11.Response):
-                head, body = event, b""
-            elif isinstance(event, h11.Data):
-                body += event.data
-            elif isinstance(event, h11.EndOfMessage):
-                assert head is not None
-                names = {name.decode(): value.decode() for name, value in head.headers}
-                found.append(Answer(head.status_code, names, body))
-                if len(found) == most or connection.their_state is not h11.DONE:
-                    return found
-                connection.start_next_cycle()
-                connection.send(request)
-                connection.send(h11.EndOfMessage())
-            else:
-                return found
-
-
-async def talker(turn: turnlane.Turn) -> None:
-    if turn.input.get("wait"):
-        await trio.sleep_forever()
-    for word in turn.input["text"].split():
-        await turn.output(word)
-
-
-@asynccontextmanager
-async def house(
-    *,
-    limits: Limits = DEFAULT_LIMITS,
-    auth: bool = True,
-    tls: ssl.SSLContext | None = None,
-    store: MemoryStore | None = None,
-    state: Path | None = None,
-    commit_hop: Any = None,
-    **settings: Any,
-) -> AsyncIterator[House]:
-    seen, metrics = Kept(), Metrics()
-    where: dict[str, Any] = {"state": state} if state else {"store": (store := store or MemoryStore(limits=limits))}
-    secret, token = mint_operator("operator", ALL)
-    async with turnlane.open_runtime(
-        **where, agent=talker, limits=limits, observer=Observers(metrics, seen), commit_hop=commit_hop
-    ) as runtime:
-        rules = OperatorSettings(Address("127.0.0.1", 0), auth, (), (), ())
-        api = OperatorApi(runtime, evolve(rules, **settings), metrics, OperatorTokens([token]), tls)
-        async with trio.open_nursery() as nursery:
-
-            async def serve(task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
-                await serve_operator(api, task_status=task_status)
-                made.ended.set()
-
-            address = await nursery.start(serve)
-            made = House(runtime, api, address, store, seen, secret, nursery)  # type: ignore[arg-type]
-            yield made
-            nursery.cancel_scope.cancel()
-        for session in [turnlane.Session(runtime, actor) for actor in list(runtime.actors.values())]:
-            if session.actor.state.turn is not None:
-                await session.cancel()
-
-
-async def told_a_story(made: House, name: str = "s-1") -> turnlane.Session:
-    session = await made.runtime.open_session(name)
-    await (await session.start_turn({"text": "hello there"})).outcome()
-    return session
+GUARDED = [
+    path.replace("{session}", "s-1") + ("?tail_ms=1" if path.endswith("/stream") else "")
+    for (_, path), need in ROUTES.items()
+    if need.rights
+]
 
 
 # what the routes say
@@ -324,7 +178,7 @@ async def test_warnings_do_not_make_a_runtime_unready() -> None:
     async with house(auth=False) as made:
         nearly_full(made)
         look(made)
-        made.api.notices = (Blocker("keys_not_reloaded", "the key file does not read"),)
+        made.api.pages.notices = (Blocker("keys_not_reloaded", "the key file does not read"),)
         answer = await made.get("/readyz", token=None)
         assert answer.status == 200
         assert [one["code"] for one in answer.json["warnings"]] == ["storage_low", "keys_not_reloaded", "auth_off"]
@@ -456,12 +310,6 @@ async def test_metrics_are_prometheus_text_with_the_request_counted_by_its_templ
         assert sample(answer, "turnlane_http_requests_total", route="other", method="other", status="405") == 1
         assert sample(answer, "turnlane_http_request_seconds_count", route=route) == 1
         assert b"s-1" not in answer.body and b"secret" not in answer.body
-
-
-async def until(said: Callable[[], object], seconds: float = 5) -> None:
-    with trio.fail_after(seconds):
-        while not said():
-            await trio.sleep(0.001)
 
 
 def sample(answer: Answer, name: str, **labels: str) -> float | None:
@@ -695,8 +543,8 @@ HEAD = b"Host: localhost\r\n"
         (b"GET /" + b"y" * 300_000 + b" HTTP/1.1\r\n" + HEAD + b"\r\n", 431, "headers_too_large"),
         (
             b"POST /healthz HTTP/1.1\r\n" + HEAD + b"Content-Length: 2097153\r\n\r\n" + b"x" * 90_000,
-            413,
-            "input_too_large",
+            405,
+            "method_not_allowed",
         ),
     ],
 )
@@ -734,9 +582,8 @@ async def test_a_body_nobody_wants_is_read_and_the_connection_goes_on() -> None:
         assert [one.status for one in found] == [405, 200]
 
 
-async def test_a_request_that_is_not_sent_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_wire, "SEND_MS_MAX", 30)
-    async with house() as made:
+async def test_a_request_that_is_not_sent_in_time_is_given_up() -> None:
+    async with house(limits=evolve(DEFAULT_LIMITS, http_send_ms_max=30)) as made:
         async with await made.connect() as stream:
             await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost:")
             answer = (await answers(stream))[0]
@@ -803,19 +650,18 @@ async def test_requests_over_the_bound_are_overloaded_and_health_is_not() -> Non
 
 
 async def test_a_fault_of_ours_is_told_as_an_incident_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with house() as made:
-        monkeypatch.setattr(type(made.api.pages), "sessions", _raise)
+    async with house(operations=instead("list_sessions", _raise)) as made:
         answer = await made.get(f"{API}/sessions")
         assert answer.told == (500, "internal", "internal")
         failed = made.seen.of(ServingFailed)[0]
         assert answer.json["incident"] == failed.incident and isinstance(failed.error, ZeroDivisionError)
         assert b"Zero" not in answer.body and b"Traceback" not in answer.body
-        monkeypatch.setattr(type(made.api), "_route", _raise)
+        monkeypatch.setattr(type(made.api), "_answer", _raise)
         assert (await made.get(f"{API}/sessions")).told == (500, "internal", "internal")
         assert len(made.seen.of(ServingFailed)) == 2
 
 
-async def _hang(*_: Any) -> None:
+async def _hang(*_: Any) -> Any:
     await trio.sleep_forever()
 
 
@@ -836,54 +682,48 @@ async def test_a_damaged_stream_does_not_hide_the_others() -> None:
 
 
 async def test_drain_lets_a_request_finish_closes_idle_connections_and_returns() -> None:
-    async with house() as made:
+    hold = trio.Event()
+
+    async def slow(*given: Any) -> Any:
+        await hold.wait()
+        return await Pages.read_session(*given)
+
+    async with house(operations=instead("read_session", slow)) as made:
         await told_a_story(made)
-        hold = trio.Event()
-        real = type(made.api.pages).session
-
-        async def slow(*given: Any) -> Any:
-            await hold.wait()
-            return await real(*given)
-
         found: list[Answer] = []
 
         async def ask() -> None:
             found.append(await made.get(f"{API}/sessions/s-1"))
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(made.api.pages), "session", slow)
-            idle = await made.connect()
-            await idle.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            await answers(idle)
-            made.nursery.start_soon(ask)
-            await until(lambda: made.api.in_flight)
-            with trio.fail_after(5):
-                made.api.drain()
-                assert await idle.receive_some(1) == b""
-                assert not made.ended.is_set()
-                hold.set()
-                await made.ended.wait()
-            await idle.aclose()
+        idle = await made.connect()
+        await idle.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        await answers(idle)
+        made.nursery.start_soon(ask)
+        await until(lambda: made.api.in_flight)
+        with trio.fail_after(5):
+            made.api.drain()
+            assert await idle.receive_some(1) == b""
+            assert not made.ended.is_set()
+            hold.set()
+            await made.ended.wait()
+        await idle.aclose()
         assert found[0].status == 200
         with pytest.raises(OSError):
             await made.connect()
 
 
 async def test_drain_gives_up_after_its_bound_on_a_request_that_hangs() -> None:
-    async with house(limits=evolve(DEFAULT_LIMITS, http_drain_ms_max=50)) as made:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(made.api.pages), "sessions", _hang)
-            async with await made.connect() as stream:
-                token = made.secret.reveal()
-                await stream.send_all(
-                    b"GET /internal/v1/sessions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "
-                    + token
-                    + b"\r\n\r\n"
-                )
-                await until(lambda: made.api.in_flight)
-                with trio.fail_after(5):
-                    made.api.drain()
-                    await made.ended.wait()
+    limits = evolve(DEFAULT_LIMITS, http_drain_ms_max=50)
+    async with house(limits=limits, operations=instead("list_sessions", _hang)) as made, await made.connect() as stream:
+        await stream.send_all(
+            b"GET /internal/v1/sessions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "
+            + made.secret.reveal()
+            + b"\r\n\r\n"
+        )
+        await until(lambda: made.api.in_flight)
+        with trio.fail_after(5):
+            made.api.drain()
+            await made.ended.wait()
     assert not made.api.wires
 
 

@@ -18,7 +18,7 @@ from turnlane import codec
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.reasons import Kind, Reason
 from turnlane.core.step import Lane
-from turnlane.daemon import access, config, protocol
+from turnlane.daemon import access, config, operations, protocol
 from turnlane.daemon.config import values
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +95,7 @@ def _routes() -> Iterator[str]:
     yield "## Routes of the operator's listener\n"
     rows = [
         (f"`{verb} {path}`", _code(list(need.rights)) or "none: open to whoever reaches it")
-        for (verb, path), need in access.ROUTES.items()
+        for (verb, path), need in operations.ROUTES.items()
     ]
     yield _table(("route", "rights"), rows)
 
@@ -171,7 +171,7 @@ def built() -> dict[str, set[str]]:
     return {
         "kept": set(codec.TAGS.values()),
         "methods": set(protocol.METHODS),
-        "routes": {f"{verb} {path}" for verb, path in access.ROUTES},
+        "routes": {f"{verb} {path}" for verb, path in operations.ROUTES},
         "settings": {key for key in config.KEYS if not key.startswith("limits.")},
         "reasons": {reason.value for reason in Reason},
         "limits": {field.name for field in attrs.fields(Limits)},

@@ -22,7 +22,7 @@ import trio
 from attrs import frozen
 
 from turnlane import cli
-from turnlane.daemon import access, protocol
+from turnlane.daemon import operations, protocol
 
 from .reading import DOCS, PAGES, ROOT, documents, nothing
 
@@ -162,7 +162,7 @@ def test_every_route_is_described() -> None:
     """The operator's manual leaves no route out."""
     text = (DOCS / "operator.md").read_text()
 
-    nothing((path for _, path in access.ROUTES if path not in text), "routes that docs/operator.md leaves out")
+    nothing((path for _, path in operations.ROUTES if path not in text), "routes that docs/operator.md leaves out")
 
 
 def test_every_command_is_described() -> None:

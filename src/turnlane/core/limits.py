@@ -171,6 +171,14 @@ class Limits:
     http_requests_max: int = 256
     http_idle_ms_max: int = 75_000
     http_drain_ms_max: int = 10_000
+    http_body_bytes_max: int = 2_097_152
+    http_send_ms_max: int = 30_000
+    http_request_ms_max: int = 30_000
+    http_threads_max: int = 4
+    followers_max: int = 1_024
+    followers_per_principal_max: int = 16
+    tail_ms_max: int = 3_600_000
+    sse_keepalive_ms: int = 15_000
     status_items_max: int = 1_000
     status_bytes_max: int = 262_144
 

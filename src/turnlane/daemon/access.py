@@ -1,4 +1,4 @@
-"""Who may do what: a `Principal` holds rights, and one table says which right each act needs.
+"""Who may do what: a `Principal` holds rights, and a table says which right each act needs.
 
 How a token becomes a principal stands in `tokens.py`; here is what it is asked for then. No right follows from another.
 A denial has a fixed message for each reason; what exactly was wrong stands in `Denied.detail`, for the audit log and
@@ -165,7 +165,7 @@ def scope_of(role: str, session: str | None = None) -> str:
     return " ".join(f"{entry}:{session}" if entry.split(".")[0] in _OF_SESSIONS else entry for entry in entries)
 
 
-# The table: every method and route, and the right it needs.
+# The table: every method, and the right it needs. Those of the HTTP routes stand in `operations.py`.
 
 
 class Reach(Enum):
@@ -175,12 +175,17 @@ class Reach(Enum):
     SOME = "some"
     """The right is held for something; the answer holds only what matches."""
     OPEN = "open"
+    SYNC = "sync"
+    """The token of live delivery, which its routes judge themselves, in an order of their own."""
 
 
 @frozen
 class Need:
+    """`or_sync`: a token of live delivery that may read the live topic of the same thing does as well."""
+
     reach: Reach
     rights: tuple[str, ...] = ()
+    or_sync: bool = False
 
 
 _OPEN: Final = Need(Reach.OPEN)
@@ -214,15 +219,6 @@ METHODS: Final[Mapping[str, Need]] = {
 }
 
 API: Final = "/internal/v1"
-ROUTES: Final[Mapping[tuple[str, str], Need]] = {
-    ("GET", "/healthz"): _OPEN,
-    ("GET", "/readyz"): _OPEN,
-    ("GET", "/metrics"): Need(Reach.TENANT, ("metrics.read",)),
-    ("GET", f"{API}/status"): Need(Reach.TENANT, ("status.read",)),
-    ("GET", f"{API}/sessions"): Need(Reach.SOME, ("sessions.read",)),
-    ("GET", f"{API}/sessions/{{session}}"): Need(Reach.SESSION, ("sessions.read",)),
-    ("GET", f"{API}/sessions/{{session}}/events"): Need(Reach.SESSION, ("sessions.read",)),
-}
 
 
 def need_of(method: str, role: str | None = None) -> Need | None:

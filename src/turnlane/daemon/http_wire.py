@@ -22,15 +22,28 @@ from ..core.limits import Limits
 from ..core.ports import CorruptStream, StoreError
 from ..core.reasons import Reason, Refused
 
-SEND_MS_MAX: Final = 30_000
-"""From the first byte of a request to its last."""
-BODY_BYTES_MAX: Final = 2_097_152
 RETRY_MS: Final = 1_000
 _REFUSED: Final = f"X{secrets.token_hex(16).upper()}"
 """The method of requests that `Wire` makes in place of one it refuses. Nobody else knows it."""
 _BAD_LINE: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]|\x00")
 _RECEIVE_BYTES: Final = 65_536
-_WORDS: Final[Mapping[int, str]] = {400: "invalid_request", 401: "unauthorized", 403: "forbidden", 500: "internal"}
+_WORDS: Final[Mapping[int, str]] = {
+    400: "invalid_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    409: "conflict",
+    410: "stale_cursor",
+    413: "payload_too_large",
+    422: "invalid_request",
+    429: "rate_limited",
+    500: "internal",
+}
+"""The word `error` of a status; where there is none it is the reason's own."""
+_OWN_WORDS: Final[Mapping[Reason, str]] = {
+    Reason.ORIGIN_NOT_ALLOWED: "forbidden_origin",
+    Reason.KEY_CONFLICT: "key_conflict",
+}
 encode: Final = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -50,9 +63,7 @@ class Problem(Exception):
     def body(self) -> bytes:
         if self.bare:
             return b'{"error":"not_found"}'
-        error = "not_found" if self.status == 404 else _WORDS.get(self.status, self.reason.value)
-        if self.reason is Reason.ORIGIN_NOT_ALLOWED:
-            error = "forbidden_origin"
+        error = error_word(self.status, self.reason)
         said: dict[str, Any] = {"error": error, "message": self.message, "reason_code": self.reason.value}
         for name in ("details", "retry_after_ms", "incident"):
             if (value := getattr(self, name)) is not None:
@@ -68,6 +79,11 @@ class Problem(Exception):
         return found
 
 
+def error_word(status: int, reason: Reason) -> str:
+    """The member `error` of a failure: a few words of the contract, and else the reason's."""
+    return _OWN_WORDS.get(reason) or _WORDS.get(status, reason.value)
+
+
 def absent() -> Problem:
     return Problem(404, Reason.NOT_FOUND, "", bare=True)
 
@@ -79,7 +95,7 @@ def problem_of(error: Exception) -> Problem | None:
             return error
         case Refused(reason=Reason.UNKNOWN_SESSION):
             return absent()
-        case Refused() if error.reason.http_status < 500 or error.reason.temporary:
+        case Refused() if error.reason.http_status != 500 or error.reason.temporary:
             after = RETRY_MS if error.retry_after is None else round(error.retry_after * 1000)
             wait = after if error.reason.temporary else None
             return Problem(error.reason.http_status, error.reason, error.message, error.data or None, wait)
@@ -122,8 +138,7 @@ _REFUSALS: Final[Mapping[str, Problem]] = {
     "/upgrade": Problem(400, Reason.INVALID_REQUEST, "this listener speaks HTTP/1.1 and upgrades to nothing else"),
     "/pipeline": Problem(400, Reason.INVALID_REQUEST, "too much was sent before the answer: wait for answers"),
     "/head": Problem(431, Reason.HEADERS_TOO_LARGE, "the request head is over http_header_bytes_max: send less"),
-    "/late": Problem(408, Reason.HANDSHAKE_TIMEOUT, f"the request was not complete within {SEND_MS_MAX} ms"),
-    "/body": Problem(413, Reason.INPUT_TOO_LARGE, f"the body is over {BODY_BYTES_MAX} bytes: send less"),
+    "/late": Problem(408, Reason.HANDSHAKE_TIMEOUT, "the request was not complete within http_send_ms_max"),
 }
 
 
@@ -147,6 +162,10 @@ class Wire:
     """Requests handed on that have no answer yet."""
     deaf: bool = False
     """A request was refused: nothing more is read for the application, and the connection ends with the answer."""
+    too_large: int = 0
+    """The length of a body over `http_body_bytes_max`. It is not read, and the connection ends with the answer."""
+    _told: trio.Event = field(factory=trio.Event)
+    """The request whose body is not read has its answer."""
     _buffer: bytearray = field(factory=bytearray)
     _body_left: int = 0
     _until: float = float("inf")
@@ -167,6 +186,8 @@ class Wire:
 
     def answered(self) -> None:
         self.answering -= 1
+        if self.too_large and not self.answering:
+            self._told.set()
         self._leave()
 
     def _leave(self) -> None:
@@ -174,6 +195,9 @@ class Wire:
             self.scope.cancel(reason="the client has left")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if self.too_large:
+            await self._told.wait()
+            return b""
         if self.deaf:
             return b""
         if not self._body_left:
@@ -191,7 +215,7 @@ class Wire:
         most = self.limits.http_header_bytes_max
         while True:
             if self._buffer and self._until == float("inf"):
-                self._until = trio.current_time() + SEND_MS_MAX / 1000
+                self._until = trio.current_time() + self.limits.http_send_ms_max / 1000
             end = self._buffer.find(b"\r\n\r\n", 0, most)
             head = bytes(self._buffer[: end + 4]) if end >= 0 else bytes(self._buffer[:most]).removesuffix(b"\r")
             if _BAD_LINE.search(head):
@@ -223,8 +247,10 @@ class Wire:
         if b"transfer-encoding" in names or len(lengths) > 1 or any(b"," in line for line in lengths):
             return self._refuse("/framing")
         length = next((int(value) for name, value in request.headers if name == b"content-length"), 0)
-        if length > BODY_BYTES_MAX:
-            return self._refuse("/body")
+        if length > self.limits.http_body_bytes_max:
+            self.too_large = length
+            self.answering += 1
+            return head
         if len(self._buffer) - length > self.limits.http_header_bytes_max:
             return self._refuse("/pipeline")
         self._body_left = length
@@ -259,12 +285,15 @@ class Wire:
             await self.stream.send_eof()
 
     async def aclose(self) -> None:
-        """Close; after a refusal only when the client has stopped sending (bounded), else it may lose the answer."""
+        """Close; after a request that was not read to its end only when the client has stopped sending (bounded).
+
+        Else the client may lose the answer.
+        """
         if self.closed:
             return
         self.closed = True
         try:
-            if self.deaf:
+            if self.deaf or self.too_large:
                 with trio.move_on_after(self.limits.close_ms_max / 1000):
                     while await self.stream.receive_some(_RECEIVE_BYTES):
                         pass

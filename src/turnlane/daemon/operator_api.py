@@ -1,9 +1,10 @@
-"""The operator's HTTP surface: routes and the order of checks. No rule of the system is here.
+"""The operator's HTTP surface: the frame in which all its operations stand, and the order of checks. No rule is here.
 
 Three layers. `http_wire.Wire` lies between socket and Hypercorn. `OperatorApi.__call__` is the outermost ASGI
-application: requests in flight, headers of every answer, counting, and the last barrier. Litestar inside it finds the
-route; its guard does Host, Origin, principal and right, and then the handler reads path and query. What is answered
-stands in `operator_pages.py`.
+application: headers of every answer, counting, and the last barrier. Litestar inside it finds the operation of the
+table (`operations.py`); its guard does Host, Origin, principal and right; then `_serve` judges path and query, content
+type, size, JSON, shape and write mode, and calls the handler. Who is refused before its body was read has it read and
+forgotten, so that it hears the answer.
 
 Hypercorn is used per connection (`TCPServer`) under a nursery of ours: no signal handlers, no logger, no socket of its
 own, no upgrade to another protocol. See docs/decisions/http.md. Import this module only where the daemon is: Litestar
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, cast
 from urllib.parse import unquote
@@ -25,33 +26,46 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from litestar import Litestar, Request, Response, get
+from litestar import Litestar, Request, Response
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
-from litestar.types import Message, Receive, Send
+from litestar.types import Message, Receive, Scope, Send
 
-from ..core.ids import printable
+from ..core.instants import Instant
 from ..core.limits import Limits
-from ..core.reasons import Reason
-from ..core.status import Blocker, readiness
+from ..core.reasons import Reason, Refused, Rejected
+from ..core.secret import Secret
+from ..core.status import Blocker
 from ..observe import AccessDenied, HttpServed, ServingFailed
-from ..observe.metrics import CONTENT_TYPE, HTTP_METHODS, OTHER, Metrics
+from ..observe.metrics import HTTP_METHODS, OTHER, Metrics
 from ..runtime.runtime import Runtime
-from .access import API, ROUTES, Denied, Need, Principal, Reach, bearer, everyone
+from .access import Denied, Principal, Reach, bearer, everyone
+from .calls import Answer, Body, Call
 from .connection import fresh_incident
 from .handshake import DoorRules, host_allowed, origin_allowed, token_in_query
 from .http_wire import RETRY_MS, Problem, Wire, absent, encode, problem_of, refusal_of, send_problem
-from .operator_pages import Call, Pages, known
+from .openapi import document, tag_of
+from .operations import OPERATIONS, PATH_VALUES, Operation
+from .operator_pages import Pages
 from .settings import Address, OperatorSettings, own_origins
-from .status_value import status_value
+from .shapes import Misfit, read_json, read_query, read_shape
 from .tokens import OperatorTokens
 
-CONNECTIONS_MAX: Final = 1_024
-"""Beyond this the connection that has been idle longest is closed, so that health routes can always be asked."""
-HEALTH: Final = frozenset({"/healthz", "/readyz", f"{API}/healthz", f"{API}/readyz"})
+CONNECTIONS_MAX: Final = 2_048
+"""Beyond this the connection that has been idle longest is closed, so that health routes can always be asked. More
+than those that may be busy at once: requests in flight and followers."""
+IN_LOOP_BYTES_MAX: Final = 16_384
+"""A body up to this is read in the loop, in well under a millisecond; a larger one in a thread."""
 
-_BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_JSON_TYPE: Final = re.compile(r"application/json|[\w.+-]+/[\w.+-]+\+json")
 _HEADERS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+
+SyncCheck = Callable[[Secret, Operation, Mapping[str, str]], Principal | Denied]
+"""Whether a token of live delivery may read what this operation shows at this path (values not yet decoded)."""
+
+
+def _never(_: Operation) -> Rejected | None:
+    return None
 
 
 @define(slots=True, eq=False, repr=False)
@@ -59,7 +73,8 @@ class OperatorApi:
     """One operator listener over one runtime. `tokens` may be replaced at any time (the file was read again).
 
     `notices` are warnings of the daemon that no status of the runtime knows (`auth_off` of the other listener, keys
-    that did not load). `tls` is a server-side context, or None.
+    that did not load). `tls` is a server-side context, or None. `frozen` says why an operation that writes is stopped
+    by the write mode; `sync` judges tokens of live delivery, where an operation takes them.
     """
 
     runtime: Runtime
@@ -70,6 +85,9 @@ class OperatorApi:
     service: str = "turnlane"
     build_sha: str = "unknown"
     notices: tuple[Blocker, ...] = ()
+    operations: Sequence[Operation] = OPERATIONS
+    frozen: Callable[[Operation], Rejected | None] = _never
+    sync: SyncCheck | None = None
     pages: Pages = field(init=False)
     door: DoorRules = field(init=False)
     in_flight: int = 0
@@ -77,16 +95,27 @@ class OperatorApi:
     _litestar: Litestar = field(init=False)
     _config: Config = field(init=False)
     _context: WorkerContext = field(init=False)
-    _stop: trio.Event = field(factory=trio.Event)
+    _work: trio.Nursery = field(init=False)
+    """Of writes: they end when they are done, whoever waits for them."""
     _gone: trio.Event = field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
         limits = self.limits
-        self.pages = Pages(self.runtime, self.settings.auth, self.service, self.build_sha)
+        described = document(self.operations)
+        self.pages = Pages(
+            self.runtime,
+            self.settings.auth,
+            self.service,
+            self.build_sha,
+            self.metrics,
+            described,
+            tag_of(described),
+            self.notices,
+        )
         if not self.settings.listen.loopback and (not self.settings.auth or not len(self.tokens)):
             raise ValueError("an operator listener that is not loopback needs authentication and operator tokens")
         self._bound_to(self.settings.listen)
-        self._litestar = _routes(self)
+        self._litestar = self._routes()
         self._config = Config()
         self._config.errorlog = self._config.accesslog = None
         self._config.include_server_header = False
@@ -107,7 +136,7 @@ class OperatorApi:
 
     def drain(self) -> None:
         """Accept nobody more; requests in flight get `http_drain_ms_max`, then `serve_operator` returns."""
-        self._stop.set()
+        self.pages.stopping.set()
 
     async def serve(self, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
         """See `serve_operator`."""
@@ -117,12 +146,13 @@ class OperatorApi:
         if self.tls is not None:
             listeners = [trio.SSLListener(listener, self.tls, https_compatible=True) for listener in listeners]
         async with trio.open_nursery() as connections:
+            self._work = connections
             try:
                 async with trio.open_nursery() as accepting:
                     serve = partial(trio.serve_listeners, self._connection, listeners, handler_nursery=connections)
                     await accepting.start(serve)
                     task_status.started(address)
-                    await self._stop.wait()
+                    await self.pages.stopping.wait()
                     accepting.cancel_scope.cancel(reason="the operator's listener is draining")
                 await self._context.terminated.set()  # idle connections close, others after their answer
                 with trio.move_on_after(self.limits.http_drain_ms_max / 1000):
@@ -169,71 +199,113 @@ class OperatorApi:
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """The ASGI application that Hypercorn runs."""
-        started, status = self.runtime.ports.clock.now(), 0
+        started, status, over = self.runtime.ports.clock.now(), 0, False
+        wire: Wire = scope["state"]["wire"]
+        incoming = Body(receive)
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, over
             if message["type"] == "http.response.start":
+                if wire.too_large:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+                else:
+                    await incoming.drop()
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_HEADERS]
-            elif message["type"] == "http.response.body" and not message.get("more_body"):
-                seconds = (self.runtime.ports.clock.now() - started) / 1_000_000_000
-                method = scope["method"] if scope["method"] in HTTP_METHODS else OTHER
-                self.runtime.observe(HttpServed(_template(scope), method, status, seconds))
+            if incoming.left:
+                await trio.lowlevel.checkpoint()  # nobody is there; who writes on and on has to hear that
+                return
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                over = True
+                self._served(scope, status, started)  # before it is sent: that may take as long as the client likes
             await send(message)
 
         try:
-            await self._answer(scope, receive, sending)
+            await self._answer(scope, incoming, sending)
         except Exception as error:
             problem = self._fault("http", error)
             if not status:
                 await send_problem(problem, sending)
         finally:
-            scope["state"]["wire"].answered()
+            if status and not over:
+                self._served(scope, status, started)  # a stream that ended with its client
+            wire.answered()
 
-    async def _answer(self, scope: Any, receive: Receive, send: Send) -> None:
+    def _served(self, scope: Any, status: int, started: Instant) -> None:
+        seconds = (self.runtime.ports.clock.now() - started) / 1_000_000_000
+        method = scope["method"] if scope["method"] in HTTP_METHODS else OTHER
+        self.runtime.observe(HttpServed(self._label(scope), method, status, seconds))
+
+    async def _answer(self, scope: Any, incoming: Body, send: Send) -> None:
         if (refusal := refusal_of(scope)) is not None:
             await send_problem(refusal, send)
             return
-        if not await _whole_body(receive):
-            return  # the client left before its request was complete
-        path = scope["raw_path"].decode("ascii")
-        if "/" + "/".join(part for part in path.split("/") if part) in HEALTH:
-            await self._route(scope, path, receive, send)
-        elif self.in_flight >= self.limits.http_requests_max:
-            most = self.limits.http_requests_max
-            message = f"{most} requests are in flight (http_requests_max): try again shortly"
-            await send_problem(Problem(503, Reason.OVERLOADED, message, retry_after_ms=RETRY_MS), send)
-        else:
-            self.in_flight += 1
-            try:
-                await self._route(scope, path, receive, send)
-            finally:
-                self.in_flight -= 1
-
-    async def _route(self, scope: Any, path: str, receive: Receive, send: Send) -> None:
-        scope["call"] = Call(scope["headers"], scope["query_string"].decode("latin-1"))
-        scope["path"] = path  # still escaped: an id may hold what would be a slash
+        scope["call"] = Call(scope["headers"], scope["query_string"].decode("latin-1"), incoming, send)
+        scope["path"] = scope["raw_path"].decode("ascii")  # still escaped: an id may hold what would be a slash
         scope["headers"] = []  # nothing but our own checks reads them
         if scope["method"] == "OPTIONS":
             scope["method"] = "NONE"  # else Litestar answers it by itself, before any check
         try:
-            await self._litestar(scope, receive, send)
+            await self._litestar(scope, incoming.receive, send)
         finally:
             scope["method"] = "OPTIONS" if scope["method"] == "NONE" else scope["method"]
 
-    def guard(self, need: Need, route: str, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
-        """Host, Origin, principal, right; in this order. Health routes need none of them."""
+    def _label(self, scope: Any) -> str:
+        """The route of a request as a label: a template of the table, or `other`."""
+        found: Operation | None = scope.get("operation")
+        return OTHER if found is None else found.path
+
+    def _routes(self) -> Litestar:
+        """The Litestar application: one route an operation, and one form of every failure."""
+        return Litestar(
+            [self._route(operation) for operation in self.operations],
+            exception_handlers={Exception: self._told},
+            openapi_config=None,
+            logging_config=None,
+            debug=False,
+            pdb_on_exception=False,
+        )
+
+    def _route(self, operation: Operation) -> HTTPRouteHandler:
+        def check(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+            connection.scope["operation"] = operation  # type: ignore[typeddict-unknown-key]
+            self.guard(operation, connection)
+
+        async def serve(request: Request[Any, Any, Any]) -> Response[Any]:
+            call = _call(request.scope)
+            try:
+                answer = await self._serve(operation, call, request.path_params)
+            except Exception as error:
+                if not call.begun:
+                    raise
+                self._fault(operation.path, error)
+                request.scope["state"]["wire"].cut()  # what was begun is not whole: the client has to see that
+                return _Said(None, operation.media_type)
+            return _Said(answer, operation.media_type)
+
+        paths = [re.sub(r"\{(\w+)\}", r"{\1:str}", path) for path in (operation.path, *operation.also)]
+        return HTTPRouteHandler(paths, http_method=[cast(Any, operation.method)], guards=[check])(serve)
+
+    def _told(self, request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+        problem = problem_of(error) or self._fault(self._label(request.scope), error)
+        return _Said(problem, "application/json")
+
+    # what is judged before the handler, in this order
+
+    def guard(self, operation: Operation, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+        """Host, Origin, principal, right. Open routes need none of them; those of live delivery judge the rest."""
+        need, route, call = operation.need, operation.path, _call(connection.scope)
         if need.reach is Reach.OPEN:
             return
-        call: Call = connection.scope["call"]  # type: ignore[typeddict-item]
         hosts, origins = call.values("host"), call.values("origin")
         if len(hosts) != 1 or not host_allowed(hosts[0], self.door.allowed_hosts, loopback=self.door.loopback):
             raise self._denied(route, Reason.HOST_NOT_ALLOWED, "the Host header does not name this listener", 403)
+        if need.reach is Reach.SYNC:
+            return
         if not all(origin_allowed(origin, self.door.allowed_origins) for origin in origins):
             raise self._denied(route, Reason.ORIGIN_NOT_ALLOWED, "pages of this origin may not ask here", 403)
-        principal = call.principal = self._principal(call, route)
-        session = _session_id(connection.path_params) if need.reach is Reach.SESSION else None
+        principal = call.principal = self._principal(call, operation, connection.path_params)
+        session = _session_of(connection.path_params) if need.reach is Reach.SESSION else None
         if (refusal := principal.refuses(need, session)) is None:
             return
         if need.reach is Reach.SESSION and all(principal.allows_some(right) for right in need.rights):
@@ -241,19 +313,115 @@ class OperatorApi:
         self._denied(route, refusal.reason, refusal.message, 403, principal.subject)
         raise Problem(403, refusal.reason, refusal.message, dict(refusal.data))
 
-    def _principal(self, call: Call, route: str) -> Principal:
-        if token_in_query(call.query):
+    def _principal(self, call: Call, operation: Operation, path: Mapping[str, str]) -> Principal:
+        route = operation.path
+        if token_in_query(call.query_text):
             message = "a token in a URL is never accepted: send the header Authorization: Bearer <token>"
             raise self._denied(route, Reason.TOKEN_IN_URL, message, 401)
         if not self.settings.auth:
             return everyone()
         found = call.values("authorization")
         token = bearer(found[0] if len(found) == 1 else ", ".join(found) if found else None)
-        wall_s = self.runtime.ports.clock.wall() // 1_000_000
-        principal = token if isinstance(token, Denied) else self.tokens.check(token, wall_s)
+        principal = self._checked(token, operation, path)
         if isinstance(principal, Denied):
             raise self._denied(route, principal.reason, principal.message, 401, None, principal.detail)
+
+        def recheck() -> Reason | None:
+            now = self._checked(token, operation, path)
+            return now.reason if isinstance(now, Denied) else None
+
+        call.recheck = recheck
         return principal
+
+    def _checked(self, token: Secret | Denied, operation: Operation, path: Mapping[str, str]) -> Principal | Denied:
+        if isinstance(token, Denied):
+            return token
+        found = self.tokens.check(token, self.runtime.ports.clock.wall() // 1_000_000)
+        if isinstance(found, Denied) and operation.need.or_sync and self.sync is not None:
+            return self.sync(token, operation, path)
+        return found
+
+    async def _serve(self, operation: Operation, call: Call, path: Mapping[str, str]) -> Answer | None:
+        call.media_type = operation.media_type
+        self._read_values(operation, call, path)
+        if operation.takes_body:
+            _check_media_type(call)
+        self._check_size(call)
+        flight = _Flight(self)
+        call.leave_flight = flight.leave
+        if operation.guarded:
+            flight.enter()
+        try:
+            if operation.takes_body:
+                call.raw = await call.incoming.read()
+                if call.incoming.left:
+                    return None  # the client left before its request was complete
+            if operation.body is not None:
+                call.parsed = await self._read_body(operation.body, call.raw)
+            if not operation.writes:
+                return await operation.handler(self.pages, call)
+            self._check_writable(operation)
+            return await self._write(operation, call, flight)
+        finally:
+            if not flight.goes_on:
+                flight.leave()
+
+    def _read_values(self, operation: Operation, call: Call, path: Mapping[str, str]) -> None:
+        """Path and query (400)."""
+        call.path = {name: PATH_VALUES[name].read(name, str(path[name])) for name in operation.path_names}
+        most = self.limits.http_query_bytes_max
+        if len(call.query_text) > most:
+            raise Problem(400, Reason.INVALID_QUERY, f"the query string is longer than {most} bytes")
+        if operation.query is not None:
+            try:
+                call.query = read_query(operation.query, call.pairs())
+            except Misfit as misfit:
+                first = misfit.faults[0]
+                message = f"the query parameter {first.path} has to be {first.expected}"
+                raise Problem(400, Reason.INVALID_QUERY, message, _details(misfit)) from None
+
+    def _check_size(self, call: Call) -> None:
+        most = self.limits.http_body_bytes_max
+        if any(int(length) > most for length in call.values("content-length")):
+            message = f"the body is over {most} bytes (http_body_bytes_max): send less"
+            raise Problem(413, Reason.BODY_TOO_LARGE, message, {"limit": most})
+
+    async def _read_body(self, shape: type, data: bytes) -> Any:
+        """JSON (400), then its shape (422)."""
+        if len(data) <= IN_LOOP_BYTES_MAX:
+            return _shaped(shape, data, self.limits)
+        return await trio.to_thread.run_sync(_shaped, shape, data, self.limits, limiter=self.pages.threads)
+
+    def _check_writable(self, operation: Operation) -> None:
+        if (refusal := self.frozen(operation)) is not None:
+            raise Refused.of(refusal)
+        if self.runtime.phase in ("draining", "closed"):
+            message = "shutdown has begun: nothing new is taken here"
+            raise Problem(503, Reason.DRAINING, message, retry_after_ms=RETRY_MS)
+
+    async def _write(self, operation: Operation, call: Call, flight: _Flight) -> Answer | None:
+        """Call a handler that writes. When it takes too long it goes on, and the client is told so."""
+        done, found = trio.Event(), list[Answer | Exception | None]()
+
+        async def work() -> None:
+            try:
+                found.append(await operation.handler(self.pages, call))
+            except Exception as error:
+                found.append(error)
+            finally:
+                flight.leave()
+                done.set()
+
+        flight.goes_on = True
+        self._work.start_soon(work, name=operation.name)
+        with trio.move_on_after(self.limits.http_request_ms_max / 1000):
+            await done.wait()
+        if not found:
+            message = "the commit takes longer than http_request_ms_max and goes on: ask again with the same key"
+            raise Problem(500, Reason.OUTCOME_UNKNOWN, message, retry_after_ms=RETRY_MS)
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
 
     def _denied(
         self, route: str, reason: Reason, message: str, status: int, subject: str | None = None, detail: str = ""
@@ -281,107 +449,86 @@ async def _listen(listen: Address) -> list[trio.SocketListener]:
     return listeners
 
 
-def _session_id(params: Mapping[str, Any]) -> str:
-    """The session of the path. A malformed one is told apart from an absent one only after the right was checked."""
+@define(slots=True, eq=False)
+class _Flight:
+    """A request's place among `http_requests_max`. Left once, however often it is asked."""
+
+    api: OperatorApi
+    inside: bool = False
+    goes_on: bool = False
+    """It is left by the write, whoever waits for that."""
+
+    def enter(self) -> None:
+        """Raises Problem 503 `overloaded`."""
+        most = self.api.limits.http_requests_max
+        if self.api.in_flight >= most:
+            message = f"{most} requests are in flight (http_requests_max): try again shortly"
+            raise Problem(503, Reason.OVERLOADED, message, retry_after_ms=RETRY_MS)
+        self.api.in_flight += 1
+        self.inside = True
+
+    def leave(self) -> None:
+        self.api.in_flight -= self.inside
+        self.inside = False
+
+
+class _Said(Response[Any]):
+    """An answer or a failure as Litestar passes it on; None was said already, bit by bit."""
+
+    def __init__(self, said: Answer | Problem | None, media_type: str) -> None:
+        super().__init__(None)
+        self.said, self.told_as = said, media_type
+
+    def to_asgi_response(self, *_: Any, **__: Any) -> Any:
+        return self
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if isinstance(self.said, Problem):
+            await send_problem(self.said, send)
+        elif self.said is not None:
+            value = self.said.value
+            body = value if isinstance(value, bytes) else b"" if value is None else encode(value)
+            headers = {**self.said.headers, "content-length": str(len(body))}
+            if value is not None:
+                headers["content-type"] = self.told_as
+            pairs = [(name.encode(), text.encode()) for name, text in headers.items()]
+            await send({"type": "http.response.start", "status": self.said.status, "headers": pairs})
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _call(scope: Any) -> Call:
+    found: Call = scope["call"]
+    return found
+
+
+def _session_of(params: Mapping[str, Any]) -> str:
+    """The session that a right is asked for. A malformed one is told apart only after the right was checked."""
     return unquote(str(params["session"]), errors="replace")
 
 
-def _checked_session(params: Mapping[str, Any]) -> str:
-    raw, found = str(params["session"]), _session_id(params)
-    if not printable(found) or _BAD_ESCAPE.search(raw) or "\ufffd" in found:
-        message = "a session id has 1 to 128 printable characters, percent-encoded where needed"
-        raise Problem(400, Reason.INVALID_REQUEST, message, [{"path": "session", "expected": "an id"}])
-    return found
+def _details(misfit: Misfit) -> list[dict[str, str]]:
+    return [{"path": fault.path, "expected": fault.expected} for fault in misfit.faults]
 
 
-def _template(scope: Any) -> str:
-    """The route of a request as a label: a template of the table, or `other`."""
-    template = str(scope.get("path_template") or "").replace(":str}", "}")
-    for short in ("/healthz", "/readyz"):
-        template = template.replace(API + short, short)
-    return template if ("GET", template) in ROUTES else OTHER
+def _check_media_type(call: Call) -> None:
+    """`application/json` or `*+json`, in UTF-8 (415)."""
+    given = call.values("content-type")
+    kind, _, parameters = (given[0] if len(given) == 1 else "").lower().partition(";")
+    charset = re.search(r"charset\s*=\s*\"?([\w-]+)", parameters)
+    if not _JSON_TYPE.fullmatch(kind.strip()) or (charset is not None and charset[1] not in ("utf-8", "utf8")):
+        message = "the body has to be JSON in UTF-8: send content-type: application/json"
+        raise Problem(415, Reason.UNSUPPORTED_MEDIA_TYPE, message)
 
 
-async def _whole_body(receive: Receive) -> bool:
-    """Read what came with the request; no route takes a body yet. False when the client left in the middle."""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return False
-        if not message.get("more_body", False):
-            return True
-
-
-def _json(value: Any, status: int = 200) -> Response[bytes]:
-    body = value if isinstance(value, bytes) else encode(value)
-    return Response(body, status_code=status, media_type="application/json")
-
-
-def _routes(api: OperatorApi) -> Litestar:
-    """The Litestar application. Each route takes its right from the table; one that is not there cannot be built."""
-
-    def route(path: str, *more: str) -> Callable[[Callable[..., Awaitable[Response[bytes]]]], HTTPRouteHandler]:
-        need = ROUTES["GET", path]
-
-        def check(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-            api.guard(need, path, connection)
-            if len(connection.scope["call"].query) > api.limits.http_query_bytes_max:  # type: ignore[typeddict-item]
-                most = api.limits.http_query_bytes_max
-                raise Problem(400, Reason.INVALID_QUERY, f"the query string is longer than {most} bytes")
-
-        paths = [one.replace("{session}", "{session:str}") for one in (path, *more)]
-        return get(paths, guards=[check])
-
-    @route("/healthz", f"{API}/healthz")
-    async def healthz() -> Response[bytes]:
-        return _json(api.pages.health())
-
-    @route("/readyz", f"{API}/readyz")
-    async def readyz() -> Response[bytes]:
-        ready, said = api.pages.ready(api.notices)
-        return _json(said, 200 if ready else 503)
-
-    @route("/metrics")
-    async def metrics() -> Response[bytes]:
-        status = api.runtime.status()
-        page = api.metrics.render(status, ready=not readiness(status, api.limits))
-        return Response(page, media_type=CONTENT_TYPE.removesuffix("; charset=utf-8"))  # Litestar adds it
-
-    @route(f"{API}/status")
-    async def status(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return _json(status_value(api.runtime.status(), api.limits, known(_call(request)).tenant))
-
-    @route(f"{API}/sessions")
-    async def list_sessions(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return _json(await api.pages.sessions(_call(request)))
-
-    @route(f"{API}/sessions/{{session}}")
-    async def read_session(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return _json(await api.pages.session(_call(request), _checked_session(request.path_params)))
-
-    @route(f"{API}/sessions/{{session}}/events")
-    async def read_session_events(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return _json(await api.pages.events(_call(request), _checked_session(request.path_params)))
-
-    def told(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-        problem = problem_of(error) or api._fault(_template(request.scope), error)
-        return Response(
-            problem.body(),
-            status_code=problem.status,
-            media_type="application/json",
-            headers=problem.all_headers(),
-        )
-
-    return Litestar(
-        [healthz, readyz, metrics, status, list_sessions, read_session, read_session_events],
-        exception_handlers={Exception: told},
-        openapi_config=None,
-        logging_config=None,
-        debug=False,
-        pdb_on_exception=False,
-    )
-
-
-def _call(request: Request[Any, Any, Any]) -> Call:
-    found: Call = request.scope["call"]  # type: ignore[typeddict-item]
-    return found
+def _shaped(shape: type, data: bytes, limits: Limits) -> Any:
+    value = read_json(data, limits)
+    if isinstance(value, Rejected):
+        raise Problem(400, value.reason, value.message, dict(value.data) or None)
+    try:
+        return read_shape(shape, value)
+    except Misfit as misfit:
+        first = misfit.faults[0]
+        more = f", and {len(misfit.faults) - 1} more" if len(misfit.faults) > 1 else ""
+        where = f"`{first.path}`" if first.path else "the body"
+        message = f"{where} has to be {first.expected}{more}: details has them all"
+        raise Problem(422, Reason.WRONG_SHAPE, message, _details(misfit)) from None

@@ -1,4 +1,4 @@
-"""What the operator's routes say: health, readiness, sessions and their events, as values or JSON. No HTTP.
+"""What the operator's routes say: health, readiness, sessions and their events, as values or JSON.
 
 Bounded in everything: a page of rows or events ends at its number, its bytes or its time, and says where the next one
 begins. Nothing is shown of a session that the asking principal may not read, not even that it exists, and no event
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
+import trio
 from attrs import asdict, define, field
 
 from .. import __version__
@@ -23,51 +22,21 @@ from ..core.limits import Limits
 from ..core.ports import CorruptStream, StoreError
 from ..core.reasons import Reason
 from ..core.status import Blocker, readiness, warnings
+from ..observe.metrics import Metrics
 from ..runtime.runtime import Runtime
 from .access import Principal
-from .http_wire import Problem, absent, encode
+from .calls import Answer, Call, invalid_query
+from .http_wire import absent, encode
+from .operator_streams import Followers, stale_cursor
+from .status_value import status_value
 
 FOLD_MS_MAX: Final = 500
 """A page of sessions ends early when folding those that are not in memory takes longer."""
-_WHOLE: Final = re.compile(r"[0-9]{1,16}")
 
 
-@define(slots=True, eq=False, repr=False)
-class Call:
-    """One request, as the guard and the handler see it."""
-
-    headers: Sequence[tuple[bytes, bytes]]
-    query: str
-    principal: Principal | None = None
-
-    def values(self, name: str) -> list[str]:
-        return [value.decode("latin-1") for key, value in self.headers if key == name.encode()]
-
-    def text(self, name: str) -> str | None:
-        """The value of a query parameter; None when it was not given. Twice is refused."""
-        pairs = parse_qsl(self.query, keep_blank_values=True, encoding="utf-8", errors="replace")
-        found = [value for key, value in pairs if key == name]
-        if len(found) > 1:
-            raise _invalid_query(name, "given once")
-        return found[0] if found else None
-
-    def whole(self, name: str, default: int) -> int:
-        text = self.text(name)
-        if text is None:
-            return default
-        if not _WHOLE.fullmatch(text):
-            raise _invalid_query(name, "a whole number, 0 or more")
-        return int(text)
-
-
-def _invalid_query(name: str, expected: str) -> Problem:
-    details = [{"path": name, "expected": expected}]
-    return Problem(400, Reason.INVALID_QUERY, f"the query parameter {name} has to be {expected}", details)
-
-
-def known(call: Call) -> Principal:
-    assert call.principal is not None
-    return call.principal
+def clamped(limit: int | None, usual: int, most: int) -> int:
+    """The size of a page: what was asked for, within 1 and the bound."""
+    return min(max(usual if limit is None else limit, 1), most)
 
 
 def _next(name: str) -> str:
@@ -82,32 +51,45 @@ def _read_next(text: str | None) -> str:
     except (binascii.Error, ValueError):
         name = ""
     if not printable(name) or _next(name) != text:
-        raise _invalid_query("after", "the `next` of the page before")
+        raise invalid_query("after", "the `next` of the page before")
     return name
 
 
 @define(slots=True, eq=False, repr=False)
 class Pages:
-    """The answers of one operator listener over one runtime. `auth`: whether it asks for tokens."""
+    """The handlers of one operator listener over one runtime, and what they share. `auth`: whether it asks for tokens.
+
+    `document` is the OpenAPI document and `document_tag` its digest. `stopping` is set when the listener drains.
+    """
 
     runtime: Runtime
     auth: bool
     service: str
     build_sha: str
+    metrics: Metrics
+    document: bytes = b""
+    document_tag: str = ""
+    notices: tuple[Blocker, ...] = ()
+    stopping: trio.Event = field(factory=trio.Event)
+    followers: Followers = field(init=False)
+    threads: trio.CapacityLimiter = field(init=False)
+    """Work over about a millisecond goes to a thread with this limiter, so that nobody waits for it in the loop."""
     started_wall: WallInstant = field(init=False)
     started_at: Instant = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         clock = self.runtime.ports.clock
         self.started_wall, self.started_at = clock.wall(), clock.now()
+        self.followers = Followers(self.limits)
+        self.threads = trio.CapacityLimiter(self.limits.http_threads_max)
 
     @property
     def limits(self) -> Limits:
         return self.runtime.limits
 
-    def health(self) -> dict[str, Any]:
+    async def read_health(self, _: Call) -> Answer:
         up_ns = self.runtime.ports.clock.now() - self.started_at
-        return {
+        said = {
             "status": "ok",
             "service": self.service,
             "build_sha": self.build_sha,
@@ -121,13 +103,14 @@ class Pages:
             "build": self.build_sha,
             "started_at": wall_text(self.started_wall),
         }
+        return Answer(said)
 
     def _writes(self) -> bool:
         runtime = self.runtime
         return runtime.epoch > 0 and runtime.phase not in ("opening", "closed") and runtime.writer.broken is None
 
-    def ready(self, notices: tuple[Blocker, ...]) -> tuple[bool, dict[str, Any]]:
-        warned = notices
+    async def read_readiness(self, _: Call) -> Answer:
+        warned = self.notices
         try:
             status = self.runtime.status()
         except StoreError as error:  # a store that cannot be asked is one that is not open
@@ -137,7 +120,7 @@ class Pages:
         if not self.auth and "auth_off" not in [one.code for one in warned]:
             warned = (*warned, Blocker("auth_off", "operator.auth is off: whoever reaches this listener may ask all"))
         ready = not blockers
-        return ready, {
+        said = {
             "status": "ready" if ready else "not_ready",
             "ready": ready,
             "authority_ready": ready,  # every reason that is built clears this flag
@@ -148,16 +131,27 @@ class Pages:
             "reasons": [asdict(one) for one in blockers],
             "warnings": [asdict(one) for one in warned],
         }
+        return Answer(said, 200 if ready else 503)
 
-    async def sessions(self, call: Call) -> dict[str, Any]:
-        principal, limits = known(call), self.limits
-        limit = min(max(call.whole("limit", limits.list_items), 1), limits.list_items_max)
-        after = _read_next(call.text("after"))
+    async def read_metrics(self, _: Call) -> Answer:
+        status = self.runtime.status()
+        return Answer(self.metrics.render(status, ready=not readiness(status, self.limits)))
+
+    async def read_status(self, call: Call) -> Answer:
+        return Answer(status_value(self.runtime.status(), self.limits, call.known.tenant))
+
+    async def read_openapi(self, call: Call) -> Answer:
+        return call.tagged(self.document, self.document_tag)
+
+    async def list_sessions(self, call: Call) -> Answer:
+        principal, limits = call.known, self.limits
+        limit = clamped(call.query.limit, limits.list_items, limits.list_items_max)
+        after = _read_next(call.query.after)
         hop = self.runtime.ports.read_hop
         names = await hop(self._visible, principal, after, limit + 1)
         listed = await hop(self._briefs, principal, names[:limit])
         more = len(listed) < len(names)
-        return {"sessions": listed, "next": _next(listed[-1]["session"]) if more else None}
+        return Answer({"sessions": listed, "next": _next(listed[-1]["session"]) if more else None})
 
     def _visible(self, principal: Principal, after: str, limit: int) -> list[str]:
         """Names of sessions this principal may read, in order. No other is looked at. Runs where reads may block."""
@@ -199,18 +193,18 @@ class Pages:
         turn = None if state.turn is None else state.turn.turn
         return {**row, "phase": state.phase.value, "turn": turn, "head_seq": head}
 
-    async def session(self, call: Call, session: str) -> Mapping[str, Any]:
-        handle = await self.runtime.session(session, known(call).tenant)
+    async def read_session(self, call: Call) -> Answer:
+        handle = await self.runtime.session(call.path["session"], call.known.tenant)
         floor = await self.runtime.ports.read_hop(self.runtime.ports.store.floor, handle.actor.stream)
-        return {**handle.status(), "floor_seq": floor}
+        return Answer({**handle.status(), "floor_seq": floor})
 
-    async def events(self, call: Call, session: str) -> bytes:
-        limit = min(max(call.whole("limit", self.limits.page_items_max), 1), self.limits.page_items_max)
-        after = call.whole("after_seq", 0)
-        stream = session_stream(known(call).tenant, SessionId(session))
+    async def read_session_events(self, call: Call) -> Answer:
+        limit = clamped(call.query.limit, self.limits.page_items_max, self.limits.page_items_max)
+        stream = session_stream(call.known.tenant, SessionId(call.path["session"]))
         actor = self.runtime.actors.get(stream)
         visible = None if actor is None else actor.owner.tail.head
-        return await self.runtime.ports.read_hop(self._page, stream, after, limit, visible)
+        hop = self.runtime.ports.read_hop
+        return Answer(await hop(self._page, stream, call.query.after_seq, limit, visible))
 
     def _page(self, stream: str, after: Seq, limit: int, visible: Seq | None) -> bytes:
         """A page of the log as JSON. `visible`: what is kept but not yet told to anybody waits. In a read thread."""
@@ -219,9 +213,7 @@ class Pages:
         if not page.head:
             raise absent()
         if after + 1 < page.floor:
-            places = {"floor_seq": page.floor, "head_seq": head, "next_seq": page.floor - 1}
-            message = f"the log begins at seq {page.floor} now: go on with after_seq={page.floor - 1}"
-            raise Problem(410, Reason.STALE_CURSOR, message, places)
+            raise stale_cursor(page.floor, head)
         parts: list[bytes] = []
         room, last = self.limits.page_bytes_max, after
         for kept in page.events:

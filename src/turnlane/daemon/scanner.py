@@ -34,9 +34,10 @@ _MEMBER: Final = re.compile(_WS + rb'"(' + _TEXT + rb')"' + _WS + rb":" + _WS + 
 _ELEMENT: Final = re.compile(_WS + rb"()" + _VALUE).match
 _SPACE: Final = re.compile(_WS).match
 _STRING_HEAD: Final = re.compile(rb'"' + _TEXT).match
-_ESCAPES: Final = re.compile(
+escapes: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 ).finditer
+"""The escapes in a text of JSON; group 1 is half of a surrogate pair that stands alone."""
 
 _COMMA, _OBJECT, _OBJECT_END, _ARRAY_END, _QUOTE = b',{}]"'
 _BOM: Final = b"\xef\xbb\xbf"
@@ -57,7 +58,7 @@ def scan(data: bytes, limits: Limits) -> Rejected | None:
         return _refused(fault.start, "the bytes are not UTF-8", "UTF-8")
     refusal = _scan_structure(data, limits)
     if refusal is None and b"\\u" in data:
-        for escape in _ESCAPES(data):
+        for escape in escapes(data):
             if escape[1] is not None:
                 return _refused(escape.start(), "an escaped surrogate stands alone", "a pair of surrogates")
     return refusal
