@@ -16,8 +16,10 @@ from attrs import define, evolve, field
 
 import turnlane
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
+from turnlane.core.owners import Owner
 from turnlane.core.secret import Secret
-from turnlane.daemon.operations import OPERATIONS, Operation
+from turnlane.daemon.operation import Operation
+from turnlane.daemon.operations import OPERATIONS
 from turnlane.daemon.operator_api import OperatorApi, serve_operator
 from turnlane.daemon.settings import Address, OperatorSettings
 from turnlane.daemon.tokens import OperatorTokens, mint_operator
@@ -25,7 +27,7 @@ from turnlane.journal.memory import MemoryStore
 from turnlane.observe import Observers
 from turnlane.observe.metrics import Metrics
 
-ALL = ("sessions.read", "status.read", "metrics.read")
+ALL = ("sessions.read", "status.read", "metrics.read", "runs.*", "workers.*")
 API = "/internal/v1"
 
 
@@ -122,8 +124,9 @@ class House:
                 reasons = operation.all_refusals().get(answer.status, ())
                 assert told in [reason.value for reason in reasons], (operation.name, answer.status, told)
 
-    def token(self, *scopes: str, expires_at: int | None = None) -> str:
+    def token(self, *scopes: str, expires_at: int | None = None, owner: Owner | None = None) -> str:
         secret, token = mint_operator(f"t{len(self.api.tokens)}", scopes, expires_at=expires_at)
+        token = evolve(token, owner=owner)
         self.api.tokens = OperatorTokens([*self.api.tokens._tokens, token])
         return secret.reveal().decode()
 

@@ -246,6 +246,8 @@ def test_an_address_that_is_not_host_and_port_is_refused(address: Any) -> None:
     ("operator.tokens", [{"name": "a", "sha256": "0" * 64, "scopes": "x"}]),
     ("operator.tokens", [{"name": "a", "sha256": "0" * 64, "scopes": [], "secret": "x"}]),
     ("operator.tokens", [{"name": "a", "sha256": "0" * 64, "scopes": [], "tenant": "A"}]),
+    ("operator.tokens", [{"name": "a", "sha256": "0" * 64, "scopes": [], "user_id": 1, "guest_scope": "g"}]),
+    ("operator.tokens", [{"name": "a", "sha256": "0" * 64, "scopes": [], "user_id": -1}]),
     ("operator.tokens", [{"name": "a", "sha256": "0" * 64, "scopes": []}] * 2),
     ("operator.tokens", "x"), ("listen", "127.0.0.1:4100"), ("limits.page_items_max", 1 << 50),
     ("limits.page_items_max", "-1"), ("gc", "yes"), ("gc", 1), ("profile.overlap", "drop"), ("journal", 1),

@@ -15,7 +15,8 @@ from operator_house import API, house, told_a_story
 from turnlane.daemon import openapi
 from turnlane.daemon.access import Reach
 from turnlane.daemon.openapi import described, document, lost
-from turnlane.daemon.operations import JSON, OPERATIONS, Operation
+from turnlane.daemon.operation import JSON, Operation
+from turnlane.daemon.operations import OPERATIONS
 from turnlane.daemon.shapes import read_shape
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"

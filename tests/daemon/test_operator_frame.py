@@ -21,7 +21,8 @@ from turnlane.core.secret import Secret
 from turnlane.daemon import calls, operations, operator_api
 from turnlane.daemon.access import Denied, Need, Principal, PrincipalKind, Reach, read_scope
 from turnlane.daemon.calls import Call
-from turnlane.daemon.operations import NDJSON, OPERATIONS, Operation
+from turnlane.daemon.operation import NDJSON, Operation
+from turnlane.daemon.operations import OPERATIONS
 from turnlane.daemon.operator_pages import Pages
 from turnlane.observe import HttpServed, ServingFailed
 

@@ -31,7 +31,8 @@ async def test_a_run_is_told_from_start_to_receipt_and_is_the_same_after_a_resta
         run_id = made.run.run_id
         await runtime.runs.append(run_id, " tool ", {"tool": "grep", "params_hash": "sha256:1", "output_hash": "o"})
         done = await runtime.runs.append(run_id, "run.finished", {"status": "succeeded"}, key="f-1")
-        receipt, replay = await runtime.runs.receipt(run_id), await runtime.runs.replay(run_id)
+        receipt = await runtime.runs.receipt(run_id)
+        replay = await (await runtime.runs.replay(run_id)).whole()
         state, events = await runtime.runs.read(run_id)
         shown = run_json(state, 0, events)
     async with disk.runtime(waits) as runtime:
@@ -40,7 +41,7 @@ async def test_a_run_is_told_from_start_to_receipt_and_is_the_same_after_a_resta
             None, {"policy_bundle_id": "b.1"}, owner_user_id=7, key="c-1", caller="me"
         )
         assert (await runtime.runs.receipt(run_id)).body == receipt.body
-        assert await runtime.runs.replay(run_id) == replay
+        assert await (await runtime.runs.replay(run_id)).whole() == replay
         state, events = await runtime.runs.read(run_id)
         assert run_json(state, 0, events) == shown
 
@@ -99,7 +100,7 @@ async def test_a_creation_that_was_cut_between_its_commits_is_completed_with_its
     kept = disk.store.streams("default/run/", "", 10)
     async with disk.runtime(waits) as runtime:
         made = await runtime.runs.create(None, None, key="k", caller="me")
-        once = await runtime.runs.list()
+        once, _ = await runtime.runs.list()
 
     assert [run.run_id for run in once] == [made.run.run_id]
     assert made.duplicate == bool(kept)

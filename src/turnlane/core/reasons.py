@@ -220,8 +220,6 @@ class Reason(Enum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type", _R, False, INVALID_REQUEST_NUMBER, 415
     BODY_TOO_LARGE = "body_too_large", _R, False, INVALID_REQUEST_NUMBER, 413
     INVALID_JSON = "invalid_json", _R, False, PARSE_NUMBER, 400
-    TOO_DEEP = "too_deep", _R, False, INVALID_PARAMS_NUMBER, 400
-    NUMBER_OUT_OF_RANGE = "number_out_of_range", _R, False, INVALID_PARAMS_NUMBER, 400
     WRONG_SHAPE = "wrong_shape", _R, False, INVALID_PARAMS_NUMBER, 422
     WRITE_PATH_FROZEN = "write_path_frozen", _R, False, REFUSED_NUMBER, 503
     OUTCOME_UNKNOWN = "outcome_unknown", _F, True, INTERNAL_NUMBER, 500

@@ -15,6 +15,7 @@ from typing import Final
 from attrs import field, frozen
 
 from ..core.ids import DEFAULT_TENANT, Tenant
+from ..core.owners import Owner
 from ..core.reasons import Reason, Rejected
 from ..core.secret import Secret
 
@@ -110,6 +111,8 @@ class Principal:
     """Wall seconds; the leeway is added by who sets the timer."""
     jti: str | None = None
     kid: str | None = None
+    owner: Owner | None = None
+    """Whom it is bound to: it acts for, and sees, only that one's runs and workers. None: a service."""
     ignored_entries: int = 0
 
     @property

@@ -22,7 +22,8 @@ from ..core.reasons import Reason
 from . import operator_shapes as shapes
 from .access import RIGHTS, Reach
 from .http_wire import error_word
-from .operations import JSON, OPERATIONS, PATH_VALUES, Operation
+from .operation import JSON, PATH_VALUES, Operation
+from .operations import OPERATIONS
 from .shapes import hints
 
 PAGE: Final = Path("docs/openapi.json")

@@ -45,7 +45,8 @@ from .connection import fresh_incident
 from .handshake import DoorRules, host_allowed, origin_allowed, token_in_query
 from .http_wire import RETRY_MS, Problem, Wire, absent, encode, problem_of, refusal_of, send_problem
 from .openapi import document, tag_of
-from .operations import OPERATIONS, PATH_VALUES, Operation
+from .operation import PATH_VALUES, Operation
+from .operations import OPERATIONS
 from .operator_pages import Pages
 from .settings import Address, OperatorSettings, own_origins
 from .shapes import Misfit, read_json, read_query, read_shape

@@ -39,18 +39,18 @@ def clamped(limit: int | None, usual: int, most: int) -> int:
     return min(max(usual if limit is None else limit, 1), most)
 
 
-def _next(name: str) -> str:
+def next_of(name: str) -> str:
     return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")
 
 
-def _read_next(text: str | None) -> str:
+def read_next(text: str | None) -> str:
     if text is None:
         return ""
     try:
         name = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
         name = ""
-    if not printable(name) or _next(name) != text:
+    if not printable(name) or next_of(name) != text:
         raise invalid_query("after", "the `next` of the page before")
     return name
 
@@ -146,12 +146,12 @@ class Pages:
     async def list_sessions(self, call: Call) -> Answer:
         principal, limits = call.known, self.limits
         limit = clamped(call.query.limit, limits.list_items, limits.list_items_max)
-        after = _read_next(call.query.after)
+        after = read_next(call.query.after)
         hop = self.runtime.ports.read_hop
         names = await hop(self._visible, principal, after, limit + 1)
         listed = await hop(self._briefs, principal, names[:limit])
         more = len(listed) < len(names)
-        return Answer({"sessions": listed, "next": _next(listed[-1]["session"]) if more else None})
+        return Answer({"sessions": listed, "next": next_of(listed[-1]["session"]) if more else None})
 
     def _visible(self, principal: Principal, after: str, limit: int) -> list[str]:
         """Names of sessions this principal may read, in order. No other is looked at. Runs where reads may block."""

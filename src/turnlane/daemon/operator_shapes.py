@@ -416,6 +416,7 @@ class ReportStall:
     reason: Word200
     owner_user_id: UserId | None = None
     owner_guest_scope: str | None = None
+    idempotency_key: str | None = None
 
 
 @frozen
@@ -423,6 +424,7 @@ class ReportRecovery:
     recovery: Word200
     owner_user_id: UserId | None = None
     owner_guest_scope: str | None = None
+    idempotency_key: str | None = None
 
 
 @frozen

@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from ..core.owners import Owner, owner_of
+from ..core.reasons import Rejected
 from .handshake import plain_origin
 from .settings import Address
 from .tokens import OperatorToken
@@ -21,6 +23,7 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _NUMBER_MAX: Final = 1 << 46
 """No bound of ours is larger: 64 TiB, or two thousand years in ms. What is larger was a slip."""
 
+TOKEN_MEMBERS: Final = ("name", "sha256", "scopes", "tenant", "expires_at", "user_id", "guest_scope")
 
 Reader = Callable[[Any], Any]
 
@@ -114,7 +117,7 @@ def origins(value: Any) -> tuple[str, ...]:
 
 def tokens(value: Any) -> tuple[OperatorToken, ...]:
     if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
-        raise ValueError("expected tables [[operator.tokens]] of name, sha256, scopes, tenant, expires_at")
+        raise ValueError("expected tables [[operator.tokens]] of name, sha256, scopes and more (docs/operator.md)")
     found = tuple(_token(table) for table in value)
     if len({one.name for one in found}) < len(found):
         raise ValueError("two tokens have the same name")
@@ -123,8 +126,8 @@ def tokens(value: Any) -> tuple[OperatorToken, ...]:
 
 def _token(table: Mapping[str, Any]) -> OperatorToken:
     for name in table:
-        if name not in ("name", "sha256", "scopes", "tenant", "expires_at"):
-            raise ValueError(f"a token has no member {name!r}; it has name, sha256, scopes, tenant, expires_at")
+        if name not in TOKEN_MEMBERS:
+            raise ValueError(f"a token has no member {name!r}; it has {', '.join(TOKEN_MEMBERS)}")
     sha256, expires = table.get("sha256"), table.get("expires_at")
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256.lower()):
         raise ValueError("sha256 of a token has to be 64 hex digits (turnlane token mint --operator prints it)")
@@ -139,4 +142,13 @@ def _token(table: Mapping[str, Any]) -> OperatorToken:
         raise ValueError("scopes of a token has to be a list of texts")
     if not isinstance(tenant, str) or not TENANT.fullmatch(tenant):
         raise ValueError("tenant of a token is not a tenant id")
-    return OperatorToken(text(table.get("name")), sha256.lower(), tuple(scopes), tenant, expires)
+    return OperatorToken(text(table.get("name")), sha256.lower(), tuple(scopes), tenant, expires, _owner(table))
+
+
+def _owner(table: Mapping[str, Any]) -> Owner | None:
+    if "user_id" not in table and "guest_scope" not in table:
+        return None
+    owner = owner_of(table.get("user_id"), table.get("guest_scope"))
+    if isinstance(owner, Rejected):
+        raise ValueError(f"user_id or guest_scope of a token: {owner.message}")
+    return owner

@@ -27,6 +27,7 @@ from joserfc.util import urlsafe_b64decode
 
 from ..core.ids import DEFAULT_TENANT, Tenant, printable
 from ..core.limits import DEFAULT_LIMITS, Limits
+from ..core.owners import Owner
 from ..core.reasons import Reason
 from ..core.secret import Secret
 from .access import Denied, Principal, PrincipalKind, read_scope
@@ -248,6 +249,7 @@ class OperatorToken:
     scopes: tuple[str, ...]
     tenant: str = DEFAULT_TENANT
     expires_at: int | None = None
+    owner: Owner | None = None
 
 
 class OperatorTokens:
@@ -275,6 +277,7 @@ class OperatorTokens:
             tenant=Tenant(found.tenant),
             kind=PrincipalKind.OPERATOR,
             rights=rights,
+            owner=found.owner,
             expires_at=found.expires_at,
             ignored_entries=ignored,
         )

@@ -7,7 +7,7 @@ block, from the log, up to the head that the answer names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, frozen
@@ -33,6 +33,7 @@ RESERVATIONS: Final = Kind(
     Rules(reservation.decide, reservation.evolve, lambda _: DUE_NEVER),
     lambda _: reservation.Reservations(),
 )
+CHUNK_BYTES: Final = 65_536
 _ALL: Final = "runs"
 _CREATION: Final = "\x01create"
 """The key of the store's own under which a run is created once, which no client can spell."""
@@ -46,6 +47,34 @@ class RunAnswer:
     seq: Seq
     event: RunEvent
     duplicate: bool
+
+
+@define(slots=True, eq=False)
+class Replay:
+    """The lines of a replay artifact, read where reads may block, some at a time."""
+
+    runtime: Runtime
+    _lines: Iterator[bytes]
+
+    async def some(self) -> bytes:
+        """The next whole lines, about 64 KiB of them; nothing at the end."""
+        return await self.runtime.ports.read_hop(self._some)
+
+    def _some(self) -> bytes:
+        parts, room = list[bytes](), CHUNK_BYTES
+        for line in self._lines:
+            parts.append(line)
+            room -= len(line)
+            if room <= 0:
+                break
+        return b"".join(parts)
+
+    async def whole(self) -> bytes:
+        """All of it. A run of many events may be large: prefer `some`."""
+        parts: list[bytes] = []
+        while part := await self.some():
+            parts.append(part)
+        return b"".join(parts)
 
 
 @define(slots=True, eq=False)
@@ -158,22 +187,23 @@ class Runs:
         return artifacts.receipt(state, self._events(tenant, state))
 
     @marks.on_cancel("resumable")
-    async def replay(self, run_id: str, dialect: str = "event", *, tenant: str = "default") -> bytes:
-        """The replay artifact of the run so far, as JSON lines. `dialect`: event or type."""
+    async def replay(self, run_id: str, dialect: str = "event", *, tenant: str = "default") -> Replay:
+        """The replay artifact of the run so far, to be read bit by bit. `dialect`: event or type."""
         home = Tenant(tenant)
         state = await self._existing(home, RunId(run_id))
-        return await self.runtime.ports.read_hop(self._replay, home, state, dialect)
-
-    def _replay(self, tenant: Tenant, state: run.Run, dialect: str) -> bytes:
-        return artifacts.replay(state, self._events(tenant, state), dialect)
+        return Replay(self.runtime, artifacts.replay_lines(state, self._events(home, state), dialect))
 
     @marks.on_cancel("resumable")
-    async def list(self, after: str = "", limit: int = 100, *, tenant: str = "default") -> list[run.Run]:
-        """Runs by id, after `after`; at most `limit`. Each is folded: few at a time."""
-        home, ports = Tenant(tenant), self.runtime.ports
-        prefix = run_stream(home, RunId(""))
-        names = await ports.read_hop(ports.store.streams, prefix, prefix + after, limit)
-        return [await self._state(home, RunId(name.removeprefix(prefix))) for name in names]
+    async def list(
+        self,
+        after: str = "",
+        limit: int = 100,
+        *,
+        fits: Callable[[run.Run], bool] = lambda _: True,
+        tenant: str = "default",
+    ) -> tuple[list[run.Run], str | None]:
+        """Runs that fit, by id behind `after`, at most `limit`; and where to go on, None at the end."""
+        return await self.runtime.streams.scan(RUN, Tenant(tenant), after, fits, limit)
 
     async def _existing(self, tenant: Tenant, run_id: RunId) -> run.Run:
         state = await self._state(tenant, run_id)

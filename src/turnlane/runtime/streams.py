@@ -17,7 +17,7 @@ from attrs import define, field, frozen
 
 from ..core import marks
 from ..core.ids import StreamName, Tenant, split_stream, stream_of
-from ..core.instants import WallInstant
+from ..core.instants import NANOS_PER_MS, WallInstant
 from ..core.limits import Limits
 from ..core.ports import CorruptStream, EventEncoder, EventStore, StoreError
 from ..core.reasons import Deferred, Reason, Refused, Rejected
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 AGAIN_S: Final = 0.1
 AGAIN_MS: Final = 1_000
+SCAN_MS_MAX: Final = 500
 
 
 def _nothing_else(_runtime: Runtime, _tenant: Tenant, _name: str, effect: Any) -> None:
@@ -130,6 +131,33 @@ class Streams:
         if not folded.owner.head and folded.idle:
             self._folded.pop(stream, None)  # nobody's: a name that does not exist takes no room
         return folded.owner.state, folded.owner.tail.head
+
+    async def scan(
+        self, kind: Kind, tenant: Tenant, after: str, fits: Callable[[Any], bool], limit: int
+    ) -> tuple[list[Any], str | None]:
+        """States that fit, by id behind `after`; and where to go on, None at the end.
+
+        Nobody is brought into memory for it. A page ends at its number or, with at least one name looked at, when
+        folding has taken `SCAN_MS_MAX`; so it may hold fewer than `limit` and not be the last.
+        """
+        return await self.runtime.ports.read_hop(self._scan, kind, tenant, after, fits, limit)
+
+    def _scan(
+        self, kind: Kind, tenant: Tenant, after: str, fits: Callable[[Any], bool], limit: int
+    ) -> tuple[list[Any], str | None]:
+        ports, limits, found = self.runtime.ports, self.runtime.limits, list[Any]()
+        prefix, until = stream_of(tenant, kind.name, ""), ports.clock.now() + SCAN_MS_MAX * NANOS_PER_MS
+        while names := ports.store.streams(prefix, prefix + after, limits.list_items_max):
+            for stream in names:
+                if len(found) == limit or (after and ports.clock.now() > until):
+                    return found, after
+                after = stream.removeprefix(prefix)
+                folded = self._folded.get(stream)
+                args = (ports.store, ports.encoder, kind.rules, stream, kind.new(after), limits)
+                state = fold_stream(*args)[0] if folded is None else folded.owner.state
+                if fits(state):
+                    found.append(state)
+        return found, None
 
     def soon(self, kind: Kind, tenant: Tenant, name: str, command: Any, keyed: Keyed | None = None) -> None:
         """Have a command of our own carried out when there is time. It is offered again while there is no room."""

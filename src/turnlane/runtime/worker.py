@@ -159,6 +159,15 @@ class Workers:
         state: rules.Worker = (await self.runtime.streams.state(WORKER, Tenant(tenant), worker_id))[0]
         return state.owner if state.known else None
 
+    @marks.on_cancel("resumable")
+    async def list(
+        self, owner: Owner, after: str = "", limit: int = 100, *, tenant: str = "default"
+    ) -> tuple[list[rules.Worker], str | None]:
+        """The owner's workers, by id behind `after`, at most `limit`; and where to go on, None at the end."""
+        return await self.runtime.streams.scan(
+            WORKER, Tenant(tenant), after, lambda worker: bool(worker.known and worker.owner == owner), limit
+        )
+
     def shown(self, state: rules.Worker) -> dict[str, Any]:
         """`{"worker": ..., "liveness": ...}` of this instant."""
         return rules.worker_json(state, self.runtime.ports.clock.wall(), self.runtime.limits)

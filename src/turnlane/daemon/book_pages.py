@@ -1,0 +1,307 @@
+"""What the operator's routes about runs and workers say. Calls of `runtime/run.py` and `runtime/worker.py`, no rules.
+
+A principal that is bound to a user or a guest acts for itself and sees its own: another's run is absent, asserting
+another owner is refused. The machine's `illegal_in_phase` is a bad request here, as the contract has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any
+
+from ..core.ids import run_id_of
+from ..core.owners import Owner, owner_of
+from ..core.reasons import Reason, Refused, Rejected
+from ..machines import run as runs
+from ..machines.run_checks import check_key as runs_key
+from ..machines.run_view import event_json, page_json, run_json
+from ..machines.worker import Worker
+from ..runtime.run import RunAnswer
+from . import operator_shapes as shapes
+from .access import Principal
+from .calls import Answer, Call
+from .http_wire import Problem, absent
+from .operator_pages import Pages, clamped, next_of, read_next
+
+Page = Callable[[Pages, Call], Awaitable[Answer | None]]
+
+
+def _told(page: Page) -> Page:
+    """An absent run or worker is the bare 404; a move that is not legal is a bad request."""
+
+    @wraps(page)
+    async def telling(pages: Pages, call: Call) -> Answer | None:
+        try:
+            return await page(pages, call)
+        except Refused as refused:
+            if refused.reason is Reason.NOT_FOUND:
+                raise absent() from None
+            if refused.reason is Reason.ILLEGAL_IN_PHASE:
+                raise Problem(400, refused.reason, refused.message, refused.data or None) from None
+            raise
+
+    return telling
+
+
+def asserted(principal: Principal, user_id: Any, guest_scope: Any, *, required: bool) -> Owner | None:
+    """The owner that a request names, where its principal may name it. Raises Problem 403, Refused `invalid_owner`.
+
+    A bound principal that names nobody names itself.
+    """
+    bound = principal.owner
+    if user_id is None and not (guest_scope or "").strip() and (bound is not None or not required):
+        return bound
+    owner = owner_of(user_id, guest_scope)
+    if isinstance(owner, Rejected):
+        raise Refused.of(owner)
+    if bound is not None and owner != bound:
+        raise Problem(403, Reason.OWNER_MISMATCH, "your token is bound to another owner: name that one, or none")
+    return owner
+
+
+# runs
+
+
+def _run_id(call: Call) -> str:
+    try:
+        return run_id_of(call.path["run_id"])
+    except ValueError as error:
+        details = [{"path": "run_id", "expected": "a UUID"}]
+        raise Problem(400, Reason.INVALID_RUN_ID, f"run_id in the path is no run id: {error}", details) from None
+
+
+def _visible(principal: Principal, run: runs.Run) -> bool:
+    return principal.owner is None or principal.owner == run.creation.owner
+
+
+async def _seen(pages: Pages, call: Call, after: int = 0, limit: int = 0) -> tuple[runs.Run, Any]:
+    """The run, where the principal may see it, with a page of its events."""
+    run, events = await pages.runtime.runs.read(_run_id(call), after, limit, tenant=call.known.tenant)
+    if not _visible(call.known, run):
+        raise absent()
+    return run, events
+
+
+def _changed(answer: RunAnswer) -> dict[str, Any]:
+    shown = [(answer.seq, answer.event)]
+    return {"run": run_json(answer.run, answer.seq - 1, shown), "duplicate": answer.duplicate}
+
+
+def _repeated(value: dict[str, Any], duplicate: bool, status: int) -> Answer:
+    return Answer(value, status, {"turnlane-duplicate": "true"} if duplicate else {})
+
+
+@_told
+async def create_run(pages: Pages, call: Call) -> Answer:
+    body, principal = call.body(shapes.CreateRun), call.known
+    owner = asserted(principal, body.owner_user_id, body.owner_guest_scope, required=False)
+    made = await pages.runtime.runs.create(
+        body.worker_id,
+        body.metadata,
+        owner_user_id=None if owner is None else owner.user_id,
+        owner_guest_scope=None if owner is None else owner.guest_scope,
+        key=body.idempotency_key,
+        caller=principal.subject,
+        tenant=principal.tenant,
+    )
+    return _repeated(_changed(made), made.duplicate, 201)
+
+
+@_told
+async def append_run_event(pages: Pages, call: Call) -> Answer:
+    body = call.body(shapes.AppendRunEvent)
+    if call.known.owner is not None:
+        await _seen(pages, call)
+    kept = await pages.runtime.runs.append(
+        _run_id(call),
+        body.event_type,
+        body.payload,
+        key=body.idempotency_key,
+        expected_previous_seq=body.expected_previous_seq,
+        tenant=call.known.tenant,
+    )
+    value = {**_changed(kept), "event": event_json(kept.seq, kept.event)}
+    return _repeated(value, kept.duplicate, 200)
+
+
+@_told
+async def list_runs(pages: Pages, call: Call) -> Answer:
+    asked, limits, principal = call.query, pages.limits, call.known
+
+    def fits(run: runs.Run) -> bool:
+        return (
+            _visible(principal, run)
+            and asked.status in (None, run.phase.value)
+            and asked.worker_id in (None, run.creation.worker_id)
+        )
+
+    found, more = await pages.runtime.runs.list(
+        read_next(asked.after),
+        clamped(asked.limit, limits.list_items, limits.list_items_max),
+        fits=fits,
+        tenant=principal.tenant,
+    )
+    members = ("id", "worker_id", "owner", "status", "last_seq", "created_at", "updated_at")
+    rows = [{name: shown[name] for name in members} for shown in (run_json(run, 0, ()) for run in found)]
+    return Answer({"runs": rows, "next": None if more is None else next_of(more)})
+
+
+@_told
+async def read_run(pages: Pages, call: Call) -> Answer:
+    after, limit = call.query.after_seq, _page(pages, call.query.limit)
+    run, events = await _seen(pages, call, after, limit)
+    return Answer({"run": run_json(run, after, events)})
+
+
+@_told
+async def read_run_events(pages: Pages, call: Call) -> Answer:
+    after, limit = call.query.after_seq, _page(pages, call.query.limit)
+    run, events = await _seen(pages, call, after, limit)
+    return Answer(page_json(run.last_seq, after, events))
+
+
+def _page(pages: Pages, limit: int | None) -> int:
+    most = pages.limits.page_items_max
+    return most if limit is None else min(limit, most)
+
+
+@_told
+async def read_run_event(pages: Pages, call: Call) -> Answer:
+    seq = call.path["seq"]
+    place = int(seq) if seq.isascii() and seq.isdigit() and len(seq) <= 16 else 0
+    _, events = await _seen(pages, call, max(0, place - 1), 1)
+    if not place or not events:
+        raise absent()
+    return Answer({"event": event_json(*events[0])})
+
+
+@_told
+async def read_receipt(pages: Pages, call: Call) -> Answer:
+    run, _ = await _seen(pages, call)
+    receipt = await pages.runtime.runs.receipt(run.run_id, tenant=call.known.tenant)
+    return call.tagged(receipt.body, receipt.sha256)
+
+
+@_told
+async def read_replay(pages: Pages, call: Call) -> None:
+    run, _ = await _seen(pages, call)
+    replay = await pages.runtime.runs.replay(run.run_id, call.query.dialect, tenant=call.known.tenant)
+    part = await replay.some()  # what cannot be read is said with a status of its own
+    async with call.stream() as write:
+        while part:
+            await write(part)
+            part = await replay.some()
+
+
+# workers
+
+
+def _owner(call: Call, named: Any) -> Owner:
+    owner = asserted(call.known, named.owner_user_id, named.owner_guest_scope, required=True)
+    assert owner is not None
+    return owner
+
+
+def _view(pages: Pages, worker: Worker, duplicate: bool | None = None, status: int = 200) -> Answer:
+    value: dict[str, Any] = {"worker": pages.runtime.workers.shown(worker)}
+    if duplicate is None:
+        return Answer(value, status)
+    return _repeated({**value, "duplicate": duplicate}, duplicate, status)
+
+
+def _key(text: str | None) -> str | None:
+    key = runs_key(text)
+    if isinstance(key, Rejected):
+        raise Refused.of(key)
+    return key
+
+
+@_told
+async def register_worker(pages: Pages, call: Call) -> Answer:
+    body = call.body(shapes.RegisterWorker)
+    worker, duplicate = await pages.runtime.workers.register(
+        body.worker_id,
+        owner=_owner(call, body),
+        workspace_ref=body.workspace_ref,
+        codex_home_ref=body.codex_home_ref,
+        adapter=body.adapter,
+        metadata=body.metadata,
+        key=_key(body.idempotency_key),
+        tenant=call.known.tenant,
+    )
+    return _view(pages, worker, duplicate, 201)
+
+
+@_told
+async def heartbeat_worker(pages: Pages, call: Call) -> Answer:
+    body = call.body(shapes.WorkerHeartbeat)
+    worker, duplicate = await pages.runtime.workers.heartbeat(
+        call.path["worker_id"],
+        owner=_owner(call, body),
+        metadata_patch=body.metadata_patch,
+        key=_key(body.idempotency_key),
+        tenant=call.known.tenant,
+    )
+    return _view(pages, worker, duplicate)
+
+
+@_told
+async def set_worker_status(pages: Pages, call: Call) -> Answer:
+    body = call.body(shapes.SetWorkerStatus)
+    worker, duplicate = await pages.runtime.workers.set_status(
+        call.path["worker_id"],
+        body.status,
+        owner=_owner(call, body),
+        reason=body.reason,
+        key=_key(body.idempotency_key),
+        tenant=call.known.tenant,
+    )
+    return _view(pages, worker, duplicate)
+
+
+@_told
+async def report_worker_stall(pages: Pages, call: Call) -> Answer:
+    body = call.body(shapes.ReportStall)
+    worker, duplicate = await pages.runtime.workers.report_stall(
+        call.path["worker_id"],
+        body.reason,
+        owner=_owner(call, body),
+        key=_key(body.idempotency_key),
+        tenant=call.known.tenant,
+    )
+    return _view(pages, worker, duplicate)
+
+
+@_told
+async def report_worker_recovery(pages: Pages, call: Call) -> Answer:
+    body = call.body(shapes.ReportRecovery)
+    worker, duplicate = await pages.runtime.workers.report_recovery(
+        call.path["worker_id"],
+        body.recovery,
+        owner=_owner(call, body),
+        key=_key(body.idempotency_key),
+        tenant=call.known.tenant,
+    )
+    return _view(pages, worker, duplicate)
+
+
+@_told
+async def list_workers(pages: Pages, call: Call) -> Answer:
+    asked, limits = call.query, pages.limits
+    found, more = await pages.runtime.workers.list(
+        _owner(call, asked),
+        read_next(asked.after),
+        clamped(asked.limit, limits.list_items, limits.list_items_max),
+        tenant=call.known.tenant,
+    )
+    workers = [pages.runtime.workers.shown(worker) for worker in found]
+    return Answer({"workers": workers, "next": None if more is None else next_of(more)})
+
+
+@_told
+async def read_worker(pages: Pages, call: Call) -> Answer:
+    worker = await pages.runtime.workers.read(
+        call.path["worker_id"], owner=_owner(call, call.query), tenant=call.known.tenant
+    )
+    return _view(pages, worker)
