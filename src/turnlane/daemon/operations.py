@@ -118,7 +118,8 @@ def together(*several: Refusals) -> dict[int, tuple[Reason, ...]]:
 class Operation:
     """One method on one path. `also` are other spellings of the path, which are not documented.
 
-    `answers`: the class of each success (None: not JSON, or no body). `refusals`: what is this operation's own.
+    `answers`: the class of each success, of one event or line where it is a stream of them (None: text, or no body).
+    `refusals`: what is this operation's own.
     `body` is the class of the request; `raw_body` hands its bytes to the handler, which reads them by its own rules.
     `writes`: stopped by the write mode and by a drain, and told `outcome_unknown` when it takes too long.
     """
@@ -331,8 +332,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         stream_session,
         "Follow a session as server-sent events: `hello`, `message`s from the cursor on (the head when there is none), "
         "`caught_up`, and `closed` with its reason. The id of an event resumes behind it.",
-        {200: None},
-        'retry: 1000\nid: 6\nevent: hello\ndata: {"session":"s-1","after_seq":6}\n\n',
+        {200: shapes.ServerSentEvent},
+        {"event": "caught_up", "data": '{"next_seq":7}', "id": "7"},
         together(
             ABSENT,
             WAKING,
