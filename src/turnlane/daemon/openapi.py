@@ -131,11 +131,12 @@ def _responses(operation: Operation) -> Iterator[tuple[int, dict[str, Any]]]:
         schemas: list[dict[str, Any]] = []
         content: dict[str, Any] = {}
         if status in operation.answers:
-            shape = operation.answers[status]
-            if shape is not None:
+            shape, kind = operation.answers[status], operation.media_type.partition(";")[0]
+            if shape is not None and kind == JSON:
                 schemas.append(_ref(shape))
+            elif shape is not None:
+                content[kind] = {"schema": _ref(shape)}
             elif status == 200:
-                kind = operation.media_type.partition(";")[0]
                 content[kind] = {"schema": {"type": "object" if kind == JSON else "string"}}
             if first and (schemas or content):
                 kind = JSON if schemas else next(iter(content))

@@ -120,7 +120,8 @@ def together(*several: Refusals) -> dict[int, tuple[Reason, ...]]:
 class Operation:
     """One method on one path. `also` are other spellings of the path, which are not documented.
 
-    `answers`: the class of each success (None: not JSON, or no body). `refusals`: what is this operation's own.
+    `answers`: the class of each success, of one event or line where it is a stream of them (None: text, or no body).
+    `refusals`: what is this operation's own.
     `body` is the class of the request; `raw_body` hands its bytes to the handler, which reads them by its own rules.
     `writes`: stopped by the write mode and by a drain, and told `outcome_unknown` when it takes too long.
     """

@@ -178,8 +178,8 @@ _OWN: Final[tuple[Operation, ...]] = (
         stream_session,
         "Follow a session as server-sent events: `hello`, `message`s from the cursor on (the head when there is none), "
         "`caught_up`, and `closed` with its reason. The id of an event resumes behind it.",
-        {200: None},
-        'retry: 1000\nid: 6\nevent: hello\ndata: {"session":"s-1","after_seq":6}\n\n',
+        {200: shapes.ServerSentEvent},
+        {"event": "caught_up", "data": '{"next_seq":7}', "id": "7"},
         together(
             ABSENT,
             WAKING,

@@ -203,6 +203,16 @@ class SessionEvents:
     next_seq: Whole
 
 
+@frozen
+class ServerSentEvent:
+    """One event of a stream; `data` is JSON in one line. The id of the last one resumes behind it (`Last-Event-ID`)."""
+
+    event: Literal["hello", "message", "caught_up", "closed"]
+    data: str
+    id: str | None = None
+    retry: Whole | None = None
+
+
 # runs
 
 

@@ -98,7 +98,7 @@ async def test_what_is_answered_has_the_documented_shape() -> None:
     async with house() as made:
         await told_a_story(made)
         for operation in OPERATIONS:
-            if (shape := operation.answers[200]) is not None:
+            if (shape := operation.answers[200]) is not None and operation.media_type == JSON:
                 answer = await made.get(operation.path.replace("{session}", "s-1"))
                 assert answer.status == 200
                 read_shape(shape, answer.json)
