@@ -18,7 +18,7 @@ from operator_house import API, Answer, House, answers, house, until
 from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.reasons import Reason, Refused, Rejected
 from turnlane.core.secret import Secret
-from turnlane.daemon import calls, operations, operator_api
+from turnlane.daemon import calls, operation, operator_api
 from turnlane.daemon.access import Denied, Need, Principal, PrincipalKind, Reach, read_scope
 from turnlane.daemon.calls import Call
 from turnlane.daemon.operation import NDJSON, Operation
@@ -576,4 +576,4 @@ def test_a_path_value_without_a_reader_is_no_operation() -> None:
 
     with pytest.raises(KeyError, match="colour"):
         row.all_refusals()
-    assert set(operations.PATH_VALUES) >= {name for one in OPERATIONS for name in one.path_names}
+    assert set(operation.PATH_VALUES) >= {name for one in OPERATIONS for name in one.path_names}

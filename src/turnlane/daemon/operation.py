@@ -63,7 +63,7 @@ class PathValue:
 PATH_VALUES: Final[Mapping[str, PathValue]] = {
     "session": PathValue(printable, "1 to 128 printable characters, percent-encoded where needed"),
     "run_id": PathValue(bool, "a UUID", Reason.INVALID_RUN_ID, example="0199f3a2-7b10-7c44-9d2e-5a6b7c8d9e0f"),
-    "seq": PathValue(bool, "a seq of the run", Reason.NOT_FOUND, example="1"),
+    "seq": PathValue(bool, "a seq of the run", example="1"),
     "worker_id": PathValue(bool, "a worker id", Reason.INVALID_WORKER_ID, 200, "lab:east-2"),
 }
 
