@@ -69,6 +69,12 @@ class Limits:
     worker_metadata_bytes_max: int = 65_536
     worker_id_chars_max: int = 200
     worker_reason_chars_max: int = 200
+    projection_page_items_max: int = 256
+    projection_catchup_events_max: int = 2_000
+    projection_catchup_ms_max: int = 200
+    projection_retry_ms: int = 5_000
+    projection_memory_items_max: int = 10_000
+    projection_stall_ms_max: int = 30_000
     # lanes and the window
     control_items_max: int = 64
     control_reserved_items: int = 8
