@@ -389,6 +389,11 @@ class Environment:
             self._waiting.update({(table, stream): value for table, stream, value in rows})
             crowded = len(self._waiting) > layout.WAITING_ROWS_MAX
         if crowded:
+            self.flush_beside()
+
+    def flush_beside(self) -> None:
+        """Write the rows that wait, without an append."""
+        if self._waiting:
             self._not_waiting(self._update(self._put_waiting))
 
     def read_beside(self, places: Sequence[tuple[str, str]]) -> list[bytes | None]:

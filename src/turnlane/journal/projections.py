@@ -96,8 +96,9 @@ class LmdbProjections:
         return self.store.read_beside(places)
 
     def listed(self, table: str, after: str, limit: int) -> list[str]:
-        """In the order in which the streams were made; without rows that still wait."""
+        """In the order in which the streams were made."""
         names: list[str] = []
+        self.store.flush_beside()
         with self.store._reading() as txn:
             tables = self.store._rows.tables
             first = (self.store._rows.number(txn, after) or 0) + 1 if after else 1
