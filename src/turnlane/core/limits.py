@@ -75,6 +75,14 @@ class Limits:
     projection_retry_ms: int = 5_000
     projection_memory_items_max: int = 10_000
     projection_stall_ms_max: int = 30_000
+    # runs
+    run_events_max: int = 100_000
+    run_end_reserve_items: int = 16
+    """Further places of a full run, for start, cancel and finish alone: it can still end."""
+    run_payload_bytes_max: int = 1_048_576
+    run_metadata_bytes_max: int = 65_536
+    event_type_chars_max: int = 128
+    guest_scope_chars_max: int = 200
     # lanes and the window
     control_items_max: int = 64
     control_reserved_items: int = 8
