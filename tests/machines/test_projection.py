@@ -10,14 +10,14 @@ import pytest
 from attrs import evolve
 
 from turnlane.codec import CLASSES, Codec, encode_json
-from turnlane.core.ids import Tenant
-from turnlane.core.instants import Instant, WallInstant, wall_after_ms, wall_text
+from turnlane.core.ids import RunId, Tenant
+from turnlane.core.instants import Instant, WallInstant, nanos_text, wall_after_ms, wall_text
 from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.owners import Owner
 from turnlane.core.reasons import Reason
 from turnlane.core.step import Kept, Step
 from turnlane.journal import layout
-from turnlane.machines import projection, worker
+from turnlane.machines import projection, run, worker
 from turnlane.machines.projection import Applied, Drift, Gap, Place, Record, Unchanged
 from turnlane.machines.session_state import TimerFired
 from turnlane.machines.turn import Stamp
@@ -200,6 +200,94 @@ def test_the_hash_proves_the_record() -> None:
     assert odd == f"sha256:{projection.sha256_hex(spelled.encode())}"
 
 
+# runs
+
+
+def noted(kind: str, payload: Any = None) -> tuple[str, Any]:
+    return kind, payload
+
+
+def run_history(*told: tuple[str, Any]) -> tuple[list[Kept], list[run.Run]]:
+    """Kept events of a run, and the run after each."""
+    state, kept, states, wall = run.Run(RunId(RUN)), [], [], WALL
+    commands = (run.CreateRun(), *(run.AppendRunEvent(kind, payload) for kind, payload in told))
+    for seq, command in enumerate(commands, 1):
+        wall = wall_after_ms(wall, 1_500)
+        answer = run.decide(state, command, Stamp(Instant(0), wall, seq - 1, 1), DEFAULT_LIMITS)
+        assert isinstance(answer, Step), answer
+        (event,) = answer.events
+        kept.append(CODEC.kept(event, seq, 1, Instant(0), wall))
+        state = run.evolve_run(state, event, seq)
+        states.append(state)
+    return kept, states
+
+
+RUN_STREAM: Final = f"default/run/{RUN}"
+TOLD: Final = (
+    noted("tool", {"tool": "run.heartbeat"}),
+    noted("run.blocked_on_user", {"owner": "w", "reason": "asks"}),
+    noted("note", "between"),
+    noted("run.heartbeat", {"owner": "w", "phase": "plan"}),
+    noted("run.blocked_on_system", {"owner": "w", "reason": "quota"}),
+    noted("run.blocked_on_user", {"owner": "w"}),
+    noted("run.started"),
+    noted("run.imagined", [1]),
+    noted("run.blocked_on_user", {"owner": "w", "reason": '"quoted"'}),
+    noted("run.cancel_requested"),
+    noted("run.finished", {"status": "cancelled"}),
+    noted("run.blocked_on_user", {"owner": "w", "reason": "too late"}),
+    noted("payment", {"status": "succeeded"}),
+)
+
+
+@pytest.mark.parametrize("seq", range(1, len(TOLD) + 2))
+def test_a_summary_says_what_the_run_is(seq: int) -> None:
+    """After every event: phase and blocked of the machine, whatever the payload spells; the type as it was given."""
+    events, states = run_history(*TOLD)
+    record = projection.fold(projection.empty(RUN_STREAM, EPOCH), events[:seq], CODEC.decode).record
+    state = states[seq - 1]
+
+    assert projection.summary_json(record) == {
+        "run_id": RUN,
+        "status": state.phase.value,
+        "last_seq": seq,
+        "event_count": seq,
+        "projection_hash": record.projection_hash,
+        "updated_at": nanos_text(state.updated_at),
+        "blocked_on": state.blocked.on if state.blocked else None,
+        "blocked_reason": state.blocked.reason if state.blocked else None,
+    }
+    assert record.last_event_type == ("run.started", *(kind for kind, _ in TOLD))[seq - 1]
+    (_, _, checkpoint), (_, _, summary) = projection.rows_of(record)
+    assert projection.record_of(RUN_STREAM, checkpoint, summary, EPOCH) == record
+
+
+def test_the_hashes_of_a_run_are_those_of_the_page() -> None:
+    """Three events running, the fourth finishes it."""
+    events, _ = run_history(noted("tool"), noted("note"), noted("run.finished", {"status": "succeeded"}))
+    record, hashes = projection.empty(RUN_STREAM, EPOCH), []
+    for event in events:
+        answer = projection.apply(record, event, CODEC.decode)
+        assert isinstance(answer, Applied)
+        record = answer.record
+        hashes.append(record.projection_hash[7:15])
+
+    assert hashes == ["978e0637", "fb8984da", "7b115233", "7ecd2d1d"]
+
+
+def test_events_of_a_run_that_cannot_be_folded_are_named() -> None:
+    """A move that the machine does not know is a gap; a tag of a newer version counts."""
+    events, _ = run_history(noted("run.finished", {"status": "failed"}))
+    record = projection.fold(projection.empty(RUN_STREAM, EPOCH), events, CODEC.decode).record
+    wrong = evolve(events[1], seq=3, payload=events[1].payload.replace(b"failed", b"succeeded"))
+    newer = evolve(events[1], seq=3, type="run.imagined", payload=b'"run."')
+
+    assert projection.apply(record, wrong, CODEC.decode) == Gap(3, 2, 3, Reason.FOLD_FAILED)
+    answer = projection.apply(record, newer, CODEC.decode)
+    assert isinstance(answer, Applied) and answer.record.state == record.state
+    assert (answer.record.last_event_type, answer.record.updated_at) == ("run.imagined", wall_text(newer.wall))
+
+
 # rows
 
 
@@ -308,6 +396,9 @@ def test_a_topic_is_another_spelling_of_a_stream() -> None:
     ):
         assert projection.stream_of(topic) is None
     assert projection.stream_of("worker:lifecycle") is None, "the colons of a topic are two"
+    assert projection.topic_of(f"default/run/{RUN}") == f"run:{RUN}:events"
+    assert projection.stream_of(f"run:{RUN.upper()}:events") == f"default/run/{RUN}", "a run id has one spelling inside"
+    assert projection.stream_of("run:r-1:events") is None
     assert projection.is_followed(STREAM) and not projection.is_followed("default/session/worker")
 
 
@@ -315,11 +406,5 @@ def test_every_fold_has_a_table_for_its_summaries() -> None:
     """The tables of the journal are those that the folds and the follower name."""
     named = {how.table for how in projection.FOLDS.values()}
 
-    assert named <= set(layout.CACHES)
-    assert set(layout.CACHES) - named <= {
-        projection.CHECKPOINTS,
-        projection.DRIFTS,
-        projection.POSITION,
-        "run_summaries",
-    }
+    assert named | {projection.CHECKPOINTS, projection.DRIFTS, projection.POSITION} == set(layout.CACHES)
     assert all(kind == how.kind and how.members[0] == "status" for kind, how in projection.FOLDS.items())

@@ -13,6 +13,7 @@ import trio.testing
 from attrs import evolve
 
 from turnlane.codec import Codec, encode_json
+from turnlane.core.ids import RunId
 from turnlane.core.instants import Instant, WallInstant, wall_after_ms
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.observations import ProjectionDrifted, ProjectionFailed, ProjectionRebuilt
@@ -22,7 +23,7 @@ from turnlane.core.reasons import Reason, Refused
 from turnlane.core.step import Appended, Batch, Kept, Lane, Page, Step
 from turnlane.journal import LmdbProjections, LmdbStore, MemoryStore, StoreProjections, layout, verify
 from turnlane.journal.projections import folded_whole
-from turnlane.machines import projection, worker
+from turnlane.machines import projection, run, worker
 from turnlane.machines.turn import Stamp
 from turnlane.runtime.follower import FAR_BEHIND, Follower, Projected
 from turnlane.testing.contracts import batch as session_batch
@@ -209,6 +210,32 @@ async def test_the_task_follows_and_sleeps(scene: Scene, autojump_clock: Any) ->
         follower.moved("default/session/s-1", position + FAR_BEHIND + 1)
         assert follower.status().head_position == position + FAR_BEHIND + 1 and follower.status().lag_events == 0
         nursery.cancel_scope.cancel()
+
+
+async def test_runs_and_workers_are_followed_side_by_side(tmp_path: Path) -> None:
+    """Each in its own table, by its own rules."""
+    with journal(tmp_path) as store:
+        scene = Scene(store=store, rows=LmdbProjections(store))
+        follower, stream, state = (
+            await scene.recovered(),
+            "default/run/0199f3a2-7b10-7c44-9d2e-5a6b7c8d9e0f",
+            run.Run(RunId("r")),
+        )
+        for command in (run.CreateRun(), run.AppendRunEvent("tool"), run.AppendRunEvent("run.cancel_requested")):
+            scene.log.do(ONE, BEAT if scene.log.states else worker.RegisterWorker("one", ADA))
+            step = run.decide(state, command, Stamp(Instant(0), WALL, state.last_seq, 1), DEFAULT_LIMITS)
+            assert isinstance(step, Step)
+            seq = state.last_seq + 1
+            kept = CODEC.kept(step.events[0], seq, 1, Instant(0), WALL)
+            store.append([Batch(stream, seq - 1, 1, [kept])])
+            state = run.evolve_run(state, step.events[0], seq)
+            await follower.follow()
+
+        assert scene.differ() == [] and follower.topics == 2
+        assert (await follower.summary(stream)).record.state == ("canceling", None, None)
+        assert (await follower.summary(ONE)).record.state == ("running", False)
+        store.flush_beside()
+        assert [scene.rows.listed(how.table, "", 9) for how in projection.FOLDS.values()] == [[stream], [ONE]]
 
 
 # every cut

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from attrs import frozen
 
 from ..core.canonical import sha256_hex
 from ..core.evolving import evolve
-from ..core.ids import DEFAULT_TENANT, Seq, StreamName, Tenant, split_stream
-from ..core.instants import WallInstant, wall_text
+from ..core.ids import DEFAULT_TENANT, RunId, Seq, StreamName, Tenant, run_id_of, split_stream
+from ..core.instants import WallInstant, nanos_text, wall_text
 from ..core.reasons import Reason
 from ..core.step import Kept
+from . import run as runs
 from . import worker as workers
 
 CHECKPOINTS: Final = "projection_checkpoints"
@@ -54,6 +56,8 @@ class Fold:
     """State and instant in a snapshot of the stream (its JSON); None where such streams are never cut."""
     topic: tuple[str, str]
     """What stands before and after the id in the name of its topic."""
+    id_of: Callable[[str], str] = str
+    """The id as streams spell it. Raises ValueError for what is none."""
 
 
 @frozen
@@ -224,12 +228,13 @@ def topic_of(stream: str) -> str:
 
 
 def stream_of(topic: str, tenant: Tenant = DEFAULT_TENANT) -> StreamName | None:
-    """The stream behind a topic, exactly as it is spelled; None where no stream has such a topic."""
+    """The stream behind a topic; None where no stream has such a topic."""
     for how in FOLDS.values():
         before, after = how.topic
         id = topic[len(before) : -len(after)]
         if topic == f"{before}{id}{after}" and id.strip() and "/" not in id:
-            return StreamName(f"{tenant}/{how.kind}/{id}")
+            with suppress(ValueError):
+                return StreamName(f"{tenant}/{how.kind}/{how.id_of(id)}")
     return None
 
 
@@ -396,7 +401,44 @@ def _worker_snapshot(state: Any) -> tuple[State, str]:
     return known, wall_text(state["updated_at"])
 
 
+# runs
+
+
+def _run_step(state: State, kept: Kept, decode: Decode) -> State:
+    """By the machine; but most events of a run only count, and are known by what their bytes do not hold."""
+    if kept.type == "run.noted" and b'"run.' not in kept.payload:
+        return state
+    event = decode(kept)
+    if not isinstance(event, runs.RunEvent):
+        return state  # of a newer version
+    status, on, reason = state
+    blocked = None if on is None else runs.Blocked(on, reason)
+    after = runs.evolve_run(runs.Run(RunId(""), runs.RunPhase(status), blocked=blocked), event, kept.seq)
+    waits = after.blocked
+    return after.phase.value, None if waits is None else waits.on, None if waits is None else waits.reason
+
+
+def _run_last(kept: Kept, decode: Decode) -> tuple[str, str]:
+    event = decode(kept)
+    if not isinstance(event, runs.RunEvent):
+        return kept.type, wall_text(kept.wall)
+    return event.event_type, nanos_text(event.recorded_at)
+
+
 FOLDS: Final[Mapping[str, Fold]] = {
+    "run": Fold(
+        kind="run",
+        version=1,
+        table="run_summaries",
+        id_member="run_id",
+        members=("status", "blocked_on", "blocked_reason"),
+        initial=(runs.RunPhase.CREATED.value, None, None),
+        step=_run_step,
+        last=_run_last,
+        of_snapshot=None,
+        topic=("run:", ":events"),
+        id_of=run_id_of,
+    ),
     "worker": Fold(
         kind="worker",
         version=1,

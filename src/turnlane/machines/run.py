@@ -22,6 +22,7 @@ from ..core.evolving import evolve
 from ..core.ids import RunId, Seq
 from ..core.instants import WallNanos, nanos_of
 from ..core.limits import Limits
+from ..core.owners import Owner as Owner
 from ..core.reasons import Reason, Rejected
 from ..core.step import Step
 from .turn import Stamp
@@ -53,14 +54,6 @@ class Transition(Enum):
     FINISH_FAILED = "finish_failed"
     FINISH_CANCELLED = "finish_canceled"
     NEUTRAL = "neutral"
-
-
-@frozen
-class Owner:
-    """Whom a run belongs to: a user or a guest; one of the two is None."""
-
-    user_id: int | None = None
-    guest_scope: str | None = None
 
 
 @frozen
