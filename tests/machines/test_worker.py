@@ -14,7 +14,7 @@ from attrs import frozen
 from turnlane.codec import Codec, encode_json
 from turnlane.core.instants import NANOS_PER_MS, Instant, WallInstant, wall_after_ms, wall_text
 from turnlane.core.limits import DEFAULT_LIMITS
-from turnlane.core.owners import GUEST_SCOPE_CHARS_MAX, USER_ID_MAX, Owner, owner_of, owner_of_texts
+from turnlane.core.owners import USER_ID_MAX, Owner, owner_of, owner_of_texts
 from turnlane.core.reasons import Reason, Rejected
 from turnlane.core.step import DUE_NEVER, DUE_NOW, Step
 from turnlane.machines import worker as rules
@@ -648,7 +648,7 @@ def test_the_messages_of_assignments_and_stalls_have_members_of_their_own() -> N
         (0, None, Owner(0)),
         (USER_ID_MAX, "  ", Owner(USER_ID_MAX)),
         (None, " g ", Owner(None, "g")),
-        (None, "g" * GUEST_SCOPE_CHARS_MAX, Owner(None, "g" * GUEST_SCOPE_CHARS_MAX)),
+        (None, "g" * LIMITS.guest_scope_chars_max, Owner(None, "g" * LIMITS.guest_scope_chars_max)),
         (None, None, None),
         (None, " ", None),
         (1, "g", None),
@@ -658,12 +658,13 @@ def test_the_messages_of_assignments_and_stalls_have_members_of_their_own() -> N
         (1.0, None, None),
         ("1", None, None),
         (None, 5, None),
-        (None, "g" * (GUEST_SCOPE_CHARS_MAX + 1), None),
+        (None, "g\ud800", None),
+        (None, "g" * (LIMITS.guest_scope_chars_max + 1), None),
     ],
 )
 def test_an_owner_is_a_user_or_a_guest(user_id: Any, scope: Any, owner: Owner | None) -> None:
     """Exactly one of the two; everything else is `invalid_owner`."""
-    found = owner_of(user_id, scope)
+    found = owner_of(user_id, scope, LIMITS)
 
     if owner is None:
         assert isinstance(found, Rejected) and found.reason is Reason.INVALID_OWNER
@@ -673,11 +674,12 @@ def test_an_owner_is_a_user_or_a_guest(user_id: Any, scope: Any, owner: Owner | 
 
 def test_owners_are_equal_by_what_they_are() -> None:
     """A user never equals a guest, whatever the scope is called; a query spells a user id in digits."""
-    assert owner_of(None, " g ") == owner_of(None, "g") != owner_of(None, "G")
-    assert owner_of(7, None) == owner_of_texts("7", "") == owner_of_texts(" 7 ", None) != owner_of(None, "7")
-    assert owner_of_texts("", "g") == owner_of(None, "g")
+    assert owner_of(None, " g ", LIMITS) == owner_of(None, "g", LIMITS) != owner_of(None, "G", LIMITS)
+    assert owner_of(7, None, LIMITS) == owner_of_texts("7", "", LIMITS) == owner_of_texts(" 7 ", None, LIMITS)
+    assert owner_of(7, None, LIMITS) != owner_of(None, "7", LIMITS)
+    assert owner_of_texts("", "g", LIMITS) == owner_of(None, "g", LIMITS)
     for wrong in ("-1", "x", "1.0", "\N{ARABIC-INDIC DIGIT ONE}", "9" * 5_000):
-        refused = owner_of_texts(wrong, None)
+        refused = owner_of_texts(wrong, None, LIMITS)
         assert isinstance(refused, Rejected) and refused.reason is Reason.INVALID_OWNER
 
 

@@ -63,15 +63,6 @@ class Limits:
     dispatch_backoff_ms_max: int = 60_000
     list_items: int = 100
     list_items_max: int = 200
-    # runs
-    run_events_max: int = 100_000
-    run_end_reserve_items: int = 16
-    """Further places of a full run, for start, cancel and finish alone: it can still end."""
-    run_payload_bytes_max: int = 1_048_576
-    run_metadata_bytes_max: int = 65_536
-    event_type_chars_max: int = 128
-    worker_id_chars_max: int = 200
-    guest_scope_chars_max: int = 200
     # workers and projections
     worker_heartbeat_stale_ms: int = 120_000
     worker_heartbeats_per_second_max: int = 10
@@ -79,7 +70,23 @@ class Limits:
     worker_claims_max: int = 64
     worker_recovery_grace_ms: int = 30_000
     worker_metadata_bytes_max: int = 65_536
+    worker_id_chars_max: int = 200
     worker_reason_chars_max: int = 200
+    projection_page_items_max: int = 256
+    projection_catchup_events_max: int = 2_000
+    projection_catchup_ms_max: int = 200
+    projection_retry_ms: int = 5_000
+    projection_memory_items_max: int = 10_000
+    projection_stall_ms_max: int = 30_000
+    # runs
+    run_events_max: int = 100_000
+    run_end_reserve_items: int = 16
+    """Further places of a full run, for start, cancel and finish alone: it can still end."""
+    run_payload_bytes_max: int = 1_048_576
+    run_metadata_bytes_max: int = 65_536
+    event_type_chars_max: int = 128
+    guest_scope_chars_max: int = 200
+    # workers and projections
     # lanes and the window
     control_items_max: int = 64
     control_reserved_items: int = 8

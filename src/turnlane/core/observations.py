@@ -119,3 +119,29 @@ class ConnectionFailed:
     connection: str
     incident: str
     error: BaseException
+
+
+@frozen
+class ProjectionDrifted:
+    """Log and read model of one stream did not fit. `expected` came not, `incoming` came instead."""
+
+    stream: str
+    reason: Reason
+    expected: int
+    incoming: int
+
+
+@frozen
+class ProjectionRebuilt:
+    """A read model was thrown away and folded anew. `wrong`: it differed though nothing had said so, a bug of ours."""
+
+    stream: str
+    why: str
+    wrong: bool = False
+
+
+@frozen
+class ProjectionFailed:
+    """The follower could not read or write. It tries again; no append knows of it."""
+
+    error: Exception

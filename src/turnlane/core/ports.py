@@ -103,6 +103,34 @@ class EventStore(Protocol):
     def close(self) -> None: ...
 
 
+class Projections(Protocol):
+    """Rows of the read models (`machines/projection.py` says what is in them), and the log that they are made of.
+
+    One user at a time. A row may be lost in a crash, the rows of one `write` together: what was lost is folded again.
+    A row whose seal is broken is as good as none. No `write` makes an append wait for a sync of its own, or fail.
+    """
+
+    def page(self, after_position: int, limit: int) -> tuple[list[tuple[str, Kept]], int]:
+        """Events of the streams that have a read model, in the order of the store, and how far it looked."""
+        ...
+
+    def read(self, places: Sequence[tuple[str, str]]) -> list[bytes | None]:
+        """Rows by table and stream (`""`: of no stream), all of one moment."""
+        ...
+
+    def listed(self, table: str, after: str, limit: int) -> list[str]:
+        """Streams that have a row in a table, in an order of its own, after a stream."""
+        ...
+
+    def write(self, rows: Sequence[tuple[str, str, bytes | None]]) -> None:
+        """Put rows, or take them away (None): all or none."""
+        ...
+
+    def drop(self) -> None:
+        """Take all rows away."""
+        ...
+
+
 @frozen
 class Lease:
     scope: str

@@ -211,6 +211,12 @@ class Reason(Enum):
     METADATA_NOT_OBJECT = "metadata_not_object", _R, False, INVALID_PARAMS_NUMBER, 400
     HEARTBEAT_RATE = "heartbeat_rate", _R, True, OVERLOADED_NUMBER, 429
     WORKER_NOT_AVAILABLE = "worker_not_available", _R, True, CONFLICT_NUMBER, 409
+    PROJECTION_BEHIND = "projection_behind", _R, True, OVERLOADED_NUMBER, 503
+    REBUILD_RUNNING = "rebuild_running", _R, True, CONFLICT_NUMBER, 409
+    SEQUENCE_GAP = "sequence_gap", _N, False, REFUSED_NUMBER, 200
+    FLOOR_PASSED = "floor_passed", _N, False, REFUSED_NUMBER, 200
+    FOLD_FAILED = "fold_failed", _N, False, REFUSED_NUMBER, 200
+    CHECKPOINT_AHEAD = "checkpoint_ahead", _N, False, REFUSED_NUMBER, 200
     # HTTP
     NOT_FOUND = "not_found", _R, False, NOT_FOUND_NUMBER, 404
     UNKNOWN_ROUTE = "unknown_route", _R, False, NOT_FOUND_NUMBER, 404

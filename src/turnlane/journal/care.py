@@ -104,7 +104,19 @@ class _Examination:
             elif walk.chain is not None and walk.chain != walk.head.chain and not walk.broken:
                 self._fault(walk, walk.seq, "the chain value of the head is another than that of its last record")
         self._index_rows()
-        for table in ("keys", "cursors", "snapshots", "checkpoints", "leases", "due", "streams", "names", "meta"):
+        caches = [name for name in layout.CACHES if name in self._store._rows.tables]
+        for table in (
+            "keys",
+            "cursors",
+            "snapshots",
+            "checkpoints",
+            "leases",
+            "due",
+            "streams",
+            "names",
+            "meta",
+            *caches,
+        ):
             for key, value in self._rows(table):
                 self._sealed(table, key, value)
 
@@ -228,7 +240,8 @@ class _Examination:
     def _sealed(self, table: str, key: bytes, value: bytes) -> None:
         if layout.unseal(key, value) is None:
             number = int.from_bytes(key[:4], "big")
-            walk = self.walks.get(number) if table in ("keys", "cursors", "snapshots", "names") else None
+            by_number = table in ("keys", "cursors", "snapshots", "names", *layout.CACHES)
+            walk = self.walks.get(number) if by_number else None
             name = walk.name if walk is not None else ""
             self._faults.append(Fault(name, 0, f"the seal of a row in {table} is broken"))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import Struct
@@ -62,6 +62,9 @@ class Environment:
         self._synced_at = monotonic()
         self._broken: JournalBroken | None = None
         self._closed = self._forked = False
+        self._waiting: dict[tuple[str, str], bytes | None] = {}
+        """Rows of caches by table and stream, until the next append takes them with it."""
+        self._waiting_lock = Lock()
 
     # -- opening and closing
 
@@ -135,7 +138,7 @@ class Environment:
         self._environment = lmdb.open(
             str(self._path),
             map_size=opening.first_map_bytes(self._path, self._limits.map_bytes_max),
-            max_dbs=len(layout.TABLES),
+            max_dbs=len(layout.TABLES) + len(layout.CACHES),
             readonly=self._readonly,
             create=False,
             mode=0o600,
@@ -151,6 +154,9 @@ class Environment:
             raise StoreError(
                 Reason.STATE_NOT_OURS, message, path=str(self._path), remedy="name another directory"
             ) from None
+        for name in layout.CACHES:
+            with suppress(lmdb.NotFoundError, lmdb.ReadonlyError):
+                self._rows.tables[name] = self._environment.open_db(name.encode(), create=False)
         self._page_bytes = self._environment.stat()["psize"]
         self._size = os.stat(self._path / layout.DATA_FILE).st_size
 
@@ -189,7 +195,9 @@ class Environment:
         self._transact(self._begin_life, lend=True)
 
     def _begin_life(self, txn: Any) -> None:
-        """Where appends go on, no longer clean, and a log epoch of its own for a copy."""
+        """Where appends go on, no longer clean, tables that it lacks, and a log epoch of its own for a copy."""
+        for name in layout.CACHES:
+            self._rows.tables[name] = self._environment.open_db(name.encode(), txn=txn)
         events, names = txn.cursor(self._rows.tables["events"]), txn.cursor(self._rows.tables["names"])
         if events.last():
             self._position = self._last_key(events, layout.POSITION)
@@ -228,6 +236,7 @@ class Environment:
         with suppress(lmdb.Error):  # unmarked is only slower to open
             with self._environment.begin(write=True, db=self._rows.tables["meta"]) as txn:
                 txn.put(layout.META_CLEAN, layout.seal(layout.META_CLEAN, self._position.to_bytes(8, "big")))
+                self._put_waiting(txn)
             if self._process_level:
                 self._environment.sync(True)
 
@@ -370,6 +379,72 @@ class Environment:
         finally:
             if lent and self._broken is None:
                 self._set_map(self._limits.map_bytes_max, None)
+
+    # rows of caches
+
+    def put_beside(self, rows: Sequence[tuple[str, str, bytes | None]]) -> None:
+        """Rows of caches by table and stream, to be written with the next append; None takes one away."""
+        self._ready()
+        with self._waiting_lock:
+            self._waiting.update({(table, stream): value for table, stream, value in rows})
+            crowded = len(self._waiting) > layout.WAITING_ROWS_MAX
+        if crowded:
+            self.flush_beside()
+
+    def flush_beside(self) -> None:
+        """Write the rows that wait, without an append."""
+        if self._waiting:
+            self._not_waiting(self._update(self._put_waiting))
+
+    def read_beside(self, places: Sequence[tuple[str, str]]) -> list[bytes | None]:
+        """Rows of caches as they will be; None where there is none, or none that its seal is good for."""
+        with self._waiting_lock:
+            waiting = {place: self._waiting[place] for place in places if place in self._waiting}
+        with self._reading() as txn:
+            return [waiting[place] if place in waiting else self._beside(txn, *place) for place in places]
+
+    def _beside(self, txn: Any, table: str, stream: str) -> bytes | None:
+        number, rows = self._row_number(txn, stream), self._rows.tables.get(table)
+        if number is None or rows is None:
+            return None
+        key = layout.STREAM.pack(number)
+        value = txn.get(key, db=rows)
+        return None if value is None else layout.unseal(key, value)
+
+    def _row_number(self, txn: Any, stream: str) -> int | None:
+        return self._rows.number(txn, stream) if stream else 0
+
+    def _put_waiting(self, txn: Any) -> dict[tuple[str, str], bytes | None]:
+        """Write what waits; `_not_waiting` forgets it when it is committed. A stream that is gone has no row."""
+        with self._waiting_lock:
+            taken = dict(self._waiting)
+        for (table, stream), value in taken.items():
+            number = self._row_number(txn, stream)
+            if number is None:
+                continue
+            key = layout.STREAM.pack(number)
+            if value is None:
+                txn.delete(key, db=self._rows.tables[table])
+            else:
+                txn.put(key, layout.seal(key, value), db=self._rows.tables[table])
+        return taken
+
+    def _not_waiting(self, taken: dict[tuple[str, str], bytes | None]) -> None:
+        with self._waiting_lock:
+            for place, value in taken.items():
+                if place in self._waiting and self._waiting[place] is value:
+                    del self._waiting[place]
+
+    def drop_beside(self) -> None:
+        """Empty the caches."""
+
+        def write(txn: Any) -> None:
+            for name in layout.CACHES:
+                txn.drop(self._rows.tables[name], delete=False)
+
+        with self._waiting_lock:
+            self._waiting.clear()
+        self._update(write, lend=True)
 
     @contextmanager
     def _to_write(self) -> Iterator[None]:

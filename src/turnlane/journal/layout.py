@@ -1,7 +1,7 @@
 """The page to read before any algorithm: tables, keys, and the forms of what lies in them.
 
 All numbers are big-endian, so that keys sort by value. `stream` below is the number of a stream in this store, four
-bytes, given at its first append and never given twice. One environment holds fourteen tables:
+bytes, given at its first append and never given twice. One environment holds fourteen tables, and five caches:
 
     table        key                        value
     -----------  -------------------------  ---------------------------------------------------------------
@@ -21,6 +21,12 @@ bytes, given at its first append and never given twice. One environment holds fo
     leases       name key                   epoch, granted_at, held, owner, lease id; sealed
     due          name key                   stream, due (8, signed); sealed
     meta         word                       format version, log epoch, cursor key, marks; sealed
+
+    projection_checkpoints, run_summaries, worker_summaries, drift_reports, projection_position
+                 stream (0: of none)        JSON of a read model (machines/projection.py); sealed
+
+The caches are made when a store is first opened by a program that knows them, at any time may be emptied, and are
+written in the transaction of the next append: a crash takes what waits for one.
 
 A record is header, type, turn, payload, chain value (16), CRC-32 (4). The header names its own length, stream, seq and
 position, so that a value found in the wrong place shows, and the positions of the event and of the control event of
@@ -62,6 +68,17 @@ TABLES: Final = (
     "due",
     "meta",
 )
+
+CACHES: Final = (
+    "projection_checkpoints",
+    "run_summaries",
+    "worker_summaries",
+    "drift_reports",
+    "projection_position",
+)
+"""Tables that a store may lack, and that hold nothing but what can be folded again."""
+WAITING_ROWS_MAX: Final = 4_096
+"""Rows of caches that wait for an append; beyond it they get a transaction of their own."""
 
 ROW: Final = 32
 """Seqs in one index row: a row an event costs three times more an append, a longer one makes short pages read more."""

@@ -105,7 +105,7 @@ class LmdbStore(Environment):
     def _whole(self, batches: Sequence[Batch]) -> list[AppendResult]:
         """The common path. A full map is grown; where it cannot grow, the group is done batch by batch."""
         while True:
-            group, txn_id = Group(self._position, self._number), -1
+            group, txn_id, beside = Group(self._position, self._number), -1, None
             try:
                 txn = self._environment.begin(write=True)
                 try:
@@ -114,6 +114,7 @@ class LmdbStore(Environment):
                     results = [self._judge(txn, group, batch) for batch in batches]
                     if group.heads:
                         self._write(txn, group)
+                        beside = self._put_waiting(txn) if self._waiting else None
                         txn.commit()
                 finally:
                     txn.abort()
@@ -132,6 +133,8 @@ class LmdbStore(Environment):
                 raise
             else:
                 self._position, self._number = group.position, group.number
+                if beside is not None:
+                    self._not_waiting(beside)
                 return results
 
     def _apart(self, batches: Sequence[Batch]) -> list[AppendResult]:

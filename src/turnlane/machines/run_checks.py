@@ -15,10 +15,10 @@ from attrs import frozen
 from ..core.canonical import canonical_json, digest_of, payload_hash, sha256_prefixed
 from ..core.ids import printable
 from ..core.limits import Limits
+from ..core.owners import Owner, owner_of
 from ..core.reasons import Reason, Rejected
-from .run import Owner, invalid_finish, transition_of
+from .run import invalid_finish, transition_of
 
-USER_ID_MAX: Final = 2**64 - 1
 _INTEGERS: Final = (-(2**63), 2**64 - 1)
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]").search
 
@@ -108,14 +108,9 @@ def check_key(key: Any) -> str | Rejected | None:
 
 
 def check_owner(user_id: Any, guest_scope: Any, limits: Limits) -> Owner | Rejected | None:
-    """The asserted owner: a user id (0 to 2^64-1) or a guest scope; None for neither. A blank scope is none."""
-    scope = guest_scope.strip() or None if isinstance(guest_scope, str) else guest_scope
-    a_user = type(user_id) is int and 0 <= user_id <= USER_ID_MAX
-    a_guest = isinstance(scope, str) and len(scope) <= limits.guest_scope_chars_max and _valid(scope)
-    if (user_id is None or a_user) and (scope is None or a_guest) and not (a_user and a_guest):
-        return Owner(user_id, scope) if a_user or a_guest else None
-    expected = f"an integer user id, or a guest scope of at most {limits.guest_scope_chars_max} characters, not both"
-    return Rejected(Reason.INVALID_OWNER, f"the owner is neither a user nor a guest: expected {expected}")
+    """The asserted owner; None where neither a user nor a guest is named."""
+    nobody = user_id is None and (guest_scope is None or (isinstance(guest_scope, str) and not guest_scope.strip()))
+    return None if nobody else owner_of(user_id, guest_scope, limits)
 
 
 def check_json(value: Any, limits: Limits) -> Rejected | None:

@@ -9,6 +9,9 @@ from ..core.observations import ConnectionFailed as ConnectionFailed
 from ..core.observations import GroupCommitted as GroupCommitted
 from ..core.observations import HttpServed as HttpServed
 from ..core.observations import NodeDisowned as NodeDisowned
+from ..core.observations import ProjectionDrifted as ProjectionDrifted
+from ..core.observations import ProjectionFailed as ProjectionFailed
+from ..core.observations import ProjectionRebuilt as ProjectionRebuilt
 from ..core.observations import ServingFailed as ServingFailed
 from ..core.observations import TurnEnded as TurnEnded
 from ..core.observations import TurnFenced as TurnFenced

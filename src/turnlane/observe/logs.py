@@ -74,6 +74,15 @@ _LINES: Final[Mapping[str, _Line]] = {
     "NodeDisowned": _Line(
         "node.disowned", "warning", ("session", "turn"), ("agent",), "an agent did not end within the ladder"
     ),
+    "ProjectionDrifted": _Line(
+        "projection.drifted",
+        "warning",
+        ("reason",),
+        ("stream", "expected", "incoming"),
+        "log and read model do not fit",
+    ),
+    "ProjectionRebuilt": _Line("projection.rebuilt", "warning", (), ("stream", "why", "wrong")),
+    "ProjectionFailed": _Line("projection.failed", "error", (), (), "read models stand still; the log goes on"),
     "PressureHigh": _Line("pressure.high", "warning", ("stream", "lane"), ("depth",)),
     "FlowHold": _Line("flow.hold", "debug", ("stream", "lane")),
     "FlowResume": _Line("flow.resume", "debug", ("stream", "lane")),

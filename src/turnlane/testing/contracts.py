@@ -571,4 +571,131 @@ async def _an_epoch_is_never_forgotten(leases: Any, again: Callable[[], Any]) ->
 
 LEASE_STORE_CLAUSES: Final = (_every_life_has_its_epoch, _only_the_holder_releases, _a_holder_has_a_name)
 
-__all__ = ["OTHER", "STREAM", "batch", "check_event_store", "check_lease_store", "clause_name", "kept"]
+
+# read models
+
+RUN: Final = "default/run/0199f3a2-7b10-7c44-9d2e-5a6b7c8d9e0f"
+WORKER: Final = "default/worker/lab:east-2"
+
+
+async def check_projections(open_projections: Callable[[], Any], *, reopen: Reopen | None = None) -> None:
+    """All clauses of the port `Projections`; each on one of its own, whose `store` is the store that it belongs to."""
+    await _check(PROJECTION_CLAUSES, open_projections)
+    if reopen is not None:
+        await _check_reopened(_rows_that_an_append_took_are_there_after_reopening, open_projections, reopen)
+
+
+async def _rows_are_put_and_taken_away(projections: Any) -> None:
+    """The last value of a row counts, by table and stream, before and after an append took it; None takes it away."""
+    store = projections.store
+    store.append([batch(0, 1, stream=WORKER), batch(0, 1, stream=RUN)])
+    places = [("worker_summaries", WORKER), ("drift_reports", WORKER), ("run_summaries", RUN), ("drift_reports", RUN)]
+    assert await projections.read(places) == [None] * 4, "what was never put is None"
+    await projections.write([("worker_summaries", WORKER, b"1"), ("run_summaries", RUN, b"2")])
+    await projections.write([("worker_summaries", WORKER, b"3"), ("drift_reports", RUN, b"")])
+    for seq in (1, 2):
+        assert await projections.read(places) == [b"3", None, b"2", b""], "the last value counts"
+        store.append([batch(seq, 1, stream=RUN)])
+    await projections.write([("worker_summaries", WORKER, None), ("drift_reports", WORKER, None)])
+    for seq in (3, 4):
+        assert await projections.read(places) == [None, None, b"2", b""], "None takes a row away, if there is one"
+        store.append([batch(seq, 1, stream=RUN)])
+
+
+async def _a_row_may_be_of_no_stream(projections: Any) -> None:
+    """The empty name is no stream's, and has rows."""
+    await projections.write([("projection_position", "", b"7")])
+    assert await projections.read([("projection_position", "")]) == [b"7"], "a row of no stream is kept"
+    projections.store.append([batch(0, 1)])
+    assert await projections.read([("projection_position", "")]) == [b"7"], "and stays"
+
+
+async def _rows_are_listed_page_by_page(projections: Any) -> None:
+    """Every stream with a row in a table is listed once, after the one before it, within a limit."""
+    names = [f"default/worker/w-{number}" for number in range(7)] + ["acme/worker/" + "\N{SNOWMAN}" * 200]
+    projections.store.append([batch(0, 1, stream=name) for name in names])
+    await projections.write([("worker_summaries", name, b"x") for name in names[1:]])
+    listed: list[str] = []
+    while page := await projections.listed("worker_summaries", listed[-1] if listed else "", 3):
+        assert len(page) <= 3, f"a page has its limit: {len(page)}"
+        listed += page
+    assert sorted(listed) == sorted(names[1:]), f"each is listed once: {listed}"
+    assert await projections.listed("run_summaries", "", 3) == [], "other tables are other tables"
+
+
+async def _a_page_is_of_followed_streams(projections: Any) -> None:
+    """Events of streams with a read model come in the order of the store; the page tells how far it looked."""
+    store = projections.store
+    store.append([batch(0, 3), batch(0, 2, stream=WORKER), batch(3, 40)])
+    store.append([batch(2, 2, stream=WORKER), batch(0, 1, stream=OTHER)])
+    position, seen = 0, []
+    while True:
+        page, reached = await projections.page(position, 2)
+        assert len(page) <= 2, f"a page has its limit: {len(page)}"
+        assert all(position < event.position <= reached for _, event in page), "a page lies behind the place asked for"
+        seen += [(stream, event.seq, event.payload) for stream, event in page]
+        if reached == position:
+            break
+        position = reached
+    assert [(stream, seq) for stream, seq, _ in seen] == [(WORKER, seq) for seq in (1, 2, 3, 4)], f"in order: {seen}"
+    assert seen[0][2] == kept(1).payload, "events come whole"
+    assert position == store.read_all(0, 1_000)[-1][1].position, "the pages end at the end of the store"
+
+
+async def _a_drop_empties_all_tables(projections: Any) -> None:
+    """No row is left, taken by an append or not; rows can be put again."""
+    store = projections.store
+    store.append([batch(0, 1, stream=WORKER)])
+    await projections.write([("worker_summaries", WORKER, b"1"), ("projection_position", "", b"1")])
+    store.append([batch(1, 1, stream=WORKER)])
+    await projections.write([("drift_reports", WORKER, b"1")])
+    await projections.drop()
+    places = [("worker_summaries", WORKER), ("projection_position", ""), ("drift_reports", WORKER)]
+    for seq in (2, 3):
+        assert await projections.read(places) == [None] * 3, "a drop leaves no row"
+        store.append([batch(seq, 1, stream=WORKER)])
+    await projections.write([("drift_reports", WORKER, b"2")])
+    assert await projections.read(places) == [None, None, b"2"], "rows can be put again"
+
+
+async def _rows_are_no_events(projections: Any) -> None:
+    """Heads, events and streams are as they were."""
+    store = projections.store
+    store.append([batch(0, 1, stream=WORKER)])
+    await projections.write([("worker_summaries", WORKER, b"1")])
+    store.append([batch(1, 1, stream=WORKER)])
+    assert store.head(WORKER).seq == 2 and len(store.read_all(0, 9)) == 2, "rows are no events"
+    assert store.streams("", "", 9) == [WORKER], "rows make no streams"
+
+
+async def _rows_that_an_append_took_are_there_after_reopening(projections: Any, reopened: Callable[[], Any]) -> None:
+    """Rows outlive a close, those that still waited for an append too."""
+    projections.store.append([batch(0, 1, stream=WORKER)])
+    await projections.write([("worker_summaries", WORKER, b"1")])
+    projections.store.append([batch(1, 1, stream=WORKER)])
+    await projections.write([("projection_position", "", b"2")])
+    projections.store.close()
+    async with reopened() as again:
+        rows = await _Awaited(again).read([("worker_summaries", WORKER), ("projection_position", "")])
+        assert rows == [b"1", b"2"], f"rows outlive a close: {rows}"
+
+
+PROJECTION_CLAUSES: Final = (
+    _rows_are_put_and_taken_away,
+    _a_row_may_be_of_no_stream,
+    _rows_are_listed_page_by_page,
+    _a_page_is_of_followed_streams,
+    _a_drop_empties_all_tables,
+    _rows_are_no_events,
+)
+
+__all__ = [
+    "OTHER",
+    "STREAM",
+    "batch",
+    "check_event_store",
+    "check_lease_store",
+    "check_projections",
+    "clause_name",
+    "kept",
+]
