@@ -30,8 +30,8 @@ def _run_id(text: str) -> str:
         raise Refused(Reason.INVALID_RUN_ID, f"run is no run id: {error}", data={"path": "params.run"}) from None
 
 
-def _owner(params: Params) -> Owner:
-    owner = owner_of(params.get("owner_user_id"), params.get("owner_guest_scope"))
+def _owner(connection: Connection, params: Params) -> Owner:
+    owner = owner_of(params.get("owner_user_id"), params.get("owner_guest_scope"), connection.limits)
     if isinstance(owner, Rejected):
         raise Refused.of(owner)
     return owner
@@ -84,7 +84,7 @@ def _worker(connection: Connection, worker: Worker, duplicate: bool | None = Non
 async def worker_register(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
     worker, duplicate = await connection.runtime.workers.register(
         params.get("worker_id"),
-        owner=_owner(params),
+        owner=_owner(connection, params),
         workspace_ref=params.get("workspace_ref"),
         codex_home_ref=params.get("codex_home_ref"),
         adapter=params.get("adapter"),
@@ -98,7 +98,7 @@ async def worker_register(connection: Connection, params: Params, posted: Callab
 async def worker_heartbeat(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
     worker, duplicate = await connection.runtime.workers.heartbeat(
         params["worker"],
-        owner=_owner(params),
+        owner=_owner(connection, params),
         metadata_patch=params.get("metadata_patch"),
         key=params.get("idempotency_key"),
         tenant=connection.principal.tenant,
@@ -110,7 +110,7 @@ async def worker_status(connection: Connection, params: Params, posted: Callable
     worker, duplicate = await connection.runtime.workers.set_status(
         params["worker"],
         params["status"],
-        owner=_owner(params),
+        owner=_owner(connection, params),
         reason=params.get("reason"),
         key=params.get("idempotency_key"),
         tenant=connection.principal.tenant,
@@ -120,7 +120,7 @@ async def worker_status(connection: Connection, params: Params, posted: Callable
 
 async def worker_read(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
     worker = await connection.runtime.workers.read(
-        params["worker"], owner=_owner(params), tenant=connection.principal.tenant
+        params["worker"], owner=_owner(connection, params), tenant=connection.principal.tenant
     )
     return _worker(connection, worker)
 

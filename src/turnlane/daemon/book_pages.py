@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any
 
 from ..core.ids import run_id_of
+from ..core.limits import Limits
 from ..core.owners import Owner, owner_of
 from ..core.reasons import Reason, Refused, Rejected
 from ..machines import run as runs
@@ -44,15 +45,15 @@ def _told(page: Page) -> Page:
     return telling
 
 
-def asserted(principal: Principal, user_id: Any, guest_scope: Any, *, required: bool) -> Owner | None:
+def asserted(call: Call, limits: Limits, user_id: Any, guest_scope: Any, *, required: bool) -> Owner | None:
     """The owner that a request names, where its principal may name it. Raises Problem 403, Refused `invalid_owner`.
 
     A bound principal that names nobody names itself.
     """
-    bound = principal.owner
+    bound = call.known.owner
     if user_id is None and not (guest_scope or "").strip() and (bound is not None or not required):
         return bound
-    owner = owner_of(user_id, guest_scope)
+    owner = owner_of(user_id, guest_scope, limits)
     if isinstance(owner, Rejected):
         raise Refused.of(owner)
     if bound is not None and owner != bound:
@@ -95,7 +96,7 @@ def _repeated(value: dict[str, Any], duplicate: bool, status: int) -> Answer:
 @_told
 async def create_run(pages: Pages, call: Call) -> Answer:
     body, principal = call.body(shapes.CreateRun), call.known
-    owner = asserted(principal, body.owner_user_id, body.owner_guest_scope, required=False)
+    owner = asserted(call, pages.limits, body.owner_user_id, body.owner_guest_scope, required=False)
     made = await pages.runtime.runs.create(
         body.worker_id,
         body.metadata,
@@ -197,8 +198,8 @@ async def read_replay(pages: Pages, call: Call) -> None:
 # workers
 
 
-def _owner(call: Call, named: Any) -> Owner:
-    owner = asserted(call.known, named.owner_user_id, named.owner_guest_scope, required=True)
+def _owner(pages: Pages, call: Call, named: Any) -> Owner:
+    owner = asserted(call, pages.limits, named.owner_user_id, named.owner_guest_scope, required=True)
     assert owner is not None
     return owner
 
@@ -222,7 +223,7 @@ async def register_worker(pages: Pages, call: Call) -> Answer:
     body = call.body(shapes.RegisterWorker)
     worker, duplicate = await pages.runtime.workers.register(
         body.worker_id,
-        owner=_owner(call, body),
+        owner=_owner(pages, call, body),
         workspace_ref=body.workspace_ref,
         codex_home_ref=body.codex_home_ref,
         adapter=body.adapter,
@@ -238,7 +239,7 @@ async def heartbeat_worker(pages: Pages, call: Call) -> Answer:
     body = call.body(shapes.WorkerHeartbeat)
     worker, duplicate = await pages.runtime.workers.heartbeat(
         call.path["worker_id"],
-        owner=_owner(call, body),
+        owner=_owner(pages, call, body),
         metadata_patch=body.metadata_patch,
         key=_key(body.idempotency_key),
         tenant=call.known.tenant,
@@ -252,7 +253,7 @@ async def set_worker_status(pages: Pages, call: Call) -> Answer:
     worker, duplicate = await pages.runtime.workers.set_status(
         call.path["worker_id"],
         body.status,
-        owner=_owner(call, body),
+        owner=_owner(pages, call, body),
         reason=body.reason,
         key=_key(body.idempotency_key),
         tenant=call.known.tenant,
@@ -266,7 +267,7 @@ async def report_worker_stall(pages: Pages, call: Call) -> Answer:
     worker, duplicate = await pages.runtime.workers.report_stall(
         call.path["worker_id"],
         body.reason,
-        owner=_owner(call, body),
+        owner=_owner(pages, call, body),
         key=_key(body.idempotency_key),
         tenant=call.known.tenant,
     )
@@ -279,7 +280,7 @@ async def report_worker_recovery(pages: Pages, call: Call) -> Answer:
     worker, duplicate = await pages.runtime.workers.report_recovery(
         call.path["worker_id"],
         body.recovery,
-        owner=_owner(call, body),
+        owner=_owner(pages, call, body),
         key=_key(body.idempotency_key),
         tenant=call.known.tenant,
     )
@@ -290,7 +291,7 @@ async def report_worker_recovery(pages: Pages, call: Call) -> Answer:
 async def list_workers(pages: Pages, call: Call) -> Answer:
     asked, limits = call.query, pages.limits
     found, more = await pages.runtime.workers.list(
-        _owner(call, asked),
+        _owner(pages, call, asked),
         read_next(asked.after),
         clamped(asked.limit, limits.list_items, limits.list_items_max),
         tenant=call.known.tenant,
@@ -302,6 +303,6 @@ async def list_workers(pages: Pages, call: Call) -> Answer:
 @_told
 async def read_worker(pages: Pages, call: Call) -> Answer:
     worker = await pages.runtime.workers.read(
-        call.path["worker_id"], owner=_owner(call, call.query), tenant=call.known.tenant
+        call.path["worker_id"], owner=_owner(pages, call, call.query), tenant=call.known.tenant
     )
     return _view(pages, worker)

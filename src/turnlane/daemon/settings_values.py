@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from ..core.limits import DEFAULT_LIMITS
 from ..core.owners import Owner, owner_of
 from ..core.reasons import Rejected
 from .handshake import plain_origin
@@ -148,7 +149,7 @@ def _token(table: Mapping[str, Any]) -> OperatorToken:
 def _owner(table: Mapping[str, Any]) -> Owner | None:
     if "user_id" not in table and "guest_scope" not in table:
         return None
-    owner = owner_of(table.get("user_id"), table.get("guest_scope"))
+    owner = owner_of(table.get("user_id"), table.get("guest_scope"), DEFAULT_LIMITS)
     if isinstance(owner, Rejected):
         raise ValueError(f"user_id or guest_scope of a token: {owner.message}")
     return owner
