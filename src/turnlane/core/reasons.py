@@ -192,6 +192,9 @@ class Reason(Enum):
     METHOD_NOT_ALLOWED = "method_not_allowed", _R, False, UNKNOWN_METHOD_NUMBER, 405
     INVALID_QUERY = "invalid_query", _R, False, INVALID_PARAMS_NUMBER, 400
     INTERNAL = "internal", _F, False, INTERNAL_NUMBER, 500
+    # cutover
+    WRITE_PATH_FROZEN = "write_path_frozen", _R, False, REFUSED_NUMBER, 503
+    OUTSIDE_CANARY = "outside_canary", _R, False, REFUSED_NUMBER, 503
 
 
 @frozen

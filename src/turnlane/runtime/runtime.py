@@ -25,6 +25,7 @@ from ..core.ports import Ports, StoreError, StoreStatus
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.status import Blocker, RuntimeStatus, readiness, warnings
 from ..core.step import Kept, Position
+from ..core.write_mode import WriteMode
 from ..machines import admission
 from ..machines import session as rules
 from ..machines.overlap import Policy
@@ -56,6 +57,8 @@ class Runtime:
     agents: Mapping[str, Agent]
     id: str
     quotas: Mapping[str, admission.Quotas] = field(factory=dict)
+    write_mode: WriteMode = WriteMode.AUTHORITATIVE
+    """Where it does not write: no lease, no epoch, no recovery, no actor's task; sessions are folded to be read."""
     epoch: int = 0
     phase: str = "opening"
     counts: Counts = field(factory=Counts)
@@ -89,6 +92,8 @@ class Runtime:
         self.writer = JournalWriter(
             self.ports.store, self.ports.commit_hop, self.ports.clock, limits, self.window, self.observe
         )
+        if (refusal := self.write_mode.refusal()) is not None:
+            self.writer.forbidden = Refused.of(refusal)
 
     @property
     def limits(self) -> Limits:
@@ -103,6 +108,10 @@ class Runtime:
         return self.phase in ("recovering", "serving", "draining") and self.nursery is not None
 
     @property
+    def writes(self) -> bool:
+        return self.write_mode.writes
+
+    @property
     def draining(self) -> bool:
         return self.phase == "draining"
 
@@ -111,10 +120,11 @@ class Runtime:
     @asynccontextmanager
     async def live(self) -> AsyncIterator[Runtime]:
         """Take the lease, recover what is unfinished, serve; on leaving drain (bounded), then cancel."""
-        lease = self.ports.leases.acquire("runtime", self.claim_owner, self.id, self.ports.clock.wall())
-        if isinstance(lease, Rejected):
-            raise Refused.of(lease)
-        self.epoch = lease.epoch
+        if self.writes:
+            lease = self.ports.leases.acquire("runtime", self.claim_owner, self.id, self.ports.clock.wall())
+            if isinstance(lease, Rejected):
+                raise Refused.of(lease)
+            self.epoch = lease.epoch
         async with trio.open_nursery() as services:
             services.start_soon(self.writer.run, name="journal writer")
             try:
@@ -124,7 +134,8 @@ class Runtime:
                         self.nursery.start_soon(self.residents.sweep_idle, name="idle sessions")
                         self.nursery.start_soon(self._watch_store, name="store status")
                         self.phase = "recovering"
-                        await self.residents.recover()
+                        if self.writes:
+                            await self.residents.recover()
                         self.phase = "serving"
                         yield self
                         await self._drain()
@@ -137,8 +148,9 @@ class Runtime:
                 self.phase = "closed"
                 self.writer.close()
         # A journal that broke keeps nothing; whoever opens it next gets the next epoch anyway.
-        with suppress(StoreError):
-            self.ports.leases.release("runtime", self.claim_owner, self.epoch)
+        if self.writes:
+            with suppress(StoreError):
+                self.ports.leases.release("runtime", self.claim_owner, self.epoch)
 
     @marks.on_cancel("resumable")
     async def drain(self) -> None:

@@ -133,6 +133,8 @@ class SessionActor:
 
     def post(self, command: Any, keyed: Keyed | None = None) -> Envelope:
         """As `submit`, without waiting. A full lane is answered at once: `overloaded`, nothing was written."""
+        if (refusal := self.runtime.writer.forbidden) is not None:
+            raise Refused(refusal.reason, refusal.message)
         clock = self.runtime.ports.clock
         self.last_used = clock.now()
         self.runtime.residents.used(self)
@@ -146,7 +148,7 @@ class SessionActor:
         self._wake()
 
     def _wake(self) -> None:
-        if not self.running and self.runtime.nursery is not None:
+        if not self.running and self.runtime.nursery is not None and self.runtime.writes:
             self.running = True
             self.runtime.running_actors += 1
             self.runtime.nursery.start_soon(self.run, name=f"session {self.session}")
@@ -495,7 +497,7 @@ class SessionActor:
     def last_controller_gone(self) -> None:
         """Trigger 6: with `on_detach: cancel` the turn ends when nobody who may steer it is attached any more."""
         turn = self.state.turn
-        if turn is None or turn.plan.on_detach != "cancel":
+        if turn is None or turn.plan.on_detach != "cancel" or not self.runtime.writes:
             return
         if grace_ms := self.runtime.limits.detach_grace_ms:
             self.runtime.timers.arm(self.stream, "detach", self._controllers_away, after_ms_=grace_ms)
