@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 from .core.ids import Epoch, Seq
 from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
-from .machines import dispatch, effects_ledger, requests, session, turn
+from .machines import dispatch, effects_ledger, requests, run, session, turn
 from .machines.session import Session
 
 SCHEMA_VERSION: Final = 1
@@ -63,6 +63,10 @@ TAGS: Final[Mapping[type, str]] = {
     dispatch.DispatchCompleted: "dispatch.completed",
     dispatch.DispatchFailed: "dispatch.failed",
     dispatch.DispatchCancelled: "dispatch.cancelled",
+    run.RunStarted: "run.started",
+    run.RunCancelRequested: "run.cancel_requested",
+    run.RunFinished: "run.finished",
+    run.RunNoted: "run.noted",
 }
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}
@@ -95,6 +99,7 @@ _ANSWERS: Final[Mapping[str, type]] = {
         requests.AnswerAccepted,
         effects_ledger.EffectKnown,
         effects_ledger.Effect,
+        run.RunAppended,
     )
 }
 

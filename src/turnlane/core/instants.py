@@ -1,7 +1,8 @@
 """Three clocks that nobody may confuse, and the one place where an instant becomes text.
 
 `Instant` is monotonic and orders things within one process; `WallInstant` is for people, logs and anything that must
-survive a restart. The text form is RFC 3339 in UTC with six decimals, always the same width.
+survive a restart. The text form is RFC 3339 in UTC with six decimals, always the same width. `WallNanos` is the finer
+one that runs keep, since their histories come from elsewhere too; its text has as many decimals as it needs.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ Instant = NewType("Instant", int)
 WallInstant = NewType("WallInstant", int)
 """Microseconds since 1970-01-01T00:00:00Z."""
 
+WallNanos = NewType("WallNanos", int)
+"""Nanoseconds since 1970-01-01T00:00:00Z."""
+
 MICROS_PER_MS: Final = 1_000
+NANOS_PER_MICRO: Final = 1_000
 NANOS_PER_MS: Final = 1_000_000
 _SECONDS_PER_DAY: Final = 86_400
 _MICROS_PER_DAY: Final = _SECONDS_PER_DAY * 1_000_000
 _FORM: Final = "expected an instant such as 2026-11-21T09:00:00.123456Z"
+_NANOS_FORM: Final = "expected an instant in UTC with 0, 3, 6 or 9 decimals, such as 2026-11-21T09:00:00.250Z"
 
 
 def after_ms(at: Instant, ms: int) -> Instant:
@@ -69,3 +75,35 @@ def wall_from_text(text: str) -> WallInstant:
     if wall_text(at) != text:  # separators, digits of other scripts, a 30th of February
         raise ValueError(_FORM)
     return at
+
+
+def nanos_of(at: WallInstant) -> WallNanos:
+    """The same instant in nanoseconds."""
+    return WallNanos(at * NANOS_PER_MICRO)
+
+
+def nanos_text(at: WallNanos, suffix: str = "Z") -> str:
+    """RFC 3339 in UTC with 0, 3, 6 or 9 decimals, the fewest that lose nothing: `2026-11-21T09:00:00.250Z`.
+
+    `suffix` is `Z` (API and files) or `+00:00` (whatever is hashed: docs/runs.md, Times).
+    """
+    seconds, nanos = divmod(at, 1_000_000_000)
+    if nanos == 0:
+        return f"{_second_text(seconds)}{suffix}"
+    digits = f"{nanos:09d}"
+    digits = digits[:3] if nanos % 1_000_000 == 0 else digits[:6] if nanos % 1_000 == 0 else digits
+    return f"{_second_text(seconds)}.{digits}{suffix}"
+
+
+def nanos_from_text(text: str) -> WallNanos:
+    """The instant of a text as `nanos_text` writes it; more decimals than are needed are read too. Else ValueError."""
+    stem = text.removesuffix("+00:00") if text.endswith("+00:00") else text.removesuffix("Z")
+    whole, point, digits = stem[:19], stem[19:20], stem[20:]
+    exact = digits.isascii() and digits.isdigit() and len(digits) in (3, 6, 9)
+    if stem == text or point != ("." if digits else "") or (digits and not exact):
+        raise ValueError(_NANOS_FORM)
+    try:
+        at = wall_from_text(f"{whole}.000000Z")
+    except ValueError:
+        raise ValueError(_NANOS_FORM) from None
+    return WallNanos(nanos_of(at) + int(digits.ljust(9, "0")))

@@ -60,6 +60,15 @@ class Limits:
     dispatch_backoff_ms_max: int = 60_000
     list_items: int = 100
     list_items_max: int = 200
+    # runs
+    run_events_max: int = 100_000
+    run_end_reserve_items: int = 16
+    """Further places of a full run, for start, cancel and finish alone: it can still end."""
+    run_payload_bytes_max: int = 1_048_576
+    run_metadata_bytes_max: int = 65_536
+    event_type_chars_max: int = 128
+    worker_id_chars_max: int = 200
+    guest_scope_chars_max: int = 200
     # lanes and the window
     control_items_max: int = 64
     control_reserved_items: int = 8

@@ -112,6 +112,25 @@ class Reason(Enum):
     EFFECT_IN_FLIGHT = "effect_in_flight", _R, False, CONFLICT_NUMBER, 409
     EFFECT_UNKNOWN = "effect_unknown", _R, False, CONFLICT_NUMBER, 409
     EFFECT_KEY_CONFLICT = "effect_key_conflict", _R, False, CONFLICT_NUMBER, 409
+    # runs, their files and their corpora
+    INVALID_EVENT_TYPE = "invalid_event_type", _R, False, INVALID_PARAMS_NUMBER, 400
+    INVALID_PAYLOAD = "invalid_payload", _R, False, INVALID_PARAMS_NUMBER, 400
+    INVALID_KEY = "invalid_key", _R, False, INVALID_PARAMS_NUMBER, 400
+    INVALID_OWNER = "invalid_owner", _R, False, INVALID_PARAMS_NUMBER, 400
+    INVALID_RUN_ID = "invalid_run_id", _R, False, INVALID_PARAMS_NUMBER, 400
+    NUMBER_OUT_OF_RANGE = "number_out_of_range", _R, False, INVALID_PARAMS_NUMBER, 400
+    TOO_DEEP = "too_deep", _R, False, INVALID_PARAMS_NUMBER, 400
+    PAYLOAD_TOO_LARGE = "payload_too_large", _R, False, INVALID_PARAMS_NUMBER, 413
+    RUN_ENDED = "run_ended", _R, False, REFUSED_NUMBER, 400
+    RUN_FULL = "run_full", _R, False, CONFLICT_NUMBER, 409
+    WRONG_SEQ = "wrong_seq", _R, False, CONFLICT_NUMBER, 409
+    UNREADABLE = "unreadable", _R, False, INVALID_PARAMS_NUMBER, 400
+    SCHEMA_MISMATCH = "schema_mismatch", _R, False, INVALID_PARAMS_NUMBER, 400
+    VERSION_MISMATCH = "version_mismatch", _R, False, INVALID_PARAMS_NUMBER, 400
+    EMPTY_CORPUS = "empty_corpus", _R, False, INVALID_PARAMS_NUMBER, 400
+    SEQ_NOT_INCREASING = "seq_not_increasing", _R, False, INVALID_PARAMS_NUMBER, 400
+    ILLEGAL_TRANSITION = "illegal_transition", _R, False, INVALID_PARAMS_NUMBER, 400
+    EXPECTATION_MISMATCH = "expectation_mismatch", _R, False, INVALID_PARAMS_NUMBER, 400
     # how turns end
     COMPLETED = "completed", _E, False, REFUSED_NUMBER, 200
     USER_CANCEL = "user_cancel", _E, False, REFUSED_NUMBER, 200
