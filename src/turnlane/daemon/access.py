@@ -18,6 +18,7 @@ from ..core.ids import DEFAULT_TENANT, Tenant
 from ..core.reasons import Reason, Rejected
 from ..core.secret import Secret
 from ..core.write_mode import WriteMode
+from ..machines.canary import owner_key
 
 _ENTRY: Final = re.compile(r"([a-z]+)\.([a-z_]+|\*)(?::([!-~]{1,128}))?")
 
@@ -136,6 +137,11 @@ class Principal:
             if not held:
                 return Denied(Reason.MISSING_SCOPE, f"{self.subject} lacks {right}").rejected(required=right)
         return None
+
+
+def owner_key_of(principal: Principal) -> str | None:
+    """The key of a person in a canary (machines/canary.py); a service speaks for nobody."""
+    return owner_key(principal.subject, None) if principal.kind is PrincipalKind.PERSON else None
 
 
 def everyone() -> Principal:

@@ -222,7 +222,12 @@ class Daemon:
             keys = (local_key(settings.state, kept=self.runtime.writes),) if settings.makes_local_key else settings.keys
             self._ring = KeyRing(keys, issuer=settings.issuer, audience=settings.audience, limits=settings.limits)
         self.server = Server(
-            self.runtime, settings.door(), self._ring, self.version, short_frames=settings.short_frames
+            self.runtime,
+            settings.door(),
+            self._ring,
+            self.version,
+            short_frames=settings.short_frames,
+            canary=settings.cutover.canary,
         )
         tokens = OperatorTokens((*settings.operator.tokens, *self._local_operator_token()))
         notices = () if settings.auth else (Blocker("auth_off", "the websocket listener takes everybody"),)

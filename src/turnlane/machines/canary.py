@@ -85,11 +85,16 @@ def route(canary: Canary, key: str) -> Route:
     return Route(key, found, canary.basis_points, inside, by)
 
 
-def owner_key(user_id: str | None, guest_scope: str | None) -> str | None:
+def owner_key(user_id: int | str | None, guest_scope: str | None) -> str | None:
     """The key of an owner; None for nobody."""
     if user_id is not None:
         return f"user:{user_id}"
     return None if guest_scope is None else f"guest:{guest_scope}"
+
+
+def key_of(canary: Canary, owner: str | None, tenant: str) -> str | None:
+    """The key of a call, from its owner (see `owner_key`) and its principal's tenant."""
+    return tenant if canary.key is KeyOf.TENANT else owner
 
 
 def creation_refused(canary: Canary, key: str | None) -> Rejected | None:

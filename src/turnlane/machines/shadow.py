@@ -21,6 +21,8 @@ from attrs import field, frozen
 
 from ..core.canonical import canonical_json, parse_json, payload_hash, sha256_prefixed
 from ..core.instants import nanos_from_text
+from ..core.reasons import Rejected
+from .artifacts import Trajectory, check_replay
 
 
 class Kind(Enum):
@@ -324,18 +326,19 @@ def _mapped_facts(side: Side) -> dict[str, Any]:
     """The facts with the run's id and the instants replaced by what two runs of one script have in common."""
     facts = _run_facts(side)
     replay, receipt = side.parts["replay"], side.parts["receipt"]
-    lines = []
-    for place, line in _lines(replay):
-        if "event" not in line:
-            raise Unusable(replay.file, f"{place}: event", "is missing: mapped needs a replay of dialect event")
-        lines.append(line)
-    if _trajectory(replay, lines) != facts["trajectory_hash"]:
+    checked = check_replay(replay.data)
+    if isinstance(checked, Rejected):
+        raise Unusable(replay.file, "", checked.message)
+    if checked.trajectory_hash is None:
+        raise Unusable(replay.file, "event", f"is not there: mapped needs dialect event, this is {checked.dialect}")
+    if checked.trajectory_hash != facts["trajectory_hash"]:
         raise Unusable(receipt.file, "trajectory_hash", f"is not that of the events in {replay.file}")
+    lines = [line for _, line in _lines(replay)]
     mapping = _Mapping(side.manifest.name, _ranks(lines))
     mapped = [mapping.value(line) for line in lines]
     if facts["session_id"] == facts["run_id"]:
         facts["run_id"] = facts["session_id"] = MAPPED_RUN
-    facts["trajectory_hash"] = _trajectory(replay, mapped)
+    facts["trajectory_hash"] = _trajectory(mapped)
     facts["replay_hash"] = sha256_prefixed(b"".join(canonical_json(line) + b"\n" for line in mapped))
     counted = tuple(facts[f"summary_{name}"] for name in ("status", "last_seq", "event_count"))
     if facts["summary_projection_hash"] == _projection_hash(side.manifest.name, *counted):
@@ -343,18 +346,14 @@ def _mapped_facts(side: Side) -> dict[str, Any]:
     return facts
 
 
-def _trajectory(replay: Source, lines: Sequence[Mapping[str, Any]]) -> str:
-    """The trajectory hash that the RuntimeEvent lines prove (docs/runs.md)."""
-    names = {
-        "seq": "seq",
-        "event_type": "runtime_event_type",
-        "payload": "payload",
-        "idempotency_key": "idempotency_key",
-        "recorded_at": "t",
-    }
-    events = [line for line in lines if line["event"] == "RuntimeEvent"]
-    rows = [{name: _member(replay, line, own, "RuntimeEvent.") for name, own in names.items()} for line in events]
-    return payload_hash(rows)
+def _trajectory(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The trajectory hash of the RuntimeEvent lines of a replay that holds together."""
+    found = Trajectory()
+    for line in lines:
+        if line["event"] == "RuntimeEvent":
+            payload, key = canonical_json(line["payload"]), line.get("idempotency_key")
+            found.add_spelled(line["seq"], line["runtime_event_type"], payload, key, line["t"])
+    return found.hash()
 
 
 def _projection_hash(run: str, status: Any, last_seq: Any, event_count: Any) -> str:

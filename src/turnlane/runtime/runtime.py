@@ -225,9 +225,11 @@ class Runtime:
         metadata: Any = None,
         tenant: str = DEFAULT_TENANT,
         key: str | None = None,
+        may_create: Callable[[], Rejected | None] = lambda: None,
     ) -> tuple[Session, rules.OpenAnswer, bool]:
         """The session, the answer (`created`), and whether the key had been used before.
 
+        `may_create` is asked where there is no such session yet; its refusal is raised, and nothing is made.
         Raises Refused: invalid_params, profile_unsupported, external_id_taken, session_ended, key_conflict, draining.
         """
         for name, text in (("session", session_id), ("external", external)):
@@ -241,10 +243,11 @@ class Runtime:
         if isinstance(bundle, Rejected):
             raise Refused.of(bundle)
         policy = Policy(overlap or bundle.profile.overlap)
-        name = await self._name_of(session_id, external, Tenant(tenant))
+        name = await self._name_of(session_id, external, Tenant(tenant), may_create)
         stream = session_stream(Tenant(tenant), name)
         actor = await self.residents.awake(stream)
         if actor.state.phase is SessionPhase.ABSENT:
+            _or_raise(may_create())
             self._admit_session(Tenant(tenant))
         command = rules.CreateSession(name, Tenant(tenant), chosen, policy, metadata, external)
         handle = Session(self, actor)
@@ -276,13 +279,16 @@ class Runtime:
         streams = await self.ports.read_hop(self.ports.store.streams, prefix, prefix + after, limit)
         return [split_stream(stream)[2] for stream in streams]  # type: ignore[arg-type]
 
-    async def _name_of(self, session_id: str | None, external: str | None, tenant: Tenant) -> SessionId:
+    async def _name_of(
+        self, session_id: str | None, external: str | None, tenant: Tenant, may_create: Callable[[], Rejected | None]
+    ) -> SessionId:
         if external is None:
             return SessionId(session_id or self.ports.ids.new("session"))
         digest = sha256_hex(f"{tenant}/{external}".encode())
         mark = f"external/{digest}"
         known = await self.ports.read_hop(self.ports.store.load_checkpoint, mark)
         if known is None:
+            _or_raise(may_create())
             name = session_id or f"session_{digest[:32]}"
             await self.writer.call(self.ports.store.save_checkpoint, mark, name.encode())
             return SessionId(name)
@@ -477,3 +483,8 @@ class Runtime:
     def status(self) -> RuntimeStatus:
         """Everything at one instant; synchronous, without I/O, bounded."""
         return statuses.runtime_status(self)
+
+
+def _or_raise(refusal: Rejected | None) -> None:
+    if refusal is not None:
+        raise Refused.of(refusal)
