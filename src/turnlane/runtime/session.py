@@ -555,16 +555,16 @@ def _origin_kind(origin: str) -> str:
 
 
 def passable(actor: SessionActor) -> bool:
-    """Whether a session may leave memory: nothing of it is under way and nobody looks at it."""
-    return (
-        not actor.running
-        and not actor.attachments
-        and not actor.ends
-        and actor.turn is None
-        and actor.state.turn is None
-        and actor.owner.waiting_batches == 0
-        and (actor.state.parent is None or actor.state.phase is SessionPhase.ENDED)
+    """Whether a session may leave memory: nothing of it is under way and nobody looks at it.
+
+    What is open where nobody writes is under way elsewhere, or nowhere.
+    """
+    if actor.running or actor.attachments or actor.ends or actor.turn is not None or actor.owner.waiting_batches:
+        return False
+    open_here = actor.state.turn is not None or (
+        actor.state.parent is not None and actor.state.phase is not SessionPhase.ENDED
     )
+    return not (open_here and actor.runtime.writes)
 
 
 def fresh_view(state: Session, epoch: int) -> FenceView:
