@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,8 +13,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from turnlane.core.canonical import canonical_json, digest_of, sha256_hex
-from turnlane.core.ids import SessionId, Tenant, printable, session_stream, split_stream
-from turnlane.core.instants import Instant, WallInstant, after_ms, wall_after_ms, wall_from_text, wall_text
+from turnlane.core.ids import RunId, SessionId, Tenant, printable, run_id_of, run_stream, session_stream, split_stream
+from turnlane.core.instants import (
+    Instant,
+    WallInstant,
+    WallNanos,
+    after_ms,
+    nanos_from_text,
+    nanos_of,
+    nanos_text,
+    wall_after_ms,
+    wall_from_text,
+    wall_text,
+)
 from turnlane.core.reasons import Deferred, Reason, Refused, Rejected
 from turnlane.core.step import fold
 
@@ -85,6 +97,80 @@ def test_what_is_read_as_an_instant_is_its_spelling(text: str) -> None:
     except ValueError:
         return
     assert wall_text(at) == text
+
+
+NANOS = st.integers(FIRST * 1_000, LAST * 1_000 + 999) | st.builds(
+    lambda micros, unit: micros * 1_000 // unit * unit,
+    st.integers(FIRST + 1_000_000, LAST),
+    st.sampled_from([1_000, 1_000_000, 1_000_000_000]),
+)
+
+
+@given(NANOS, st.sampled_from(["Z", "+00:00"]))
+def test_an_instant_in_nanoseconds_has_as_many_decimals_as_it_needs(nanos: int, suffix: str) -> None:
+    """0, 3, 6 or 9 digits, the fewest that lose nothing, behind the seconds as the calendar has them."""
+    text = nanos_text(WallNanos(nanos), suffix)
+    seconds, rest = divmod(nanos, 1_000_000_000)
+    stem = (EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
+    digits = text.removesuffix(suffix).removeprefix(stem).removeprefix(".")
+
+    assert text == stem + ("." if digits else "") + digits + suffix
+    assert len(digits) in (0, 3, 6, 9) and int(digits.ljust(9, "0")) == rest
+    assert not digits.endswith("000")
+    assert nanos_from_text(text) == nanos
+
+
+@pytest.mark.parametrize(
+    ("text", "nanos"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("1970-01-01T00:00:00.200Z", 200_000_000),
+        ("1970-01-01T00:00:00.200000+00:00", 200_000_000),
+        ("1970-01-01T00:00:02.000500Z", 2_000_500_000),
+        ("1970-01-01T00:00:03.000000001+00:00", 3_000_000_001),
+        ("1969-12-31T23:59:59.999999999Z", -1),
+    ],
+)
+def test_decimals_that_are_not_needed_are_read(text: str, nanos: int) -> None:
+    """Files of others may say more digits than ours would; both names of UTC are read."""
+    assert nanos_from_text(text) == nanos
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Z",
+        "2026-04-02",
+        "2026-04-02T08:30:00",
+        "2026-04-02T08:30:00.Z",
+        "2026-04-02T08:30:00.1Z",
+        "2026-04-02T08:30:00.1234Z",
+        "2026-04-02T08:30:00.1234567890Z",
+        "2026-04-02T08:30:00.٠٠٠Z",
+        "2026-04-02T08:30:00.-12Z",
+        "2026-04-02T08:30:00,250Z",
+        "2026-04-02T08:30:00+01:00",
+        "2026-02-30T08:30:00Z",
+        "2026-04-02T08:30:00ZZ",
+        "2026-04-02T08:30:00Z+00:00",
+        "2026-04-02 08:30:00Z",
+        "2026-04-02T08:30:00.250z",
+        "2026-04-02T08:30:0Z",
+        "2026-04-02T08:30:000Z",
+        "12026-04-02T08:30:00Z",
+        "2026-04-02T08:30:00-00:00",
+    ],
+)
+def test_any_other_text_is_no_instant_in_nanoseconds(text: str) -> None:
+    """Other digits, other zones, days that are none."""
+    with pytest.raises(ValueError, match="expected an instant in UTC"):
+        nanos_from_text(text)
+
+
+def test_microseconds_and_nanoseconds_name_the_same_instant() -> None:
+    """What the shell knows in microseconds is kept by runs in nanoseconds."""
+    assert nanos_of(WallInstant(1_500)) == 1_500_000
 
 
 def test_milliseconds_are_added_in_the_unit_of_each_clock() -> None:
@@ -169,3 +255,38 @@ def test_a_refusal_raised_says_what_the_value_said() -> None:
     assert (refused.reason, refused.retry_after, str(refused)) == (Reason.DRAINING, 0.25, "draining: later")
     refused = Refused.of(Rejected(Reason.TURN_MISMATCH, "other", {"turn": "t1"}))
     assert (refused.retry_after, refused.data) == (None, {"turn": "t1"})
+
+
+@given(
+    st.uuids(),
+    st.sampled_from(["{}", "{{{}}}", "urn:uuid:{}", "uuid:{}", "{}}}"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_run_id_is_read_in_every_spelling_and_kept_in_one(run: uuid.UUID, form: str, upper: bool, bare: bool) -> None:
+    """Braces, prefixes, capitals and missing hyphens make no other run."""
+    spelled = run.hex if bare else str(run)
+    text = form.format(spelled.upper() if upper else spelled)
+
+    assert run_id_of(text) == str(uuid.UUID(text)) == str(run)
+
+
+@given(st.text(st.sampled_from("0123456789abcdefABCDEF-{}g_ +x"), max_size=40))
+@example("0x99f3a27b107c449d2e5a6b7c8d9e0f00")
+@example("0_99f3a27b107c449d2e5a6b7c8d9e0f0f")
+def test_what_is_no_uuid_is_no_run_id(text: str) -> None:
+    """What `uuid.UUID` reads, and nothing else."""
+    try:
+        expected = str(uuid.UUID(text))
+    except ValueError:
+        with pytest.raises(ValueError):
+            run_id_of(text)
+    else:
+        assert run_id_of(text) == expected
+
+
+def test_the_stream_of_a_run_begins_with_its_tenant() -> None:
+    """`default/run/<id>`, and it can be taken apart again."""
+    stream = run_stream(Tenant("default"), RunId("r-1"))
+    assert stream == "default/run/r-1"
+    assert split_stream(stream) == ("default", "run", "r-1")

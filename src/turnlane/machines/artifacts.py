@@ -58,7 +58,11 @@ def receipt(run: Run, events: Iterable[Numbered]) -> Receipt:
     checks: list[dict[str, Any]] = []
     payments: list[dict[str, Any]] = []
     malformed: list[dict[str, Any]] = []
-    counted = {"tool": (_tool_of, calls), "verification": (_verification_of, checks), "payment": (_payment_of, payments)}
+    counted = {
+        "tool": (_tool_of, calls),
+        "verification": (_verification_of, checks),
+        "payment": (_payment_of, payments),
+    }
     for seq, event in events:
         trajectory.add(seq, event)
         seqs = [seqs[0] if seqs else seq, seq]
@@ -100,7 +104,7 @@ def receipt(run: Run, events: Iterable[Numbered]) -> Receipt:
 
 
 def replay_lines(run: Run, events: Iterable[Numbered], dialect: str = "event") -> Iterator[bytes]:
-    """The lines of the replay artifact, each with its newline. `events` as for `receipt`; `dialect` is of `DIALECTS`."""
+    """The lines of the replay artifact, each with its newline. `events` as for `receipt`, `dialect` of `DIALECTS`."""
     assert dialect in DIALECTS, dialect
     spelled = _canonical_lines(run, events) if dialect == "event" else _typed_lines(run, events)
     return (line + b"\n" for line in spelled)
@@ -135,7 +139,7 @@ class Trajectory:
     def add_spelled(self, seq: Seq, event_type: str, payload: bytes, key: str | None, recorded_at: str) -> None:
         head = canonical_json({"event_type": event_type, "idempotency_key": key})[:-1]
         tail = canonical_json({"recorded_at": recorded_at, "seq": seq})[1:]
-        self._sha.update(b"%s%s,\"payload\":%s,%s" % (b"," if self.events else b"", head, payload, tail))
+        self._sha.update(b'%s%s,"payload":%s,%s' % (b"," if self.events else b"", head, payload, tail))
         self.events += 1
 
     def hash(self) -> str:
@@ -339,7 +343,7 @@ def _typed_lines(run: Run, events: Iterable[Numbered]) -> Iterator[bytes]:
 
 @frozen
 class CheckedReplay:
-    """A replay artifact that holds together. `trajectory_hash` is computed from its lines (dialect `event`), else None."""
+    """A replay artifact that holds together. `trajectory_hash` follows from its lines (dialect `event`), else None."""
 
     dialect: str
     events: int
@@ -378,7 +382,7 @@ def check_replay(text: bytes) -> CheckedReplay | Rejected:
             if refusal is not None:
                 return refusal
             seq, events = entry["seq"], events + 1
-    if len(lines) < 3 or kind != "SessionEnd":
+    if kind != "SessionEnd":
         return _no(lines[-1][0], Reason.SCHEMA_MISMATCH, "the last line is not SessionEnd: the text is cut short")
     return CheckedReplay(dialect, events, trajectory.hash() if dialect == "event" else None)
 
@@ -398,7 +402,7 @@ def _check_runtime_event(line: int, entry: dict[str, Any], seq: Seq, trajectory:
     if trajectory is not None:
         key = entry.get("idempotency_key")
         if not _texts_in(entry, "t") or not (key is None or isinstance(key, str)):
-            return _no(line, Reason.UNREADABLE, "a RuntimeEvent lacks t, or its idempotency_key is neither text nor null")
+            return _no(line, Reason.UNREADABLE, "a RuntimeEvent has no t, or an idempotency_key that is no text")
         try:
             trajectory.add_spelled(entry["seq"], entry["runtime_event_type"], payload, key, entry["t"])
         except ValueError as error:
