@@ -54,7 +54,8 @@ def test_a_mode_that_does_not_write_refuses_exactly_the_methods_that_append() ->
             await left(w)
             store = w.store
         for mode in MODES:
-            async with world(store=store.reopened(), write_mode=mode) as w:
+            store = store.reopened()
+            async with world(store=store, write_mode=mode) as w:
                 before = w.fingerprint()
                 refused = set()
                 for method in sorted(set(METHODS) - {"initialize", "auth/refresh"}):

@@ -95,7 +95,7 @@ def listed(value: Any) -> tuple[str, ...]:
 
 
 def write_mode(value: Any) -> WriteMode:
-    return WriteMode.of(text(value))
+    return WriteMode.of(value if isinstance(value, str) else repr(value))
 
 
 def exact(value: Any) -> tuple[str, ...]:
