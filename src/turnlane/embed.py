@@ -20,6 +20,7 @@ from .core.instants import Instant, WallInstant
 from .core.limits import DEFAULT_LIMITS, Limits
 from .core.ports import Clock, EventStore, Hop, Ids, LeaseStore, Observer, Ports, StoreError
 from .core.reasons import Reason, Refused, Rejected
+from .core.write_mode import WriteMode
 from .journal.cursor import StoreCursors
 from .journal.lease import LmdbLeases, StoreLeases
 from .journal.opening import beside, is_empty, make_directories, named_failures
@@ -149,6 +150,7 @@ async def open_runtime(
     commit_hop: Hop | None = None,
     read_hop: Hop | None = None,
     observer: Observer | None = None,
+    write_mode: WriteMode = WriteMode.AUTHORITATIVE,
 ) -> AsyncIterator[Runtime]:
     """Open a runtime on a state directory (created if absent) inside any trio program; its nursery is the root.
 
@@ -156,6 +158,9 @@ async def open_runtime(
     is the default). Unfinished work of a former life is recovered before this yields. Leaving drains, at most
     `host_drain_ms_max`, then cancels; an exception in the body cancels at once. `clock`, `ids`, `store`, `leases`, the
     hops and `observer` replace the ports (a simulator does); `store` goes without `state`.
+
+    With a `write_mode` that does not write the state directory must be there and stays as it is: sessions can be read
+    and attached to, everything else is Refused `write_path_frozen` (docs/cutover.md).
 
     Raises TypeError for an agent that is not an async function of one argument, Refused `dispatch_mode_required` when
     neither agent nor agents are given, StoreError where the directory cannot be opened, RuntimeError outside trio.
@@ -169,7 +174,7 @@ async def open_runtime(
         opened, held = store, leases or StoreLeases(store)
     else:
         assert state is not None
-        lmdb_store = await trio.to_thread.run_sync(_open_journal, Path(state), limits)
+        lmdb_store = await trio.to_thread.run_sync(_open_journal, Path(state), limits, write_mode)
         opened, held = lmdb_store, leases or LmdbLeases(lmdb_store)
     chosen = {name: Profile(name, name) for name in named} if profiles is None else dict(profiles)
     ports = Ports(
@@ -185,7 +190,7 @@ async def open_runtime(
         observer or Silent(),
         limits,
     )
-    runtime = Runtime(ports, named, ports.ids.new("runtime"), quotas or {})
+    runtime = Runtime(ports, named, ports.ids.new("runtime"), quotas or {}, write_mode)
     try:
         async with runtime.live():
             yield runtime
@@ -202,9 +207,11 @@ def journal_of(state: str | Path) -> Path:
     return Path(state) / JOURNAL
 
 
-def _open_journal(state: Path, limits: Limits) -> LmdbStore:
+def _open_journal(state: Path, limits: Limits, mode: WriteMode) -> LmdbStore:
     """A directory that holds something else is left alone; one of ours has a journal, or is being created."""
     journal = journal_of(state)
+    if not mode.writes:
+        return LmdbStore.open(journal, limits=limits, readonly=True, still=mode is WriteMode.FROZEN)
     with named_failures(state):
         if state.exists() and not (
             state.is_dir() and (journal.exists() or is_empty(state) or beside(journal).exists())

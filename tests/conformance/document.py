@@ -279,7 +279,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "it says so itself.",
         "the session, whether it was created, its phase, and `head_cursor` of this moment.",
         "session_ended external_id_taken profile_unsupported key_conflict draining cp_admission_reject_quota"
-        " overloaded session_waking",
+        " overloaded session_waking outside_canary",
     ),
     "session/list": (
         "Names of sessions that this token may read, in order, after `after`. At most `limit` (100).",
@@ -465,7 +465,7 @@ def events_table() -> str:
 def reasons_table() -> str:
     wire = {word for _, _, errors in METHODS.values() for word in errors.split()}
     wire |= {"parse_error", "invalid_request", "invalid_params", "unknown_method", "not_initialized", "missing_scope"}
-    wire |= {"internal", "journal_broken", "corrupt_stream", "id_in_use"}
+    wire |= {"internal", "journal_broken", "corrupt_stream", "id_in_use", "write_path_frozen"}
     lines = ["| `data.code` | number | temporary |", "|---|---|---|"]
     for reason in Reason:
         if reason.value in wire:

@@ -20,10 +20,12 @@ from attrs import define, evolve, field
 
 import turnlane
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
+from turnlane.core.write_mode import WriteMode
 from turnlane.daemon.handshake import DoorRules
 from turnlane.daemon.server import Server
 from turnlane.daemon.tokens import KeyRing
 from turnlane.journal.memory import MemoryStore
+from turnlane.machines.canary import Canary
 from turnlane.testing.peers import frame_bytes
 
 DEEP = os.environ.get("TURNLANE_LEVEL", "default") in ("ci", "heroic")
@@ -149,6 +151,8 @@ async def world(
     rules: DoorRules | None = None,
     virtual: bool = True,
     ids: Any = None,
+    write_mode: WriteMode = WriteMode.AUTHORITATIVE,
+    canary: Canary | None = None,
     **bounds: Any,
 ) -> AsyncIterator[World]:
     limits = evolve(limits, **bounds)
@@ -158,12 +162,18 @@ async def world(
     ports["ids"] = ids
     async with (
         turnlane.open_runtime(
-            store=store, agents=agents or {"default": agent}, limits=limits, observer=watcher, **ports
+            store=store,
+            agents=agents or {"default": agent},
+            limits=limits,
+            observer=watcher,
+            write_mode=write_mode,
+            **ports,
         ) as runtime,
         trio.open_nursery() as nursery,
     ):
         door = rules or DoorRules(limits=limits)
         server = Server(runtime, door, keys, "0.1.0", *((wall_s,) if virtual else ()))
+        server.canary = canary or Canary()
         yield World(runtime, server, store, watcher.seen, nursery)
         nursery.cancel_scope.cancel()
         for actor in list(runtime.actors.values()):

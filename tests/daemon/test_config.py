@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from joserfc.jwk import OKPKey
 
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
+from turnlane.core.write_mode import WriteMode
 from turnlane.daemon.config import KEYS, Problem, read_settings
 from turnlane.daemon.settings import Address, Settings
 from turnlane.machines.admission import Quotas
+from turnlane.machines.canary import Canary, KeyOf
 
 
 def read(
@@ -278,3 +280,109 @@ def test_every_limit_may_be_set_and_every_key_has_its_variable() -> None:
 def test_any_values_give_settings_or_problems_never_an_error(flags: dict[str, Any]) -> None:
     found = read_settings(None, {}, flags)
     assert isinstance(found, Settings) or all(problem.source for problem in found)
+
+
+# cutover
+
+MODE = "RUNTIME_AUTHORITY_WRITE_MODE"
+OURS = "TURNLANE_CUTOVER_WRITE_MODE"
+SIX = {
+    "authoritative": WriteMode.AUTHORITATIVE,
+    "rust_active": WriteMode.AUTHORITATIVE,
+    "shadow": WriteMode.SHADOW,
+    "shadow_only": WriteMode.SHADOW,
+    "frozen": WriteMode.FROZEN,
+    "read_only": WriteMode.FROZEN,
+}
+
+
+@pytest.mark.parametrize("word", SIX)
+def test_a_write_mode_is_taken_in_both_spellings_from_every_place(word: str, tmp_path: Path) -> None:
+    """The file, our variable, the variable of the compatibility surface; trimmed and without case."""
+    for spelled in (word, f" {word.upper()} "):
+        for found in (
+            good(f'[cutover]\nwrite_mode = "{spelled}"', tmp_path),
+            good(environ={OURS: spelled}),
+            good(environ={MODE: spelled}),
+        ):
+            assert found.cutover.write_mode is SIX[word]
+            assert any(SIX[word].value in line for line in found.resolved.splitlines() if "write_mode" in line)
+            quiet = SIX[word] is WriteMode.AUTHORITATIVE
+            assert len(found.announcements()) == (0 if quiet else 1)
+
+
+@pytest.mark.parametrize("word", ["", "on", "rust", "readonly", "frozen!"])
+def test_a_write_mode_that_is_none_names_its_place_and_the_six_words(word: str, tmp_path: Path) -> None:
+    """An empty one too: a mode that was meant to be set is not the default."""
+    for found, place in (
+        (faults(f'[cutover]\nwrite_mode = "{word}"', tmp_path), "turnlane.toml:2"),
+        (faults(environ={MODE: word}), f"variable {MODE}"),
+    ):
+        assert len(found) == 1 and found[0].startswith((place, str(tmp_path))) and place in found[0]
+        assert "cutover.write_mode" in found[0] and all(one in found[0] for one in SIX), found
+
+
+@pytest.mark.parametrize("ours", SIX)
+@pytest.mark.parametrize("theirs", SIX)
+def test_two_write_modes_that_mean_different_things_stop_the_start(ours: str, theirs: str, tmp_path: Path) -> None:
+    """Neither wins; two spellings of one mode are no conflict."""
+    file = f'[cutover]\nwrite_mode = "{ours}"'
+    if SIX[ours] is SIX[theirs]:
+        assert good(file, tmp_path, {MODE: theirs}).cutover.write_mode is SIX[ours]
+        assert good(environ={OURS: ours, MODE: theirs}).cutover.write_mode is SIX[ours]
+        return
+    for found in (faults(file, tmp_path, {MODE: theirs}), faults(environ={OURS: ours, MODE: theirs})):
+        assert len(found) == 1 and found[0].startswith(f"variable {MODE}: ")
+        assert SIX[ours].value in found[0] and SIX[theirs].value in found[0]
+
+
+def test_our_variable_wins_over_the_file_and_is_what_the_other_one_is_held_against(tmp_path: Path) -> None:
+    """Layers are layers; the conflict is only with the name of the compatibility surface."""
+    file = '[cutover]\nwrite_mode = "shadow"'
+
+    assert good(file, tmp_path, {OURS: "frozen"}).cutover.write_mode is WriteMode.FROZEN
+    assert good(file, tmp_path, {OURS: "frozen", MODE: "read_only"}).cutover.write_mode is WriteMode.FROZEN
+    assert len(faults(file, tmp_path, {OURS: "frozen", MODE: "shadow"})) == 1
+
+
+CANARY = """
+[cutover.canary]
+enabled = true
+basis_points = 100
+salt = "canary-1"
+allow = ["user:42", "Team A"]
+deny = ["guest:G"]
+key = "tenant"
+"""
+
+
+def test_a_canary_is_read_with_its_keys_as_they_are(tmp_path: Path) -> None:
+    """Keys are exact: neither trimmed nor lowered; a variable holds several, separated by commas."""
+    canary = Canary(True, 100, "canary-1", frozenset({"user:42", "Team A"}), frozenset({"guest:G"}), KeyOf.TENANT)
+
+    assert good(CANARY, tmp_path).cutover.canary == canary
+    assert good().cutover.canary == Canary()
+    assert good(environ={"TURNLANE_CUTOVER_CANARY_ALLOW": "user:A, b"}).cutover.canary.allow == {"user:A", "b"}
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ("enabled = true", "needs cutover.canary.salt"),
+        ("basis_points = 10001", "10000"),
+        ("basis_points = -1", "0 or more"),
+        ("basis_points = 1.5", "whole number"),
+        ('salt = ""', "1 to 64"),
+        (f'salt = "{"s" * 65}"', "1 to 64"),
+        ("salt = 3", "1 to 64"),
+        ("allow = [3]", "list of keys"),
+        ('deny = [""]', "list of keys"),
+        ('key = "user"', "owner, tenant"),
+        ("level = 3", "unknown key"),
+    ],
+)
+def test_a_canary_that_cannot_be_is_refused(wrong: str, told: str, tmp_path: Path) -> None:
+    """With the line and what was expected."""
+    found = faults(f"[cutover.canary]\n{wrong}", tmp_path)
+
+    assert len(found) == 1 and told in found[0] and "turnlane.toml:2" in found[0], found

@@ -6,6 +6,8 @@ What is printed of a conversation has its control characters escaped: a log must
 from __future__ import annotations
 
 import json as jsons
+import os
+import sys
 from typing import Annotated, Any, Final
 
 import cyclopts
@@ -64,3 +66,12 @@ def safe(text: str) -> str:
 
 def print_json(value: Any) -> None:
     print(jsons.dumps(value, separators=(",", ":"), default=str))
+
+
+def print_verdict(text: str) -> None:
+    """Print what the exit code says too. A reader that is gone changes no verdict."""
+    try:
+        print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -30,6 +30,17 @@ def daemon_at(url: str, token: str | None) -> tuple[str, str | None]:
 
 def operator_get(url: str, path: str, token: str | None) -> Any:
     """One question to the operator API."""
+    body = operator_bytes(url, path, token)
+    try:
+        return jsons.loads(body)
+    except ValueError as error:
+        parts = checked_url(url, ("http", "https"))
+        message = f"cannot use the answer of {parts.scheme}://{parts.netloc}: {error}"
+        raise No(UNREACHABLE, "unreachable", message) from None
+
+
+def operator_bytes(url: str, path: str, token: str | None) -> bytes:
+    """The same, with the answer as it came."""
     import http.client
     import socket
     import time
@@ -45,7 +56,8 @@ def operator_get(url: str, path: str, token: str | None) -> Any:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=_HTTP_S) as answer:
-            return jsons.loads(answer.read())
+            body: bytes = answer.read()
+            return body
     except urllib.error.HTTPError as error:
         raise _http_no(error) from None
     except (urllib.error.URLError, OSError, http.client.HTTPException, ValueError) as error:
@@ -59,6 +71,8 @@ def operator_get(url: str, path: str, token: str | None) -> Any:
 def _http_no(error: Any) -> No:
     try:
         told = jsons.loads(error.read())
+        if told == {"error": "not_found"}:
+            return No(NO, "not_found", "not_found: there is no such thing, or the token may not see it")
         word, message = str(told["reason_code"]), str(told["message"])
     except (ValueError, KeyError, TypeError):
         word, message = "refused", f"HTTP {error.code}, and not in our form: is this a turnlane daemon?"

@@ -77,6 +77,15 @@ class AccessDenied:
 
 
 @frozen
+class LegacyWriteRefused:
+    """A write of an application that is frozen. `route` is where it is mounted; never a path."""
+
+    method: str
+    route: str
+    subject: str | None
+
+
+@frozen
 class ServingFailed:
     """A fault of ours while serving a client; the client was told `incident` and nothing else."""
 

@@ -12,6 +12,7 @@ from typing import Any
 from attrs import field, frozen
 
 from .limits import Limits
+from .write_mode import WriteMode
 
 
 @frozen
@@ -67,6 +68,7 @@ class RuntimeStatus:
     """The first `status_items_max` resident sessions by stream name."""
     sessions_truncated: bool = False
     lanes: tuple[Mapping[str, Any], ...] = ()
+    write_mode: WriteMode = WriteMode.AUTHORITATIVE
 
 
 def readiness(status: RuntimeStatus, limits: Limits) -> tuple[Blocker, ...]:
@@ -82,7 +84,7 @@ def readiness(status: RuntimeStatus, limits: Limits) -> tuple[Blocker, ...]:
         found.append(Blocker("writer_stalled", f"a batch has waited {status.writer_oldest_ms} ms for its commit"))
     if status.phase in ("draining", "closed"):
         found.append(Blocker("draining", "shutdown has begun"))
-    if not status.granted:
+    if not status.granted and status.write_mode.writes:
         found.append(Blocker("authority_not_acquired", "the runtime's own lease is not held"))
     return tuple(found)
 

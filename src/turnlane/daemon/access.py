@@ -18,6 +18,8 @@ from ..core.ids import DEFAULT_TENANT, Tenant
 from ..core.owners import Owner
 from ..core.reasons import Reason, Rejected
 from ..core.secret import Secret
+from ..core.write_mode import WriteMode
+from ..machines.canary import owner_key
 
 _ENTRY: Final = re.compile(r"([a-z]+)\.([a-z_]+|\*)(?::([!-~]{1,128}))?")
 
@@ -140,6 +142,11 @@ class Principal:
         return None
 
 
+def owner_key_of(principal: Principal) -> str | None:
+    """The key of a person in a canary (machines/canary.py); a service speaks for nobody."""
+    return owner_key(principal.subject, None) if principal.kind is PrincipalKind.PERSON else None
+
+
 def everyone() -> Principal:
     return Principal("everyone", DEFAULT_TENANT, PrincipalKind.EVERYONE)
 
@@ -229,6 +236,27 @@ def need_of(method: str, role: str | None = None) -> Need | None:
     if method == "session/attach" and role == "observer":
         return ATTACH_OBSERVER
     return METHODS.get(method)
+
+
+# What a write mode refuses (docs/cutover.md): whatever is not known to leave the log as it is.
+
+READS: Final = frozenset(
+    {"initialize", "auth/refresh", "session/list", "session/read", "session/attach", "session/detach"}
+    | {"turn/read", "runtime/status"}
+)
+"""Methods that append nothing. `session/ack` is not one of them: it keeps a cursor."""
+ALWAYS_POSTED: Final = frozenset({f"{API}/sync/sessions/revoke", f"{API}/tickets"})
+"""Routes whose POST works in every mode: what they keep, they keep in memory then."""
+
+
+def method_frozen(mode: WriteMode, method: str) -> Rejected | None:
+    """Why a websocket method is refused in this mode. Asked after the rights, before anything that depends on state."""
+    return None if method in READS else mode.refusal()
+
+
+def route_frozen(mode: WriteMode, verb: str, template: str) -> Rejected | None:
+    """The same for a route of the operator API: asked after the shape of the body was judged."""
+    return None if verb in ("GET", "HEAD") or template in ALWAYS_POSTED else mode.refusal()
 
 
 # Denials.

@@ -25,10 +25,12 @@ from typing import Any, Final
 from attrs import evolve, fields, frozen
 
 from ..core.limits import DEFAULT_LIMITS, Limits
+from ..core.write_mode import WriteMode
 from ..machines.admission import Quotas
+from ..machines.canary import Canary, KeyOf
 from . import settings_values as values
 from .keys import Key, load_keys, private_file_fault
-from .settings import Address, OperatorSettings, ProfileSettings, Settings, TlsFiles
+from .settings import Address, CutoverSettings, OperatorSettings, ProfileSettings, Settings, TlsFiles
 from .settings_values import Reader
 from .tokens import AUDIENCE, ISSUER
 
@@ -86,6 +88,13 @@ KEYS: Final[Mapping[str, _Key]] = {
     "profile.on_detach": _Key(values.word("continue", "cancel"), "continue"),
     "profile.history_cut": _Key(values.word("none", "delivered", "acked"), "delivered"),
     "journal.map_bytes_max": _Key(values.whole(1, "bytes"), DEFAULT_LIMITS.map_bytes_max),
+    "cutover.write_mode": _Key(values.write_mode, WriteMode.AUTHORITATIVE),
+    "cutover.canary.enabled": _Key(values.boolean, False),
+    "cutover.canary.basis_points": _Key(values.basis_points, 0),
+    "cutover.canary.salt": _Key(values.salt),
+    "cutover.canary.allow": _Key(values.exact, ()),
+    "cutover.canary.deny": _Key(values.exact, ()),
+    "cutover.canary.key": _Key(values.word(*(one.value for one in KeyOf)), KeyOf.OWNER.value),
     "gc": _Key(values.boolean, True),
     "short_frames": _Key(values.boolean, True),
     "log.format": _Key(values.word("auto", "human", "json"), "auto"),
@@ -100,6 +109,8 @@ _NOT_BUILT: Final = {
 }
 _QUOTAS: Final = tuple(one.name for one in fields(Quotas))
 _VARIABLES: Final = {f"TURNLANE_{key.replace('.', '_').upper()}": key for key in KEYS if key != "operator.tokens"}
+WRITE_MODE_VARIABLE: Final = "RUNTIME_AUTHORITY_WRITE_MODE"
+"""The setting `cutover.write_mode` under the name of the compatibility surface. Neither of the two wins."""
 _OTHER_VARIABLES: Final = ("TURNLANE_CONFIG", "TURNLANE_LEVEL", "TURNLANE_AGENT_PACE_MS")
 
 
@@ -171,12 +182,26 @@ def read_settings(
     for key, value in (flags or {}).items():
         if value is not None:
             reading.take(key, value, f"flag --{_flag(key)}")
+    _compatible_write_mode(reading, environ)
     limits = _limits(reading)
     keys = _keys(reading, environ, limits)
     _check_together(reading, keys)
     if reading.problems:
         return tuple(reading.problems)
     return _settings(reading, keys, limits)
+
+
+def _compatible_write_mode(reading: _Reading, environ: Mapping[str, str]) -> None:
+    given, source = environ.get(WRITE_MODE_VARIABLE), f"variable {WRITE_MODE_VARIABLE}"
+    if given is None:
+        return
+    key = "cutover.write_mode"
+    before, origin = reading.values[key], reading.origins.get(key)
+    faults = len(reading.problems)
+    reading.take(key, given, source)
+    if len(reading.problems) == faults and origin is not None and reading.values[key] is not before:
+        told = f"{reading.values[key].value}, and {key} ({origin}) says {before.value}: give one of them"
+        reading.fault(source, f"write mode {told}")
 
 
 def _flag(key: str) -> str:
@@ -288,6 +313,8 @@ def _check_together(reading: _Reading, keys: tuple[Key, ...]) -> None:
         fault(source("listen"), "listen is not loopback and there are no keys: give keys = FILE")
     if not listens["operator."].loopback and value["operator.auth"] and not value["operator.tokens"]:
         fault(source("operator.listen"), "operator.listen is not loopback and there are no operator.tokens")
+    if value["cutover.canary.enabled"] and value["cutover.canary.salt"] is None:
+        fault(source("cutover.canary.enabled"), "cutover.canary.enabled needs cutover.canary.salt: the hash of a key")
     if listens[""] == listens["operator."] and listens[""].port:
         fault(source("operator.listen", "listen"), "listen and operator.listen are the same address")
 
@@ -325,7 +352,19 @@ def _settings(reading: _Reading, keys: tuple[Key, ...], limits: Limits) -> Setti
         log_format=value["log.format"],
         log_level=value["log.level"],
         tenants=tenants,
+        cutover=CutoverSettings(value["cutover.write_mode"], _canary(value)),
         resolved=_resolved(reading, keys),
+    )
+
+
+def _canary(value: Mapping[str, Any]) -> Canary:
+    return Canary(
+        enabled=value["cutover.canary.enabled"],
+        basis_points=value["cutover.canary.basis_points"],
+        salt=value["cutover.canary.salt"],
+        allow=frozenset(value["cutover.canary.allow"]),
+        deny=frozenset(value["cutover.canary.deny"]),
+        key=KeyOf(value["cutover.canary.key"]),
     )
 
 

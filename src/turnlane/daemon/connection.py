@@ -22,7 +22,7 @@ from ..core.limits import Limits
 from ..core.ports import StoreError
 from ..core.reasons import Reason, Refused, Rejected
 from ..runtime.lanes import Doorbell
-from .access import Denied, Principal, need_of, one_token, refreshed
+from .access import Denied, Principal, method_frozen, need_of, one_token, refreshed
 from .attachment import WireAttachment
 from .frames import text_frame
 from .guard import Guard
@@ -207,6 +207,8 @@ class Connection:
         need = need_of(call.method, call.params.get("role"))
         assert need is not None, call.method
         if (refusal := self.principal.refuses(need, target)) is not None:
+            raise Refused.of(refusal)
+        if (refusal := method_frozen(self.runtime.write_mode, call.method)) is not None:
             raise Refused.of(refusal)
         if call.method in MUTATING and self.role(target) == "observer":
             message = "this connection is attached to the session as observer: attach as controller to act"

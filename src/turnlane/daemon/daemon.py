@@ -143,6 +143,7 @@ async def run_daemon(
             limits=settings.limits,
             quotas=settings.tenants,
             observer=observer,
+            write_mode=settings.cutover.write_mode,
         ) as runtime:
             daemon = Daemon(settings, runtime, ending, metrics, say, version, environ)
             try:
@@ -218,10 +219,15 @@ class Daemon:
     def __attrs_post_init__(self) -> None:
         settings = self.settings
         if settings.auth:
-            keys = (local_key(settings.state),) if settings.makes_local_key else settings.keys
+            keys = (local_key(settings.state, kept=self.runtime.writes),) if settings.makes_local_key else settings.keys
             self._ring = KeyRing(keys, issuer=settings.issuer, audience=settings.audience, limits=settings.limits)
         self.server = Server(
-            self.runtime, settings.door(), self._ring, self.version, short_frames=settings.short_frames
+            self.runtime,
+            settings.door(),
+            self._ring,
+            self.version,
+            short_frames=settings.short_frames,
+            canary=settings.cutover.canary,
         )
         tokens = OperatorTokens((*settings.operator.tokens, *self._local_operator_token()))
         notices = () if settings.auth else (Blocker("auth_off", "the websocket listener takes everybody"),)

@@ -169,18 +169,24 @@ def private_file_fault(path: Path) -> str | None:
 # What a loopback daemon makes for itself, so that the tools of the same user work without settings.
 
 
-def local_key(state: Path, kid: str = "local") -> Key:
+def local_key(state: Path, kid: str = "local", *, kept: bool = True) -> Key:
     """The key of this state directory, made at its first use (0600). Call it once the store stands: a directory that
-    holds a stranger's file is not one in which a store is created."""
+    holds a stranger's file is not one in which a store is created. One that is not `kept` lives in this process."""
     path = state / LOCAL_KEY_FILE
-    if not path.exists():
-        made = OKPKey.generate_key("Ed25519")
-        _write_private(path, json.dumps(made.as_dict(private=True)).encode())
-    fault = private_file_fault(path)
-    if fault is not None:
-        raise ValueError(fault)
-    material = key_material("Ed25519", Secret(path.read_bytes()), DEFAULT_LIMITS)
+    if path.exists() or kept:
+        if not path.exists():
+            _write_private(path, _fresh_key())
+        if (fault := private_file_fault(path)) is not None:
+            raise ValueError(fault)
+        text = path.read_bytes()
+    else:
+        text = _fresh_key()
+    material = key_material("Ed25519", Secret(text), DEFAULT_LIMITS)
     return Key(kid, "Ed25519", material, service=True, mint=True)
+
+
+def _fresh_key() -> bytes:
+    return json.dumps(OKPKey.generate_key("Ed25519").as_dict(private=True)).encode()
 
 
 @frozen(repr=False)

@@ -17,8 +17,10 @@ from ..core.step import Position
 from ..machines import requests
 from ..machines import session as rules
 from ..machines import turn as turns
+from ..machines.canary import creation_refused, key_of
 from ..runtime.handles import Answered, Session
 from . import book_methods
+from .access import owner_key_of
 from .attachment import WireAttachment
 from .status_value import status_value
 
@@ -53,7 +55,8 @@ def _told(answered: Answered) -> dict[str, Any]:
 
 
 async def session_open(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    runtime = connection.runtime
+    runtime, canary = connection.runtime, connection.server.canary
+    whose = key_of(canary, owner_key_of(connection.principal), connection.principal.tenant)
     session, answer, duplicate = await runtime.opened(
         params.get("session"),
         external=params.get("external"),
@@ -62,6 +65,7 @@ async def session_open(connection: Connection, params: Params, posted: Callable[
         metadata=params.get("metadata"),
         tenant=connection.principal.tenant,
         key=params.get("key"),
+        may_create=lambda: creation_refused(canary, whose),
     )
     told = {**asdict(answer), "head_cursor": session.status()["head_cursor"]}
     return {**told, "duplicate": True} if duplicate else told

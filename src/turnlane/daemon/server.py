@@ -20,6 +20,7 @@ from ..core.limits import Limits
 from ..core.observations import ConnectionFailed
 from ..core.reasons import Reason, Rejected
 from ..core.secret import Secret
+from ..machines.canary import Canary
 from ..runtime.runtime import Runtime
 from .access import Denied, Principal, bearer, everyone
 from .connection import Connection, fresh_incident, wall_seconds
@@ -43,6 +44,8 @@ class Server:
     wall_s: Callable[[], int] = wall_seconds
     short_frames: bool = True
     """Whether small messages are split off beneath the websocket library (`turnlane/inbox.py`)."""
+    canary: Canary = field(factory=Canary)
+    """Whose sessions are created here; what exists goes on whatever it says."""
     connections: set[Connection] = field(factory=set)
     draining: bool = False
     refused: Counter[Reason] = field(factory=Counter)

@@ -13,7 +13,9 @@ from pathlib import Path
 from attrs import frozen
 
 from ..core.limits import Limits
+from ..core.write_mode import WriteMode
 from ..machines.admission import Quotas
+from ..machines.canary import Canary
 from .handshake import DoorRules
 from .keys import Key
 from .tokens import OperatorToken
@@ -64,6 +66,14 @@ class ProfileSettings:
 
 
 @frozen
+class CutoverSettings:
+    """Where a cutover from another runtime stands: docs/cutover.md."""
+
+    write_mode: WriteMode
+    canary: Canary
+
+
+@frozen
 class Settings:
     listen: Address
     operator: OperatorSettings
@@ -86,6 +96,7 @@ class Settings:
     log_format: str
     log_level: str
     tenants: Mapping[str, Quotas]
+    cutover: CutoverSettings
     resolved: str
     """Every setting with its value and origin, secrets masked."""
 
@@ -101,6 +112,8 @@ class Settings:
             said.append(f"auth is off: whoever reaches {self.listen} may do everything")
         if not self.operator.auth:
             said.append(f"operator.auth is off: whoever reaches {self.operator.listen} sees and does everything")
+        if not self.cutover.write_mode.writes:
+            said.append(f"write mode {self.cutover.write_mode.value}: reads are served, every write is refused")
         return tuple(said)
 
     def door(self) -> DoorRules:

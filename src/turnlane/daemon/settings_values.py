@@ -15,6 +15,8 @@ from typing import Any, Final
 from ..core.limits import DEFAULT_LIMITS
 from ..core.owners import Owner, owner_of
 from ..core.reasons import Rejected
+from ..core.write_mode import WriteMode
+from ..machines.canary import BASIS_POINTS, SALT_CHARS_MAX
 from .handshake import plain_origin
 from .settings import Address
 from .tokens import OperatorToken
@@ -94,6 +96,32 @@ def listed(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(entry, str) and entry.strip() for entry in value):
         raise ValueError("expected a list of texts")
     return tuple(entry.strip().lower() for entry in value)
+
+
+def write_mode(value: Any) -> WriteMode:
+    return WriteMode.of(value if isinstance(value, str) else repr(value))
+
+
+def exact(value: Any) -> tuple[str, ...]:
+    """Keys as they are: a list, or texts separated by commas."""
+    if isinstance(value, str):
+        value = [entry.strip() for entry in value.split(",") if entry.strip()]
+    if not isinstance(value, list) or not all(isinstance(entry, str) and entry for entry in value):
+        raise ValueError("expected a list of keys, such as user:42")
+    return tuple(value)
+
+
+def basis_points(value: Any) -> int:
+    points: int = whole(0)(value)
+    if points > BASIS_POINTS:
+        raise ValueError(f"expected 0 to {BASIS_POINTS} basis points; 1 % is 100")
+    return points
+
+
+def salt(value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= SALT_CHARS_MAX or not value.isprintable():
+        raise ValueError(f"expected 1 to {SALT_CHARS_MAX} printable characters")
+    return value
 
 
 def hosts(value: Any) -> tuple[str, ...]:

@@ -44,8 +44,9 @@ _open_files: set[tuple[int, int]] = set()
 class Environment:
     """See the module; `open` is the only way to get one."""
 
-    def __init__(self, path: Path, limits: Limits, *, readonly: bool, process_level: bool) -> None:
+    def __init__(self, path: Path, limits: Limits, *, readonly: bool, process_level: bool, still: bool) -> None:
         self._path, self._limits, self._readonly, self._process_level = path, limits, readonly, process_level
+        self._still = still
         self._holder: opening.Holder | None = None
         self._environment: Any = None
         self._rows = Reading(limits)
@@ -78,14 +79,17 @@ class Environment:
         readonly: bool = False,
         allow_remote: bool = False,
         process_level: bool = False,
+        still: bool = False,
     ) -> Self:
         """Open the journal in directory `path`, which is the journal's own; its parent must be writable to create it.
 
-        `readonly` works beside a live writer. `process_level` allows appends that survive a crash of the process but
+        `readonly` works beside a live writer; with `still` there is none and none can come while it is open, so that
+        not even the table of readers is written. `process_level` allows appends that survive a crash of the process but
         not a power loss (`append(..., process=True)`); without it they are durable like all others.
         """
         place = Path(os.path.abspath(path))
-        store = cls(place, limits, readonly=readonly, process_level=process_level)
+        assert readonly or not still
+        store = cls(place, limits, readonly=readonly, process_level=process_level, still=still)
         with opening.named_failures(place):
             try:
                 store._open(create and not readonly, allow_remote)
@@ -131,6 +135,8 @@ class Environment:
             if not os.access(self._path, os.W_OK) or not os.access(self._path / layout.DATA_FILE, os.W_OK):
                 raise PermissionError(errno.EACCES, "not writable", str(self._path))
             self._holder = opening.Holder(self._path)
+        elif self._still:
+            self._holder = opening.Holder(self._path, writes=False)
         _open_files.add(key)
         self._file = key
 
@@ -145,6 +151,7 @@ class Environment:
             sync=True,
             metasync=not self._process_level,
             max_spare_txns=8,
+            lock=not self._still,
         )
         try:
             for name in layout.TABLES:

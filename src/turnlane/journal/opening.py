@@ -75,31 +75,45 @@ class MetaPage:
 
 
 class Holder:
-    """The right to write a state directory: a lock on a file that names the pid, given back by the system at death."""
+    """The right to write a state directory: a lock on a file that names the pid, given back by the system at death.
 
-    def __init__(self, directory: Path) -> None:
-        self._fd = os.open(directory / HOLDER_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    Without `writes` the right that nobody else writes it; several may have that, and the file stays as it is.
+    """
+
+    def __init__(self, directory: Path, *, writes: bool = True) -> None:
+        how = os.O_RDWR | os.O_CREAT if writes else os.O_RDONLY
+        self._fd = os.open(directory / HOLDER_FILE, how | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, (fcntl.LOCK_EX if writes else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError as error:
-            pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            who = _holder_of(self._fd)
             os.close(self._fd)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
             raise StoreError(
                 Reason.STATE_IN_USE,
-                f"the state directory is held by the process with pid {pid}",
+                f"the state directory is held by {who}",
                 path=str(directory),
                 remedy="stop that process, or open read-only",
             ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        if writes:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Close our descriptor. In a forked child this leaves the parent's lock as it is."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _holder_of(fd: int) -> str:
+    """Who holds a lock that we did not get. Only a writer leaves its pid."""
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return "a process that keeps writers out (write mode frozen)"
+    pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+    return f"the process with pid {pid}"
 
 
 def held_by(directory: Path) -> str | None:

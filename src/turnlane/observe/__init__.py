@@ -8,6 +8,7 @@ from ..core.observations import AgentFailed as AgentFailed
 from ..core.observations import ConnectionFailed as ConnectionFailed
 from ..core.observations import GroupCommitted as GroupCommitted
 from ..core.observations import HttpServed as HttpServed
+from ..core.observations import LegacyWriteRefused as LegacyWriteRefused
 from ..core.observations import NodeDisowned as NodeDisowned
 from ..core.observations import ProjectionDrifted as ProjectionDrifted
 from ..core.observations import ProjectionFailed as ProjectionFailed

@@ -63,6 +63,7 @@ _LINES: Final[Mapping[str, _Line]] = {
     "GroupCommitted": _Line("journal.committed", "debug", (), ("batches", "events", "seconds")),
     "HttpServed": _Line("http.served", "debug", (), ("method", "route", "status", "seconds")),
     "AccessDenied": _Line("access.denied", "warning", ("reason",), ("listener", "route", "subject", "detail")),
+    "LegacyWriteRefused": _Line("legacy.write_refused", "info", (), ("method", "route", "subject")),
     "ServingFailed": _Line("serving.failed", "error", ("incident",), ("where",), "a fault while serving a client"),
     "ConnectionFailed": _Line(
         "connection.failed", "error", ("incident",), ("connection",), "a fault while serving a connection; it was ended"

@@ -22,8 +22,9 @@ from prometheus_client.metrics_core import Metric
 
 from ..core.reasons import Kind, Reason
 from ..core.status import RuntimeStatus
+from ..core.write_mode import WriteMode
 from ..machines.pressure import LaneShed
-from . import AccessDenied, GroupCommitted, HttpServed, TurnEnded, TurnFenced, TurnUnwound
+from . import AccessDenied, GroupCommitted, HttpServed, LegacyWriteRefused, TurnEnded, TurnFenced, TurnUnwound
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -95,6 +96,7 @@ class Metrics:
         self._http: Counter[Labels] = Counter()
         self._denied: Counter[Labels] = Counter()
         self._shed: Counter[Labels] = Counter()
+        self._legacy: Counter[Labels] = Counter({(): 0})
 
     def observe(self, value: object) -> None:
         """Take an observation; anything that is not counted here is ignored."""
@@ -116,6 +118,8 @@ class Metrics:
                 self.http_seconds.observe(value.seconds, value.route)
             case AccessDenied():
                 self._denied[value.listener, value.reason.value] += 1
+            case LegacyWriteRefused():
+                self._legacy[()] += 1
             case LaneShed():
                 self._shed[_of(LANES, value.lane), value.reason.value] += value.items
 
@@ -138,6 +142,7 @@ class Metrics:
         yield _counters("http_requests", "Requests of the operator's listener.", _HTTP_LABELS, self._http)
         yield _counters("access_denied", "Denials at a listener.", ("listener", "reason"), self._denied)
         yield _counters("lane_shed", "Losses by policy.", ("lane", "reason"), self._shed)
+        yield _counters("legacy_writes_refused", "Writes of a frozen application.", (), self._legacy)
 
 
 _HTTP_LABELS: Final = ("route", "method", "status")
@@ -166,6 +171,8 @@ def _of_status(status: RuntimeStatus, ready: bool) -> Iterator[Metric]:
     yield _gauges("lane_items", "Items that wait in the lanes of resident sessions.", ("lane",), lanes)
     depth: dict[Labels, float] = {("turn", "queued"): status.dispatch_depth}
     yield _gauges("dispatch_depth", "Starts that wait.", ("kind", "phase"), depth)
+    modes: Counter[Labels] = Counter({(mode.value,): int(mode is status.write_mode) for mode in WriteMode})
+    yield _gauges("write_mode", "1 for the write mode of this start.", ("mode",), modes)
     yield _gauges("authority_epoch", "Fencing number.", ("scope_kind",), {("runtime",): status.epoch})
     for name, text, total in (
         ("outputs", "Output that passed the fence.", status.outputs_total),

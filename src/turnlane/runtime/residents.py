@@ -164,6 +164,8 @@ class Residents:
 
     async def _resume(self, actor: SessionActor) -> None:
         """After a fold: a turn that is open was lost with its owner; effects still pending are issued anew."""
+        if not self.runtime.writes:
+            return  # folded to be read: what is open stays open
         state = actor.state
         for effect in rules.recovered_effects(state, self.runtime.limits):
             actor.perform(effect)
@@ -210,7 +212,7 @@ class Residents:
         if actor.state.phase is SessionPhase.ABSENT:  # its opening found no room: nothing is kept of it
             self.forget(actor)
             return
-        if not await self._snapshot(actor):
+        if self.runtime.writes and not await self._snapshot(actor):
             return  # without one the session stays where it is
         if passable(actor) and actor.owner.head == head and self.actors.get(actor.stream) is actor:
             self.forget(actor)
@@ -255,7 +257,11 @@ class Residents:
         self._drop(actor)
         actor.let_go()
         stream = actor.stream  # the timer holds no more than the name
-        if self.runtime.writer.broken is None and (due := queue.next_due(actor.state.rows)) is not None:
+        if (
+            self.runtime.writes
+            and self.runtime.writer.broken is None
+            and (due := queue.next_due(actor.state.rows)) is not None
+        ):
             self.runtime.timers.arm(stream, "due", lambda _: self.wake_soon(stream), at_wall=due)
 
     def _drop(self, actor: SessionActor) -> None:

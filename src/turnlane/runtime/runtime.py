@@ -25,6 +25,7 @@ from ..core.ports import Ports, StoreError, StoreStatus
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.status import Blocker, RuntimeStatus, readiness, warnings
 from ..core.step import Kept, Position
+from ..core.write_mode import WriteMode
 from ..machines import admission
 from ..machines import session as rules
 from ..machines.overlap import Policy
@@ -59,6 +60,8 @@ class Runtime:
     agents: Mapping[str, Agent]
     id: str
     quotas: Mapping[str, admission.Quotas] = field(factory=dict)
+    write_mode: WriteMode = WriteMode.AUTHORITATIVE
+    """Where it does not write: no lease, no epoch, no recovery, no actor's task; sessions are folded to be read."""
     epoch: int = 0
     phase: str = "opening"
     counts: Counts = field(factory=Counts)
@@ -97,6 +100,8 @@ class Runtime:
         self.writer = JournalWriter(
             self.ports.store, self.ports.commit_hop, self.ports.clock, limits, self.window, self.observe
         )
+        if (refusal := self.write_mode.refusal()) is not None:
+            self.writer.forbidden = Refused.of(refusal)
 
     @property
     def limits(self) -> Limits:
@@ -111,6 +116,10 @@ class Runtime:
         return self.phase in ("recovering", "serving", "draining") and self.nursery is not None
 
     @property
+    def writes(self) -> bool:
+        return self.write_mode.writes
+
+    @property
     def draining(self) -> bool:
         return self.phase == "draining"
 
@@ -119,10 +128,11 @@ class Runtime:
     @asynccontextmanager
     async def live(self) -> AsyncIterator[Runtime]:
         """Take the lease, recover what is unfinished, serve; on leaving drain (bounded), then cancel."""
-        lease = self.ports.leases.acquire("runtime", self.claim_owner, self.id, self.ports.clock.wall())
-        if isinstance(lease, Rejected):
-            raise Refused.of(lease)
-        self.epoch = lease.epoch
+        if self.writes:
+            lease = self.ports.leases.acquire("runtime", self.claim_owner, self.id, self.ports.clock.wall())
+            if isinstance(lease, Rejected):
+                raise Refused.of(lease)
+            self.epoch = lease.epoch
         async with trio.open_nursery() as services:
             services.start_soon(self.writer.run, name="journal writer")
             try:
@@ -132,7 +142,8 @@ class Runtime:
                         self.nursery.start_soon(self.residents.sweep_idle, name="idle sessions")
                         self.nursery.start_soon(self._watch_store, name="store status")
                         self.phase = "recovering"
-                        await self.residents.recover()
+                        if self.writes:
+                            await self.residents.recover()
                         self.phase = "serving"
                         yield self
                         await self._drain()
@@ -145,8 +156,9 @@ class Runtime:
                 self.phase = "closed"
                 self.writer.close()
         # A journal that broke keeps nothing; whoever opens it next gets the next epoch anyway.
-        with suppress(StoreError):
-            self.ports.leases.release("runtime", self.claim_owner, self.epoch)
+        if self.writes:
+            with suppress(StoreError):
+                self.ports.leases.release("runtime", self.claim_owner, self.epoch)
 
     @marks.on_cancel("resumable")
     async def drain(self) -> None:
@@ -221,9 +233,11 @@ class Runtime:
         metadata: Any = None,
         tenant: str = DEFAULT_TENANT,
         key: str | None = None,
+        may_create: Callable[[], Rejected | None] = lambda: None,
     ) -> tuple[Session, rules.OpenAnswer, bool]:
         """The session, the answer (`created`), and whether the key had been used before.
 
+        `may_create` is asked where there is no such session yet; its refusal is raised, and nothing is made.
         Raises Refused: invalid_params, profile_unsupported, external_id_taken, session_ended, key_conflict, draining.
         """
         for name, text in (("session", session_id), ("external", external)):
@@ -237,10 +251,11 @@ class Runtime:
         if isinstance(bundle, Rejected):
             raise Refused.of(bundle)
         policy = Policy(overlap or bundle.profile.overlap)
-        name = await self._name_of(session_id, external, Tenant(tenant))
+        name = await self._name_of(session_id, external, Tenant(tenant), may_create)
         stream = session_stream(Tenant(tenant), name)
         actor = await self.residents.awake(stream)
         if actor.state.phase is SessionPhase.ABSENT:
+            _or_raise(may_create())
             self._admit_session(Tenant(tenant))
         command = rules.CreateSession(name, Tenant(tenant), chosen, policy, metadata, external)
         handle = Session(self, actor)
@@ -272,13 +287,16 @@ class Runtime:
         streams = await self.ports.read_hop(self.ports.store.streams, prefix, prefix + after, limit)
         return [split_stream(stream)[2] for stream in streams]  # type: ignore[arg-type]
 
-    async def _name_of(self, session_id: str | None, external: str | None, tenant: Tenant) -> SessionId:
+    async def _name_of(
+        self, session_id: str | None, external: str | None, tenant: Tenant, may_create: Callable[[], Rejected | None]
+    ) -> SessionId:
         if external is None:
             return SessionId(session_id or self.ports.ids.new("session"))
         digest = sha256_hex(f"{tenant}/{external}".encode())
         mark = f"external/{digest}"
         known = await self.ports.read_hop(self.ports.store.load_checkpoint, mark)
         if known is None:
+            _or_raise(may_create())
             name = session_id or f"session_{digest[:32]}"
             await self.writer.call(self.ports.store.save_checkpoint, mark, name.encode())
             return SessionId(name)
@@ -473,3 +491,8 @@ class Runtime:
     def status(self) -> RuntimeStatus:
         """Everything at one instant; synchronous, without I/O, bounded."""
         return statuses.runtime_status(self)
+
+
+def _or_raise(refusal: Rejected | None) -> None:
+    if refusal is not None:
+        raise Refused.of(refusal)

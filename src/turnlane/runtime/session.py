@@ -135,6 +135,8 @@ class SessionActor:
 
     def post(self, command: Any, keyed: Keyed | None = None) -> Envelope:
         """As `submit`, without waiting. A full lane is answered at once: `overloaded`, nothing was written."""
+        if (refusal := self.runtime.writer.forbidden) is not None:
+            raise Refused(refusal.reason, refusal.message)
         clock = self.runtime.ports.clock
         self.last_used = clock.now()
         self.runtime.residents.used(self)
@@ -148,7 +150,7 @@ class SessionActor:
         self._wake()
 
     def _wake(self) -> None:
-        if not self.running and self.runtime.nursery is not None:
+        if not self.running and self.runtime.nursery is not None and self.runtime.writes:
             self.running = True
             self.runtime.running_actors += 1
             self.runtime.nursery.start_soon(self.run, name=f"session {self.session}")
@@ -508,7 +510,7 @@ class SessionActor:
     def last_controller_gone(self) -> None:
         """Trigger 6: with `on_detach: cancel` the turn ends when nobody who may steer it is attached any more."""
         turn = self.state.turn
-        if turn is None or turn.plan.on_detach != "cancel":
+        if turn is None or turn.plan.on_detach != "cancel" or not self.runtime.writes:
             return
         if grace_ms := self.runtime.limits.detach_grace_ms:
             self.runtime.timers.arm(self.stream, "detach", self._controllers_away, after_ms_=grace_ms)
@@ -566,16 +568,16 @@ def _origin_kind(origin: str) -> str:
 
 
 def passable(actor: SessionActor) -> bool:
-    """Whether a session may leave memory: nothing of it is under way and nobody looks at it."""
-    return (
-        not actor.running
-        and not actor.attachments
-        and not actor.ends
-        and actor.turn is None
-        and actor.state.turn is None
-        and actor.owner.waiting_batches == 0
-        and (actor.state.parent is None or actor.state.phase is SessionPhase.ENDED)
+    """Whether a session may leave memory: nothing of it is under way and nobody looks at it.
+
+    What is open where nobody writes is under way elsewhere, or nowhere.
+    """
+    if actor.running or actor.attachments or actor.ends or actor.turn is not None or actor.owner.waiting_batches:
+        return False
+    open_here = actor.state.turn is not None or (
+        actor.state.parent is not None and actor.state.phase is not SessionPhase.ENDED
     )
+    return not (open_here and actor.runtime.writes)
 
 
 def fresh_view(state: Session, epoch: int) -> FenceView:

@@ -22,7 +22,7 @@ from ..core import marks
 from ..core.limits import Limits
 from ..core.observations import GroupCommitted
 from ..core.ports import Clock, EventStore, Hop, JournalBroken, JournalClosed, StoreError
-from ..core.reasons import Reason
+from ..core.reasons import Reason, Refused
 from ..core.step import Appended, AppendResult, Batch, Duplicate, InDoubt, WrongSeq
 from .lanes import Doorbell
 from .pool import Window
@@ -130,6 +130,8 @@ class JournalWriter:
     limits: Limits
     window: Window
     observe: Callable[[object], None]
+    forbidden: Refused | None = None
+    """Set where this runtime may not write at all (core/write_mode.py)."""
     broken: StoreError | None = None
     _waiting: Backlog = field(factory=Backlog)
     _calls: deque[_Call[Any]] = field(factory=deque)
@@ -198,8 +200,10 @@ class JournalWriter:
         )
 
     @property
-    def refusal(self) -> StoreError | None:
-        """Why nothing is taken any more; None while batches are."""
+    def refusal(self) -> StoreError | Refused | None:
+        """Why nothing is taken; None while batches are."""
+        if self.forbidden is not None:
+            return self.forbidden
         if self.broken is not None:
             return self.broken
         if self._closing:
