@@ -233,7 +233,6 @@ class Reason(Enum):
     TOO_MANY_FOLLOWERS = "too_many_followers", _R, True, OVERLOADED_NUMBER, 429
     TAIL_ELAPSED = "tail_elapsed", _N, False, REFUSED_NUMBER, 200
     # cutover
-    WRITE_PATH_FROZEN = "write_path_frozen", _R, False, REFUSED_NUMBER, 503
     OUTSIDE_CANARY = "outside_canary", _R, False, REFUSED_NUMBER, 503
 
 

@@ -19,7 +19,7 @@ from ..core.owners import Owner
 from ..core.reasons import Reason, Rejected
 from ..core.secret import Secret
 from ..core.write_mode import WriteMode
-from ..machines.canary import owner_key
+from ..machines.canary import Canary, creation_refused, key_of, owner_key
 
 _ENTRY: Final = re.compile(r"([a-z]+)\.([a-z_]+|\*)(?::([!-~]{1,128}))?")
 
@@ -147,6 +147,12 @@ def owner_key_of(principal: Principal) -> str | None:
     return owner_key(principal.subject, None) if principal.kind is PrincipalKind.PERSON else None
 
 
+def not_created_here(canary: Canary, tenant: Tenant, owner: Owner | None) -> Rejected | None:
+    """Whether a canary turns away what would be created for an owner (docs/cutover.md)."""
+    whose = None if owner is None else owner_key(owner.user_id, owner.guest_scope)
+    return creation_refused(canary, key_of(canary, whose, tenant))
+
+
 def everyone() -> Principal:
     return Principal("everyone", DEFAULT_TENANT, PrincipalKind.EVERYONE)
 
@@ -242,7 +248,7 @@ def need_of(method: str, role: str | None = None) -> Need | None:
 
 READS: Final = frozenset(
     {"initialize", "auth/refresh", "session/list", "session/read", "session/attach", "session/detach"}
-    | {"turn/read", "runtime/status"}
+    | {"turn/read", "runtime/status", "run/read", "worker/read"}
 )
 """Methods that append nothing. `session/ack` is not one of them: it keeps a cursor."""
 ALWAYS_POSTED: Final = frozenset({f"{API}/sync/sessions/revoke", f"{API}/tickets"})

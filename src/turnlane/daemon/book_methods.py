@@ -7,6 +7,7 @@ of a run stand in the order in which they were sent.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..core.ids import run_id_of
@@ -15,6 +16,7 @@ from ..core.reasons import Reason, Refused, Rejected
 from ..machines.run_view import event_json, run_json
 from ..machines.worker import Worker
 from ..runtime.run import RunAnswer
+from .access import not_created_here
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -52,6 +54,7 @@ async def run_start(connection: Connection, params: Params, posted: Callable[[],
         key=params.get("idempotency_key"),
         caller=principal.subject,
         tenant=principal.tenant,
+        may_create=partial(not_created_here, connection.server.canary, principal.tenant),
     )
     return _told(made)
 
@@ -91,6 +94,7 @@ async def worker_register(connection: Connection, params: Params, posted: Callab
         metadata=params.get("metadata"),
         key=params.get("idempotency_key"),
         tenant=connection.principal.tenant,
+        may_create=partial(not_created_here, connection.server.canary, connection.principal.tenant),
     )
     return _worker(connection, worker, duplicate)
 

@@ -62,6 +62,7 @@ _VALUES: Final = (Reason.NUMBER_OUT_OF_RANGE, Reason.TOO_DEEP, Reason.INVALID_PA
 _RUN_PATH: Final[Refusals] = together(ABSENT, {400: (Reason.INVALID_RUN_ID,)})
 _KEYED: Final[Refusals] = {400: (Reason.INVALID_KEY,), 409: (Reason.KEY_CONFLICT,)}
 _OWNED: Final[Refusals] = {400: (Reason.INVALID_OWNER,), 403: (Reason.OWNER_MISMATCH,)}
+_OUTSIDE: Final[Refusals] = {503: (Reason.OUTSIDE_CANARY,)}
 _OF_WORKER: Final[Refusals] = together(ABSENT, _OWNED, _KEYED)
 _WHOSE: Final = {"owner_user_id": 7}
 
@@ -75,7 +76,9 @@ BOOKS: Final[tuple[Operation, ...]] = (
         "Create a run. Its owner is the asserted one, else that of the registered worker, else your token's.",
         {201: shapes.RunMade},
         {"run": _RUN, "duplicate": False},
-        together(_OWNED, _KEYED, {400: _VALUES, 422: (Reason.INVALID_PARAMS,), 413: (Reason.PAYLOAD_TOO_LARGE,)}),
+        together(
+            _OWNED, _KEYED, _OUTSIDE, {400: _VALUES, 422: (Reason.INVALID_PARAMS,), 413: (Reason.PAYLOAD_TOO_LARGE,)}
+        ),
         body=shapes.CreateRun,
         body_example={"metadata": {"policy_bundle_id": "bundle.docs.v3"}, **_WHOSE, "idempotency_key": "run-1"},
         writes=True,
@@ -205,6 +208,7 @@ BOOKS: Final[tuple[Operation, ...]] = (
         together(
             _OWNED,
             _KEYED,
+            _OUTSIDE,
             {
                 400: (Reason.INVALID_WORKER_ID, Reason.METADATA_NOT_OBJECT),
                 422: (Reason.INVALID_PARAMS,),

@@ -7,7 +7,7 @@ another owner is refused. The machine's `illegal_in_phase` is a bad request here
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from ..core.ids import run_id_of
@@ -20,7 +20,7 @@ from ..machines.run_view import event_json, page_json, run_json
 from ..machines.worker import Worker
 from ..runtime.run import RunAnswer
 from . import operator_shapes as shapes
-from .access import Principal
+from .access import Principal, not_created_here
 from .calls import Answer, Call
 from .http_wire import Problem, absent
 from .operator_pages import Pages, clamped, next_of, read_next
@@ -105,6 +105,7 @@ async def create_run(pages: Pages, call: Call) -> Answer:
         key=body.idempotency_key,
         caller=principal.subject,
         tenant=principal.tenant,
+        may_create=partial(not_created_here, pages.canary, principal.tenant),
     )
     return _repeated(_changed(made), made.duplicate, 201)
 
@@ -230,6 +231,7 @@ async def register_worker(pages: Pages, call: Call) -> Answer:
         metadata=body.metadata,
         key=_key(body.idempotency_key),
         tenant=call.known.tenant,
+        may_create=partial(not_created_here, pages.canary, call.known.tenant),
     )
     return _view(pages, worker, duplicate, 201)
 

@@ -231,7 +231,9 @@ class Daemon:
         )
         tokens = OperatorTokens((*settings.operator.tokens, *self._local_operator_token()))
         notices = () if settings.auth else (Blocker("auth_off", "the websocket listener takes everybody"),)
-        self.api = OperatorApi(self.runtime, settings.operator, self.metrics, tokens, notices=notices)
+        self.api = OperatorApi(
+            self.runtime, settings.operator, self.metrics, tokens, notices=notices, canary=settings.cutover.canary
+        )
 
     def _local_operator_token(self) -> tuple[OperatorToken, ...]:
         """On loopback the tools of this user need no settings; tokens that were configured are the only ones."""

@@ -120,6 +120,17 @@ _OWN: Final[tuple[Operation, ...]] = (
         headers={"If-None-Match": "the `etag` that you have"},
     ),
     Operation(
+        "read_cutover_route",
+        "GET",
+        f"{API}/cutover/route",
+        Need(Reach.TENANT, ("cutover.read",)),
+        Pages.read_route,
+        "Whether a key is served here while a canary is under way.",
+        {200: shapes.CanaryRoute},
+        {"key": "tenant-7", "bucket": 2634, "basis_points": 3000, "in_canary": True, "by": "hash"},
+        query=shapes.RouteQuery,
+    ),
+    Operation(
         "list_sessions",
         "GET",
         f"{API}/sessions",

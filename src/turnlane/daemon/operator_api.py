@@ -36,10 +36,11 @@ from ..core.limits import Limits
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.secret import Secret
 from ..core.status import Blocker
+from ..machines.canary import Canary
 from ..observe import AccessDenied, HttpServed, ServingFailed
 from ..observe.metrics import HTTP_METHODS, OTHER, Metrics
 from ..runtime.runtime import Runtime
-from .access import Denied, Principal, Reach, bearer, everyone
+from .access import Denied, Principal, Reach, bearer, everyone, route_frozen
 from .calls import Answer, Body, Call
 from .connection import fresh_incident
 from .handshake import DoorRules, host_allowed, origin_allowed, token_in_query
@@ -65,17 +66,12 @@ SyncCheck = Callable[[Secret, Operation, Mapping[str, str]], Principal | Denied]
 """Whether a token of live delivery may read what this operation shows at this path (values not yet decoded)."""
 
 
-def _never(_: Operation) -> Rejected | None:
-    return None
-
-
 @define(slots=True, eq=False, repr=False)
 class OperatorApi:
     """One operator listener over one runtime. `tokens` may be replaced at any time (the file was read again).
 
     `notices` are warnings of the daemon that no status of the runtime knows (`auth_off` of the other listener, keys
-    that did not load). `tls` is a server-side context, or None. `frozen` says why an operation that writes is stopped
-    by the write mode; `sync` judges tokens of live delivery, where an operation takes them.
+    that did not load). `tls` is a server-side context, or None. `canary` says who is created here; `sync` judges tokens of live delivery, where an operation takes them.
     """
 
     runtime: Runtime
@@ -87,7 +83,7 @@ class OperatorApi:
     build_sha: str = "unknown"
     notices: tuple[Blocker, ...] = ()
     operations: Sequence[Operation] = OPERATIONS
-    frozen: Callable[[Operation], Rejected | None] = _never
+    canary: Canary = field(factory=Canary)
     sync: SyncCheck | None = None
     pages: Pages = field(init=False)
     door: DoorRules = field(init=False)
@@ -112,6 +108,7 @@ class OperatorApi:
             described,
             tag_of(described),
             self.notices,
+            self.canary,
         )
         if not self.settings.listen.loopback and (not self.settings.auth or not len(self.tokens)):
             raise ValueError("an operator listener that is not loopback needs authentication and operator tokens")
@@ -394,7 +391,7 @@ class OperatorApi:
         return await trio.to_thread.run_sync(_shaped, shape, data, self.limits, limiter=self.pages.threads)
 
     def _check_writable(self, operation: Operation) -> None:
-        if (refusal := self.frozen(operation)) is not None:
+        if (refusal := route_frozen(self.runtime.write_mode, operation.method, operation.path)) is not None:
             raise Refused.of(refusal)
         if self.runtime.phase in ("draining", "closed"):
             message = "shutdown has begun: nothing new is taken here"

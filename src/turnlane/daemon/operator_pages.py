@@ -22,6 +22,7 @@ from ..core.limits import Limits
 from ..core.ports import CorruptStream, StoreError
 from ..core.reasons import Reason
 from ..core.status import Blocker, readiness, warnings
+from ..machines.canary import Canary, route
 from ..observe.metrics import Metrics
 from ..runtime.runtime import Runtime
 from .access import Principal
@@ -70,6 +71,7 @@ class Pages:
     document: bytes = b""
     document_tag: str = ""
     notices: tuple[Blocker, ...] = ()
+    canary: Canary = field(factory=Canary)
     stopping: trio.Event = field(factory=trio.Event)
     followers: Followers = field(init=False)
     threads: trio.CapacityLimiter = field(init=False)
@@ -139,6 +141,12 @@ class Pages:
 
     async def read_status(self, call: Call) -> Answer:
         return Answer(status_value(self.runtime.status(), self.limits, call.known.tenant))
+
+    async def read_route(self, call: Call) -> Answer:
+        """Where a key is served: the same question as `turnlane shadow route`."""
+        if not call.query.key:
+            raise invalid_query("key", "a key, such as user:42")
+        return Answer(route(self.canary, call.query.key).told())
 
     async def read_openapi(self, call: Call) -> Answer:
         return call.tagged(self.document, self.document_tag)

@@ -727,7 +727,7 @@ class RouteQuery:
 @frozen
 class CanaryRoute:
     key: str
-    bucket: Annotated[int, Meta(ge=0, le=9_999)]
+    bucket: Annotated[int, Meta(ge=0, le=9_999)] | None
     basis_points: Annotated[int, Meta(ge=0, le=10_000)]
     in_canary: bool
     by: Literal["hash", "allow", "deny", "disabled"]

@@ -96,10 +96,12 @@ class Runs:
         key: Any = None,
         caller: str = "host",
         tenant: str = "default",
+        may_create: Callable[[Owner | None], Rejected | None] = lambda _: None,
     ) -> RunAnswer:
         """Create a run. Its owner is the asserted one, else that of the registered worker, else `default_owner`.
 
-        `caller` is whom the key belongs to. Raises Refused: what `check_create` refuses, `key_conflict`, the reasons of
+        `caller` is whom the key belongs to. `may_create` is asked, with the owner, unless the key is known: its refusal
+        is raised, and nothing is made. Raises Refused: what `check_create` refuses, `key_conflict`, the reasons of
         the journal. Rule: docs/runs.md (Keys).
         """
         asked = check_create(worker_id, metadata, owner_user_id, owner_guest_scope, key, self.runtime.limits)
@@ -107,7 +109,7 @@ class Runs:
             raise Refused.of(asked)
         home = Tenant(tenant)
         owner = asked.owner or await self._owner_of_worker(home, asked) or default_owner
-        name = await self._reserved(home, asked, caller)
+        name = await self._reserved(home, asked, caller, may_create(owner))
         command = run.CreateRun(asked.worker_id, owner, asked.metadata, asked.key)
         done = await self.runtime.streams.handle(RUN, home, name, command, Keyed(_CREATION, asked.content))
         return await self._answer(home, done.state, 1, done.duplicate)
@@ -117,14 +119,16 @@ class Runs:
             return None
         return await self.runtime.workers.owner_of(asked.worker_id, tenant)
 
-    async def _reserved(self, tenant: Tenant, asked: Creatable, caller: str) -> RunId:
-        ports = self.runtime.ports
+    async def _reserved(self, tenant: Tenant, asked: Creatable, caller: str, refusal: Rejected | None) -> RunId:
+        ports, streams = self.runtime.ports, self.runtime.streams
+        key = None if asked.key is None else sha256_hex(f"{caller}\n{asked.key}".encode())
+        if refusal is not None and (key is None or await streams.key(RESERVATIONS, tenant, _ALL, key) is None):
+            raise Refused.of(refusal)
         fresh = uuid7_of(ports.clock.wall(), ports.ids.new("run"))
-        if asked.key is None:
+        if key is None:
             return fresh
-        key = sha256_hex(f"{caller}\n{asked.key}".encode())
         command, keyed = reservation.ReserveRun(fresh, key), Keyed(key, asked.content)
-        done = await self.runtime.streams.handle(RESERVATIONS, tenant, _ALL, command, keyed)
+        done = await streams.handle(RESERVATIONS, tenant, _ALL, command, keyed)
         marks.sometimes(done.duplicate, "run.creation_repeated")
         reserved: RunId = done.value.run_id
         return reserved

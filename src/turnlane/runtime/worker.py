@@ -7,6 +7,7 @@ in memory: one that comes too soon is refused before anything is kept.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, field
@@ -64,9 +65,11 @@ class Workers:
         metadata: Any = None,
         key: str | None = None,
         tenant: str = "default",
+        may_create: Callable[[Owner], Rejected | None] = lambda _: None,
     ) -> tuple[rules.Worker, bool]:
-        """Register a worker, or have it come back. Raises Refused `invalid_worker_id`, `owner_mismatch`,
-        `metadata_not_object`, `payload_too_large`, `key_conflict`. Rule: docs/workers.md (Registration)."""
+        """Register a worker, or have it come back. `may_create` is asked for one that is not known: its refusal is
+        raised. Raises Refused `invalid_worker_id`, `owner_mismatch`, `metadata_not_object`, `payload_too_large`,
+        `key_conflict`. Rule: docs/workers.md (Registration)."""
         ports = self.runtime.ports
         # With a key the retry has to come out at the same id: it is made of the owner and the key then.
         seed = (ports.clock.wall(), ports.ids.new("worker")) if key is None else (0, f"{tenant}\n{owner}\n{key}")
@@ -74,6 +77,8 @@ class Workers:
         name = rules.worker_id_of(worker_id, fresh, self.runtime.limits)
         if isinstance(name, Rejected):
             raise Refused.of(name)
+        if (refusal := may_create(owner)) is not None and await self.owner_of(name, tenant) is None:
+            raise Refused.of(refusal)
         command = rules.RegisterWorker(name, owner, workspace_ref, codex_home_ref, adapter, metadata)
         content = ["register", owner.user_id, owner.guest_scope, workspace_ref, codex_home_ref, adapter, metadata]
         return await self._ask(tenant, name, command, key, content)
