@@ -430,6 +430,45 @@ async def test_bytes_of_a_body_are_handed_on_where_the_handler_reads_them() -> N
         assert answer.json == {"bytes": 8, "key": ["k-1"]}
 
 
+@pytest.mark.parametrize(
+    ("refused", "status", "error"),
+    [
+        (Reason.ILLEGAL_IN_PHASE, 400, "invalid_request"),
+        (Reason.TURN_MISMATCH, 409, "conflict"),
+        (Reason.KEY_CONFLICT, 409, "key_conflict"),
+        (Reason.RATE_LIMITED, 429, "rate_limited"),
+        (Reason.STORAGE_FULL, 503, "storage_full"),
+        (Reason.JOURNAL_BROKEN, 500, "internal"),
+    ],
+)
+async def test_a_refusal_of_a_machine_has_the_status_of_its_row(refused: Reason, status: int, error: str) -> None:
+    """Else that of the registry; a message, the data as details, and when to come again."""
+
+    async def refuse(_: Pages, call: Call) -> calls.Answer:
+        raise Refused(refused, "what was wrong", 2.5 if refused.temporary else None, {"seq": 7})
+
+    own = {
+        400: (Reason.ILLEGAL_IN_PHASE,),
+        409: (Reason.TURN_MISMATCH, Reason.KEY_CONFLICT),
+        429: (Reason.RATE_LIMITED,),
+    }
+    async with house(**with_thing(refuse, refusals=own)) as made:
+        answer = await made.post(f"{THINGS}/a", {"name": "x"}, token=writer(made))
+        assert answer.told == (status, error, refused.value)
+        assert answer.json["details"] == {"seq": 7}
+        assert answer.json.get("retry_after_ms") == (2_500 if refused.temporary else None)
+        assert answer.headers.get("retry-after") == ("3" if refused.temporary else None)
+
+
+async def test_what_a_machine_does_not_find_is_absent() -> None:
+    async def refuse(_: Pages, call: Call) -> calls.Answer:
+        raise Refused(Reason.NOT_FOUND, "no such thing")
+
+    async with house(**with_thing(refuse, refusals={404: (Reason.NOT_FOUND,)})) as made:
+        answer = await made.post(f"{THINGS}/a", {"name": "x"}, token=writer(made))
+        assert (answer.status, answer.body) == (404, b'{"error":"not_found"}')
+
+
 # tags
 
 

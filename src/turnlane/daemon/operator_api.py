@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 from urllib.parse import unquote
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
@@ -288,6 +288,9 @@ class OperatorApi:
 
     def _told(self, request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
         problem = problem_of(error) or self._fault(self._label(request.scope), error)
+        operation: Operation | None = request.scope.get("operation")  # type: ignore[assignment]
+        if operation is not None and isinstance(error, Refused) and not problem.bare:
+            problem = evolve(problem, status=operation.status_of(problem.reason, problem.status))
         return _Said(problem, "application/json")
 
     # what is judged before the handler, in this order
