@@ -16,8 +16,9 @@ from msgspec import Meta
 from operator_house import API, Answer, House, answers, house, until
 
 from turnlane.core.limits import DEFAULT_LIMITS
-from turnlane.core.reasons import Reason, Refused, Rejected
+from turnlane.core.reasons import Reason, Refused
 from turnlane.core.secret import Secret
+from turnlane.core.write_mode import WriteMode
 from turnlane.daemon import calls, operation, operator_api
 from turnlane.daemon.access import Denied, Need, Principal, PrincipalKind, Reach, read_scope
 from turnlane.daemon.calls import Call
@@ -250,16 +251,12 @@ async def refusing(_: Pages, call: Call) -> calls.Answer:
     raise Refused(Reason.KEY_CONFLICT, f"the key of {call.body(Thing).name} was used for something else")
 
 
-def frozen_mode(_: Operation) -> Rejected | None:
-    return Rejected(Reason.WRITE_PATH_FROZEN, "the write mode is frozen: ask the instance that is authoritative")
-
-
 async def ask(made: House, *faults: Asked) -> Answer:
     """One request with all these faults; the earlier ones win where two say how to build it."""
     asked: Asked = {}
     for fault in reversed(faults):
         asked |= fault
-    made.api.frozen = frozen_mode if asked.pop("frozen", False) else (lambda _: None)
+    made.runtime.write_mode = WriteMode.FROZEN if asked.pop("frozen", False) else WriteMode.AUTHORITATIVE
     path = asked.pop("path", f"{THINGS}/{asked.pop('session', 'a')}") + asked.pop("query", "")
     asked.pop("session", None)
     token = asked.pop("token", "strong")
@@ -344,20 +341,13 @@ async def test_a_client_that_leaves_inside_its_body_calls_no_handler() -> None:
 async def test_the_write_mode_stops_what_writes_and_nothing_else() -> None:
     reading = thing(name="weigh_thing", path=f"{API}/weigh/{{session}}", writes=False)
     async with house(operations=[*OPERATIONS, thing(), reading]) as made:
-        asked: list[str] = []
-
-        def frozen(operation: Operation) -> Rejected | None:
-            asked.append(operation.name)
-            return frozen_mode(operation)
-
-        made.api.frozen = frozen
+        made.runtime.write_mode = WriteMode.FROZEN
         token = writer(made)
         answer = await made.post(f"{THINGS}/a", {"name": "x"}, token=token)
         assert answer.told == (503, "write_path_frozen", "write_path_frozen")
         assert "retry-after" not in answer.headers
         assert (await made.post(f"{API}/weigh/a", {"name": "x"}, token=token)).status == 201
-        assert asked == ["make_thing"]
-        made.api.frozen = lambda _: None
+        made.runtime.write_mode = WriteMode.AUTHORITATIVE
         before, made.runtime.phase = made.runtime.phase, "draining"
         answer = await made.post(f"{THINGS}/a", {"name": "x"}, token=token)
         assert answer.told == (503, "draining", "draining") and answer.headers["retry-after"] == "1"
@@ -429,6 +419,45 @@ async def test_bytes_of_a_body_are_handed_on_where_the_handler_reads_them() -> N
     async with house(**with_thing(raw, body=None, raw_body=True)) as made:
         answer = await made.post(f"{THINGS}/a", b"not json", token=writer(made), Idempotency_Key="k-1")
         assert answer.json == {"bytes": 8, "key": ["k-1"]}
+
+
+@pytest.mark.parametrize(
+    ("refused", "status", "error"),
+    [
+        (Reason.ILLEGAL_IN_PHASE, 400, "invalid_request"),
+        (Reason.TURN_MISMATCH, 409, "conflict"),
+        (Reason.KEY_CONFLICT, 409, "key_conflict"),
+        (Reason.RATE_LIMITED, 429, "rate_limited"),
+        (Reason.STORAGE_FULL, 503, "storage_full"),
+        (Reason.JOURNAL_BROKEN, 500, "internal"),
+    ],
+)
+async def test_a_refusal_of_a_machine_has_the_status_of_its_row(refused: Reason, status: int, error: str) -> None:
+    """Else that of the registry; a message, the data as details, and when to come again."""
+
+    async def refuse(_: Pages, call: Call) -> calls.Answer:
+        raise Refused(refused, "what was wrong", 2.5 if refused.temporary else None, {"seq": 7})
+
+    own = {
+        400: (Reason.ILLEGAL_IN_PHASE,),
+        409: (Reason.TURN_MISMATCH, Reason.KEY_CONFLICT),
+        429: (Reason.RATE_LIMITED,),
+    }
+    async with house(**with_thing(refuse, refusals=own)) as made:
+        answer = await made.post(f"{THINGS}/a", {"name": "x"}, token=writer(made))
+        assert answer.told == (status, error, refused.value)
+        assert answer.json["details"] == {"seq": 7}
+        assert answer.json.get("retry_after_ms") == (2_500 if refused.temporary else None)
+        assert answer.headers.get("retry-after") == ("3" if refused.temporary else None)
+
+
+async def test_what_a_machine_does_not_find_is_absent() -> None:
+    async def refuse(_: Pages, call: Call) -> calls.Answer:
+        raise Refused(Reason.NOT_FOUND, "no such thing")
+
+    async with house(**with_thing(refuse, refusals={404: (Reason.NOT_FOUND,)})) as made:
+        answer = await made.post(f"{THINGS}/a", {"name": "x"}, token=writer(made))
+        assert (answer.status, answer.body) == (404, b'{"error":"not_found"}')
 
 
 # tags

@@ -62,6 +62,7 @@ _VALUES: Final = (Reason.NUMBER_OUT_OF_RANGE, Reason.TOO_DEEP, Reason.INVALID_PA
 _RUN_PATH: Final[Refusals] = together(ABSENT, {400: (Reason.INVALID_RUN_ID,)})
 _KEYED: Final[Refusals] = {400: (Reason.INVALID_KEY,), 409: (Reason.KEY_CONFLICT,)}
 _OWNED: Final[Refusals] = {400: (Reason.INVALID_OWNER,), 403: (Reason.OWNER_MISMATCH,)}
+_LARGE: Final[Refusals] = {413: (Reason.PAYLOAD_TOO_LARGE,)}
 _OUTSIDE: Final[Refusals] = {503: (Reason.OUTSIDE_CANARY,)}
 _OF_WORKER: Final[Refusals] = together(ABSENT, _OWNED, _KEYED)
 _WHOSE: Final = {"owner_user_id": 7}

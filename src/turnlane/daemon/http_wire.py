@@ -93,7 +93,7 @@ def problem_of(error: Exception) -> Problem | None:
     match error:
         case Problem():
             return error
-        case Refused(reason=Reason.UNKNOWN_SESSION):
+        case Refused(reason=Reason.UNKNOWN_SESSION | Reason.NOT_FOUND):
             return absent()
         case Refused() if error.reason.http_status != 500 or error.reason.temporary:
             after = RETRY_MS if error.retry_after is None else round(error.retry_after * 1000)

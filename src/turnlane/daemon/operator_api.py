@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 from urllib.parse import unquote
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
@@ -71,7 +71,8 @@ class OperatorApi:
     """One operator listener over one runtime. `tokens` may be replaced at any time (the file was read again).
 
     `notices` are warnings of the daemon that no status of the runtime knows (`auth_off` of the other listener, keys
-    that did not load). `tls` is a server-side context, or None. `canary` says who is created here; `sync` judges tokens of live delivery, where an operation takes them.
+    that did not load). `tls` is a server-side context, or None. `canary` says who is created here;
+    `sync` judges tokens of live delivery, where an operation takes them.
     """
 
     runtime: Runtime
@@ -286,6 +287,9 @@ class OperatorApi:
 
     def _told(self, request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
         problem = problem_of(error) or self._fault(self._label(request.scope), error)
+        operation: Operation | None = request.scope.get("operation")  # type: ignore[assignment]
+        if operation is not None and isinstance(error, Refused) and not problem.bare:
+            problem = evolve(problem, status=operation.status_of(problem.reason, problem.status))
         return _Said(problem, "application/json")
 
     # what is judged before the handler, in this order
