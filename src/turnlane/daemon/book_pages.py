@@ -1,13 +1,12 @@
 """What the operator's routes about runs and workers say. Calls of `runtime/run.py` and `runtime/worker.py`, no rules.
 
 A principal that is bound to a user or a guest acts for itself and sees its own: another's run is absent, asserting
-another owner is refused. The machine's `illegal_in_phase` is a bad request here, as the contract has it.
+another owner is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 from ..core.ids import run_id_of
@@ -24,25 +23,6 @@ from .access import Principal, not_created_here
 from .calls import Answer, Call
 from .http_wire import Problem, absent
 from .operator_pages import Pages, clamped, next_of, read_next
-
-Page = Callable[[Pages, Call], Awaitable[Answer | None]]
-
-
-def _told(page: Page) -> Page:
-    """An absent run or worker is the bare 404; a move that is not legal is a bad request."""
-
-    @wraps(page)
-    async def telling(pages: Pages, call: Call) -> Answer | None:
-        try:
-            return await page(pages, call)
-        except Refused as refused:
-            if refused.reason is Reason.NOT_FOUND:
-                raise absent() from None
-            if refused.reason is Reason.ILLEGAL_IN_PHASE:
-                raise Problem(400, refused.reason, refused.message, refused.data or None) from None
-            raise
-
-    return telling
 
 
 def asserted(call: Call, limits: Limits, user_id: Any, guest_scope: Any, *, required: bool) -> Owner | None:
@@ -93,7 +73,6 @@ def _repeated(value: dict[str, Any], duplicate: bool, status: int) -> Answer:
     return Answer(value, status, {"turnlane-duplicate": "true"} if duplicate else {})
 
 
-@_told
 async def create_run(pages: Pages, call: Call) -> Answer:
     body, principal = call.body(shapes.CreateRun), call.known
     owner = asserted(call, pages.limits, body.owner_user_id, body.owner_guest_scope, required=False)
@@ -110,7 +89,6 @@ async def create_run(pages: Pages, call: Call) -> Answer:
     return _repeated(_changed(made), made.duplicate, 201)
 
 
-@_told
 async def append_run_event(pages: Pages, call: Call) -> Answer:
     body = call.body(shapes.AppendRunEvent)
     if call.known.owner is not None:
@@ -127,7 +105,6 @@ async def append_run_event(pages: Pages, call: Call) -> Answer:
     return _repeated(value, kept.duplicate, 200)
 
 
-@_told
 async def list_runs(pages: Pages, call: Call) -> Answer:
     asked, limits, principal = call.query, pages.limits, call.known
 
@@ -149,14 +126,12 @@ async def list_runs(pages: Pages, call: Call) -> Answer:
     return Answer({"runs": rows, "next": None if more is None else next_of(more)})
 
 
-@_told
 async def read_run(pages: Pages, call: Call) -> Answer:
     after, limit = call.query.after_seq, _page(pages, call.query.limit)
     run, events = await _seen(pages, call, after, limit)
     return Answer({"run": run_json(run, after, events)})
 
 
-@_told
 async def read_run_events(pages: Pages, call: Call) -> Answer:
     after, limit = call.query.after_seq, _page(pages, call.query.limit)
     run, events = await _seen(pages, call, after, limit)
@@ -168,7 +143,6 @@ def _page(pages: Pages, limit: int | None) -> int:
     return most if limit is None else min(limit, most)
 
 
-@_told
 async def read_run_event(pages: Pages, call: Call) -> Answer:
     seq = call.path["seq"]
     place = int(seq) if seq.isascii() and seq.isdigit() and len(seq) <= 16 else 0
@@ -178,14 +152,12 @@ async def read_run_event(pages: Pages, call: Call) -> Answer:
     return Answer({"event": event_json(*events[0])})
 
 
-@_told
 async def read_receipt(pages: Pages, call: Call) -> Answer:
     run, _ = await _seen(pages, call)
     receipt = await pages.runtime.runs.receipt(run.run_id, tenant=call.known.tenant)
     return call.tagged(receipt.body, receipt.sha256)
 
 
-@_told
 async def read_replay(pages: Pages, call: Call) -> None:
     run, _ = await _seen(pages, call)
     replay = await pages.runtime.runs.replay(run.run_id, call.query.dialect, tenant=call.known.tenant)
@@ -219,7 +191,6 @@ def _key(text: str | None) -> str | None:
     return key
 
 
-@_told
 async def register_worker(pages: Pages, call: Call) -> Answer:
     body = call.body(shapes.RegisterWorker)
     worker, duplicate = await pages.runtime.workers.register(
@@ -236,7 +207,6 @@ async def register_worker(pages: Pages, call: Call) -> Answer:
     return _view(pages, worker, duplicate, 201)
 
 
-@_told
 async def heartbeat_worker(pages: Pages, call: Call) -> Answer:
     body = call.body(shapes.WorkerHeartbeat)
     worker, duplicate = await pages.runtime.workers.heartbeat(
@@ -249,7 +219,6 @@ async def heartbeat_worker(pages: Pages, call: Call) -> Answer:
     return _view(pages, worker, duplicate)
 
 
-@_told
 async def set_worker_status(pages: Pages, call: Call) -> Answer:
     body = call.body(shapes.SetWorkerStatus)
     worker, duplicate = await pages.runtime.workers.set_status(
@@ -263,7 +232,6 @@ async def set_worker_status(pages: Pages, call: Call) -> Answer:
     return _view(pages, worker, duplicate)
 
 
-@_told
 async def report_worker_stall(pages: Pages, call: Call) -> Answer:
     body = call.body(shapes.ReportStall)
     worker, duplicate = await pages.runtime.workers.report_stall(
@@ -276,7 +244,6 @@ async def report_worker_stall(pages: Pages, call: Call) -> Answer:
     return _view(pages, worker, duplicate)
 
 
-@_told
 async def report_worker_recovery(pages: Pages, call: Call) -> Answer:
     body = call.body(shapes.ReportRecovery)
     worker, duplicate = await pages.runtime.workers.report_recovery(
@@ -289,7 +256,6 @@ async def report_worker_recovery(pages: Pages, call: Call) -> Answer:
     return _view(pages, worker, duplicate)
 
 
-@_told
 async def list_workers(pages: Pages, call: Call) -> Answer:
     asked, limits = call.query, pages.limits
     found, more = await pages.runtime.workers.list(
@@ -302,7 +268,6 @@ async def list_workers(pages: Pages, call: Call) -> Answer:
     return Answer({"workers": workers, "next": None if more is None else next_of(more)})
 
 
-@_told
 async def read_worker(pages: Pages, call: Call) -> Answer:
     worker = await pages.runtime.workers.read(
         call.path["worker_id"], owner=_owner(pages, call, call.query), tenant=call.known.tenant

@@ -157,6 +157,10 @@ class Operation:
     def path_names(self) -> tuple[str, ...]:
         return tuple(re.findall(r"\{(\w+)\}", self.path))
 
+    def status_of(self, reason: Reason, usual: int) -> int:
+        """The status of a refusal: the one of this row, where the contract gives a reason another one than usual."""
+        return next((status for status, reasons in self.refusals.items() if reason in reasons), usual)
+
     def all_refusals(self) -> Mapping[int, tuple[Reason, ...]]:
         """Every status and reason that is no success."""
         return together(
