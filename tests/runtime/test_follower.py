@@ -431,8 +431,50 @@ async def test_a_store_that_lags_is_not_believed_to_be_at_its_head(scene: Scene)
     with pytest.raises(Refused) as refused:
         await follower.summary(ONE)
     assert refused.value.data == {"last_seq": 1, "head_seq": 2} and scene.of(ProjectionDrifted) == []
+    again = await scene.recovered()
+    assert again.recovered and again.status().topics_held == 0, "nor does the follower wait for it"
     scene.store.lags = False
     assert (await follower.summary(ONE)).record.last_seq == 2
+
+
+async def test_a_reader_does_not_run_after_the_head() -> None:
+    """What is appended while it reads is for the next reader: every read takes an event longer here."""
+    scene = Scene(limits=evolve(DEFAULT_LIMITS, projection_page_items_max=1, projection_catchup_events_max=20))
+    scene.log.register(ONE)
+    follower = await scene.recovered()
+    scene.log.do(ONE, *[BEAT] * 5)
+
+    async def busy(function: Callable[..., Any], /, *args: object) -> Any:
+        scene.log.do(ONE, BEAT)
+        return function(*args)
+
+    follower.read_hop = busy
+    assert 6 <= (await follower.summary(ONE)).record.last_seq <= 8
+
+
+async def test_who_could_not_wait_finds_it_folded_later(autojump_clock: Any) -> None:
+    """Also where the follower's place is long past the events: the record was forgotten, not behind."""
+    scene = Scene(
+        limits=evolve(
+            DEFAULT_LIMITS,
+            projection_page_items_max=2,
+            projection_catchup_events_max=5,
+            projection_memory_items_max=1,
+        )
+    )
+    scene.log.register(ONE)
+    scene.log.do(ONE, *[BEAT] * 30)
+    scene.log.register(TWO)
+    follower = await scene.recovered()
+    assert scene.stored(ONE) is None, "one topic is remembered, and it is the other"
+    with pytest.raises(Refused):
+        await follower.summary(ONE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follower.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await follower.summary(ONE)).record == scene.whole(ONE)
+        nursery.cancel_scope.cancel()
+    assert scene.of(ProjectionDrifted) == []
 
 
 async def test_streams_without_a_read_model_have_none(scene: Scene) -> None:
@@ -473,6 +515,11 @@ async def test_a_gap_is_told_once_and_closed_in_order(scene: Scene) -> None:
     assert not again.status().ready and again.status().topics_held == 1
 
     scene.store.holes.clear()
+    again.limits = evolve(scene.limits, projection_page_items_max=1, projection_catchup_events_max=2)
+    with pytest.raises(Refused):
+        await again.summary(ONE)
+    assert again.status().topics_held == 1, "it is held until it is at the head"
+    again.limits = scene.limits
     read = await again.summary(ONE)
     assert read == Projected(scene.whole(ONE), held=False)  # type: ignore[arg-type]
     resolved = await again.drift(ONE)
@@ -526,6 +573,9 @@ async def test_a_fold_that_fails_holds_its_topic(scene: Scene) -> None:
     drift = await follower.drift(ONE)
     assert drift is not None and (drift.reason, drift.incoming_seq) == (Reason.FOLD_FAILED, 3)
     assert (await follower.summary(ONE)).held and (await follower.summary(ONE)).record.last_seq == 1
+    scene.log.do(ONE, BEAT)
+    await follower.follow()
+    assert await follower.drift(ONE) == drift and follower.drift_total == 1, "what follows it is no gap of its own"
     broken = False
     assert not (await follower.summary(ONE)).held and scene.differ() == []
 
@@ -626,7 +676,7 @@ async def test_one_rebuild_at_a_time_while_others_read_and_follow(scene: Scene) 
     async def yielding(function: Callable[..., Any], /, *args: object) -> Any:
         nonlocal appended
         await trio.lowlevel.checkpoint()
-        if follower.rebuilding is not None and appended < 3:
+        if follower.rebuilding is not None and appended < 25:
             appended += 1
             scene.log.do(ONE, BEAT)
         return function(*args)
@@ -641,7 +691,7 @@ async def test_one_rebuild_at_a_time_while_others_read_and_follow(scene: Scene) 
             await follower.rebuild(TWO)
         assert refused.value.reason is Reason.REBUILD_RUNNING
         assert (await follower.summary(ONE)).record.projection_hash.startswith("sha256:")
-    assert appended == 3 and scene.differ() == [] and follower.status().rebuilding is None
+    assert appended == 25 and scene.differ() == [] and follower.status().rebuilding is None
 
 
 async def test_a_rebuild_stops_at_a_hole_and_leaves_what_is_there(scene: Scene) -> None:
