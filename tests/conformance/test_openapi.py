@@ -30,6 +30,7 @@ from schemathesis.specs.openapi.checks import (
 
 import turnlane
 from turnlane.core.limits import DEFAULT_LIMITS
+from turnlane.core.owners import Owner
 from turnlane.daemon.access import API, RIGHTS, Need, Reach
 from turnlane.daemon.calls import Answer, Call
 from turnlane.daemon.operations import OPERATIONS, Operation
@@ -41,6 +42,7 @@ from turnlane.journal.memory import MemoryStore
 from turnlane.observe.metrics import Metrics
 
 EXAMPLES = {"default": 15, "ci": 60, "nightly": 300, "release": 300}
+THERE = {"session": "s-1", "worker_id": "lab:east-2", "seq": "1", "run_id": ""}
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -123,6 +125,8 @@ def served() -> Iterator[Served]:
         async with turnlane.open_runtime(store=MemoryStore(limits=limits), agent=speaker, limits=limits) as runtime:
             session = await runtime.open_session("s-1")
             await (await session.start_turn({"text": "x"})).outcome()
+            await runtime.workers.register(THERE["worker_id"], owner=Owner(7))
+            THERE["run_id"] = (await runtime.runs.create()).run.run_id
             rules = OperatorSettings(Address("127.0.0.1", 0), True, (), (), ())
             api = OperatorApi(runtime, rules, Metrics(), OperatorTokens([token]), operations=[*TABLE, LIE])
             async with trio.open_nursery() as nursery:
@@ -179,9 +183,17 @@ def test_an_operation_answers_as_its_document_says(
         if name == "stream_session":  # bounded by the listener's `tail_ms_max`, when it is there
             case.query = {"tail_ms": 1, **(case.query or {})}
         seen.add(told(case))
-        if mode is GenerationMode.POSITIVE and case.path_parameters:  # and once for what is there
-            case.path_parameters["session"] = "s-1"
+        if mode is GenerationMode.POSITIVE:  # and once for what is there, as its owner
+            case.path_parameters = {one: THERE[one] for one in case.path_parameters or {}}
             case.headers.pop("Last-Event-ID", None)
+            if "/workers" in case.path:
+                whose = {"owner_user_id": 7, "owner_guest_scope": None}
+                if isinstance(case.body, dict):
+                    case.body |= {**whose, "idempotency_key": None, "metadata": None, "metadata_patch": None}
+                    case.body |= {"status": "running"} if "status" in case.body else {}
+                else:
+                    case.query = {**(case.query or {}), "owner_user_id": 7}
+                    case.query.pop("owner_guest_scope", None)
             if "after_seq" in (case.query or {}):
                 case.query["after_seq"] %= 8
             seen.add(told(case))

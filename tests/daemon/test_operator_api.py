@@ -43,7 +43,7 @@ GUARDED = [
     if one.guarded
 ]
 ALWAYS_THERE = {
-    path: path + ("?tail_ms=1" if path.endswith("/stream") else "")
+    path: path + {"stream": "?tail_ms=1", "route": "?key=user:7"}.get(path.rpartition("/")[2], "")
     for method, path in GUARDED
     if method == "GET" and "/workers" not in path and "/runs/" not in path
 }
