@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 from .core.ids import Epoch, Seq
 from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
-from .machines import dispatch, effects_ledger, requests, session, turn
+from .machines import dispatch, effects_ledger, queue_state, requests, session, turn
 from .machines.session import Session
 
 SCHEMA_VERSION: Final = 1
@@ -26,6 +26,7 @@ SCHEMA_VERSION: Final = 1
 TAGS: Final[Mapping[type, str]] = {
     session.SessionCreated: "session.created",
     session.SessionActivated: "session.activated",
+    session.SessionModeChosen: "session.mode_chosen",
     session.SessionDraining: "session.draining",
     session.SessionEnded: "session.ended",
     session.SessionDegraded: "session.degraded",
@@ -56,6 +57,7 @@ TAGS: Final[Mapping[type, str]] = {
     effects_ledger.EffectSettledLate: "effect.settled_late",
     dispatch.DispatchQueued: "dispatch.queued",
     dispatch.DispatchClaimed: "dispatch.claimed",
+    dispatch.DispatchRenewed: "dispatch.renewed",
     dispatch.DispatchStarted: "dispatch.started",
     dispatch.DispatchRequeued: "dispatch.requeued",
     dispatch.DispatchDeferred: "dispatch.deferred",
@@ -63,6 +65,7 @@ TAGS: Final[Mapping[type, str]] = {
     dispatch.DispatchCompleted: "dispatch.completed",
     dispatch.DispatchFailed: "dispatch.failed",
     dispatch.DispatchCancelled: "dispatch.cancelled",
+    dispatch.DispatchRemoved: "dispatch.removed",
 }
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}
@@ -89,7 +92,13 @@ _ANSWERS: Final[Mapping[str, type]] = {
         session.StartAnswer,
         session.SteerAnswer,
         session.CloseAnswer,
+        session.ModeAnswer,
         session.Done,
+        dispatch.Row,
+        queue_state.EnqueueAnswer,
+        queue_state.ClaimAnswer,
+        queue_state.RowAnswer,
+        queue_state.RemoveAnswer,
         turn.CancelAnswer,
         turn.EndedTurn,
         requests.AnswerAccepted,
@@ -135,6 +144,7 @@ _decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {
     tag: msgspec.json.Decoder(cls).decode for tag, cls in CLASSES.items()
 }
 _state_decoder: Final = msgspec.json.Decoder(Session)
+_queue_decoder: Final = msgspec.json.Decoder(queue_state.Queue)
 
 
 class Codec:
@@ -154,11 +164,14 @@ class Codec:
             return UnknownEvent(kept.type, decode_json(kept.payload))
         return decoder(kept.payload)
 
-    def encode_state(self, state: Session) -> bytes:
+    def encode_state(self, state: Session | queue_state.Queue) -> bytes:
         return _encode(state)
 
     def decode_state(self, data: bytes) -> Session:
         return _state_decoder.decode(data)
+
+    def decode_queue(self, data: bytes) -> queue_state.Queue:
+        return _queue_decoder.decode(data)
 
     def encode_answer(self, answer: Any) -> bytes:
         return _encode([type(answer).__name__, answer])

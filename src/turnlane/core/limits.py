@@ -56,6 +56,14 @@ class Limits:
     dispatch_input_bytes_max: int = 1_048_576
     dispatch_metadata_bytes_max: int = 16_384
     dispatch_attempts: int = 3
+    dispatch_attempts_max: int = 100
+    dispatches_ended_max: int = 4_096
+    """Ended rows of a queue that are remembered; the log has all."""
+    target_chars_max: int = 256
+    claim_lease_ms: int = 15_000
+    claim_lease_ms_min: int = 1_000
+    claim_lease_ms_max: int = 600_000
+    worker_claims_max: int = 64
     dispatch_backoff_base_ms: int = 1_000
     dispatch_backoff_ms_max: int = 60_000
     list_items: int = 100
@@ -166,6 +174,8 @@ class Limits:
         assert 64 <= self.data_inflight_max <= 4_096
         assert self.soft_cancel_ms <= self.soft_cancel_ms_max
         assert self.defer_base_ms <= self.defer_ms_max
+        assert 0 < self.claim_lease_ms_min <= self.claim_lease_ms <= self.claim_lease_ms_max
+        assert 0 < self.dispatch_attempts <= self.dispatch_attempts_max
         assert 0 < self.map_grow_percent < self.map_reserve_percent < 100
         for bound in fields(Limits):
             assert getattr(self, bound.name) >= 0, bound.name
