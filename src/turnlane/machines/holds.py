@@ -236,7 +236,10 @@ def withdraw(state: Queue, command: WithdrawDispatch, wall: WallInstant, limits:
         return Rejected(Reason.CLAIM_LOST, "the claim was given anew: this generation holds nothing any more")
     if row.phase is RowPhase.CLAIMED:
         return _moved(row, _given_back(row, command.reason.value, wall))
-    return _moved(row, _cancel_first(state, row, wall) or queue.lost(row, wall, limits))
+    moved = _cancel_first(state, row, wall) or queue.lost(row, wall, limits)
+    if isinstance(moved, queue.DispatchRequeued):
+        moved = evolve(moved, why=command.reason.value)
+    return _moved(row, moved)
 
 
 def recover(state: Queue, command: RecoverDispatch, wall: WallInstant, limits: Limits) -> Step | Rejected:

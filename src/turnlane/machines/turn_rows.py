@@ -120,7 +120,7 @@ def _before(state: Session, command: Any, now: Stamp) -> Rejected | Deferred | N
         command = EnqueueDispatch(command.fresh, None, command.key, command.turn)
     if not isinstance(command, EnqueueDispatch):
         return None
-    return cancelled_before(state, command, now) or at_the_door(state, command)
+    return cancelled_before(state, command, now) or no_session(state) or at_the_door(state, command)
 
 
 def _start_claimed(state: Session, command: StartClaimed, now: Stamp, limits: Limits) -> Answer:
