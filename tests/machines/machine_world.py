@@ -273,7 +273,7 @@ def pump(n: int | str, **more: Any) -> rules.OpenQueued:
 
 def pumped(world: World, **more: Any) -> tuple[Any, World]:
     """The pump as the shell runs it: the plan is frozen for the turn id that will run."""
-    row = queue.next_row(world.state.rows, world.wall)
+    row = queue.next_row(world.state.rows, world.wall, world.state.ring)
     fresh = f"r{world.head}"
     turn = fresh if row is None or row.attempts else row.turn
     return advance(world, rules.OpenQueued(TurnId(fresh), more.pop("plan", None) or plan_of(turn), **more))

@@ -315,6 +315,23 @@ def test_the_lapse_is_found_by_the_timer_too() -> None:
     assert step.answer.phase == "queued" and row(world, D1).input == "input 0"
 
 
+def test_one_sweep_acts_on_all_that_has_lapsed() -> None:
+    """The started row with its turn, and claimed rows without another attempt, in one append."""
+    world = after(STARTED, put(1, attempts_max=1), take("b", "w2"), put(2), take("c", "w3")).later(LEASE_MS)
+    _, world = advance(world, rules.TimerFired("lapse"))
+    assert names(world) == [*TERMINAL, "DispatchRequeued", "DispatchFailed"]
+    assert row(world, D1).phase is RowPhase.FAILED and row(world, DispatchId("d2")).phase is RowPhase.CLAIMED
+
+
+def test_a_row_of_the_runtime_that_is_not_to_be_tried_again_is_remembered() -> None:
+    """Its turn was abandoned, which alone would not say how the row ended."""
+    _, world = pumped(after(open_session(), put(on_lost="fail")))
+    world = after(world, turns.LoseAuthority())
+    assert row(world).phase is RowPhase.FAILED and row(world).end is not None
+    refused, _ = advance(world, q.CancelDispatch(D0))
+    assert refused.reason is Reason.ALREADY_ENDED and refused.data == {"phase": "failed"}
+
+
 def test_a_cancel_that_was_asked_for_wins_over_the_loss() -> None:
     """With a soft cancel under way nobody gets the row again: the sweep cancels it for the reason that was given."""
     world = after(STARTED, turns.CancelTurn(T0, mode="soft", reason=Reason.BARGE_IN)).later(LEASE_MS)
@@ -500,7 +517,7 @@ def test_a_lapsed_claim_of_the_other_mode_is_taken_by_the_pump() -> None:
 
 def test_the_pump_serves_priorities_by_the_ring() -> None:
     """Rows that were enqueued with a priority are taken in the order of the ring, one turn at a time."""
-    priorities = ["low", "normal", "normal", "high", "immediate", "high"]
+    priorities = ["low", "normal", "immediate", "high", "immediate", "high"]
     world = after(open_session(), *(put(n, priority=name) for n, name in enumerate(priorities)))
     order = []
     while world.state.rows:
@@ -508,7 +525,7 @@ def test_the_pump_serves_priorities_by_the_ring() -> None:
         assert world.state.turn is not None
         order.append(str(world.state.turn.turn))
         world = after(world, turns.CommitTurn(world.state.turn.turn))
-    assert order == ["t4", "t3", "t5", "t1", "t2", "t0"]
+    assert order == ["t2", "t3", "t5", "t1", "t0", "t4"]
     judge_log(world.log)
 
 

@@ -572,14 +572,15 @@ def test_a_started_row_that_is_not_to_be_requeued_waits_for_the_sweep() -> None:
     assert (row.phase, row.end.failure_code, row.end.dead_letter) == (RowPhase.FAILED, "claim_lost", False)
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_the_last_attempt_that_lapses_is_a_dead_letter(begun: bool) -> None:
+@pytest.mark.parametrize(("begun", "on_lost"), [(False, "requeue"), (False, "fail"), (True, "requeue")])
+def test_the_last_attempt_that_lapses_is_a_dead_letter(begun: bool, on_lost: str) -> None:
     """Claimed or started: the sweep ends it as exhausted, and nobody can claim it before."""
-    place = after(Place(), put(attempts_max=1), take())
+    place = after(Place(), put(attempts_max=1, on_lost=on_lost), take())
     place = after(place, q.StartDispatch(D0, NOW)) if begun else place
     assert rows.next_lapse(place.state.rows) == wall_after_ms(WALL, LEASE_MS)
-    none, _ = advance(place.later(LEASE_MS), take("new", "w2"))
-    assert none.answer.claim is None
+    for ms in (0, LEASE_MS):
+        none, _ = advance(place.later(ms), take("new", "w2"))
+        assert none.answer == q.ClaimAnswer(), "it is nothing to wait for"
     swept = after(place.later(LEASE_MS), q.Sweep())
     row = swept.row()
     assert row is not None and row.end is not None and row.end.dead_letter
@@ -636,8 +637,10 @@ def test_a_withdrawal_says_why_and_uses_up_a_started_attempt_only() -> None:
 def test_an_unreachable_target_is_not_handed_out() -> None:
     """Who cannot be brought anything is skipped, and others are served meanwhile."""
     place = after(Place(), put(0, target="leader"), put(1, target="ada"))
-    step, _ = advance(place, take(unreachable=frozenset({"leader"})))
+    step, place = advance(place, take(unreachable=frozenset({"leader"})))
     assert step.answer.claim.dispatch == "d1"
+    none, _ = advance(after(place, q.CompleteDispatch(DispatchId("d1"), NOW)), take(unreachable=frozenset({"leader"})))
+    assert none.answer == q.ClaimAnswer(), "what is due already does not become due"
 
 
 # a row that comes
@@ -746,6 +749,8 @@ def test_a_mark_takes_the_place_of_a_worker_and_does_not_lapse() -> None:
     row = notified.row()
     assert row is not None and row.began is not None and row.claim is not None
     assert (row.began.channel, row.claim.owner, row.claim.leased_until) == ("mail", "contract", 0)
+    bare = after(QUEUED, q.MarkDelivery(D0, RowPhase.STARTED)).row()
+    assert bare is not None and (row.attempts, bare.attempts) == (1, 1), "one attempt, whoever had begun it"
     assert after(notified.later(10**9), q.Sweep()).log == notified.log
     assert after(notified, q.MarkDelivery(D0, RowPhase.COMPLETED)).state.completed == 1
 

@@ -58,6 +58,12 @@ WAYS: Final[Mapping[str, tuple[World, str, dict[str, Any], list[str]]]] = {
     "turn_ahead": (BUSY, "d1", {}, ["turn_ahead"]),
     "turn_ahead of a claim": (after(STARTED, put(1), take("b", "w2")), "d1", {}, ["turn_ahead"]),
     "backoff": (RETRIED, "d0", {}, ["backoff"]),
+    "backoff and not a permit": (
+        after(running(), turns.LoseAuthority()),
+        "d0",
+        {"permit_free": False},
+        ["backoff"],
+    ),
     "claim_lapsed": (CLAIMED.later(LEASE_MS), "d0", {}, ["claim_lapsed"]),
     "claim_lapsed while it runs": (STARTED.later(LEASE_MS), "d0", {}, ["claim_lapsed"]),
     "attempts_exhausted": (LAST, "d0", {}, ["claim_lapsed", "attempts_exhausted"]),
@@ -167,7 +173,7 @@ def test_asked_is_about_the_started_else_the_claimed_else_the_oldest_row() -> No
     assert explain(three.state, facts, DispatchId("d9")) is None and explain(three.state, facts, turn="t9") is None
 
 
-def test_the_newest_dispatch_of_a_turn_is_told() -> None:
+def test_each_turn_of_a_dispatch_leads_to_it() -> None:
     """A turn id that a lost attempt had leads to the row that goes on."""
     world = after(after(STARTED.later(LEASE_MS), take("b", "w2")), begin(0, "b", turn="fresh-b"))
     for turn in ("t0", "fresh-b"):
