@@ -245,7 +245,6 @@ def shape(world: World) -> bytes:
             state,
             rows=rows,
             ended_rows=ended_rows,
-            latest="",
             turn=turn,
             ended_turns=ended,
             ended_seq=0,

@@ -250,8 +250,6 @@ class Session:
     default_mode: Mode = Mode.RUNTIME
     """The mode of whoever has the session in memory, given anew with each opening and in no event."""
     ring: int = 0
-    latest: str = ""
-    """The greatest wall instant that a row keeps: claims are judged by it where the clock is behind."""
     ended_rows: queue.Rows = EMPTY
     """Rows that ended lately and that no ended turn tells of."""
 
@@ -350,18 +348,16 @@ def _effect(state: Session, event: effects_ledger.EffectEvent, _: Seq) -> Sessio
 
 def _dispatch(state: Session, event: queue.DispatchEvent, seq: Seq) -> Session:
     before, rows = state.rows.get(event.dispatch), queue.evolved(state.rows, event, seq) or EMPTY
-    state = evolve(state, rows=rows, latest=max(state.latest, event.at))
     if isinstance(event, queue.DispatchClaimed) and event.slot is not None:
-        return evolve(state, ring=behind(event.slot))
+        return evolve(state, rows=rows, ring=behind(event.slot))
     if not isinstance(event, queue.DispatchCompleted | queue.DispatchFailed | queue.DispatchCancelled):
-        return state
+        return evolve(state, rows=rows)
     assert before is not None
-    ended = queue.ended(before, event)
-    if not ended.attempts or not ended.turns:
-        state = evolve(state, withdrawn=(*state.withdrawn, ended.turn))
-    elif _told_by_its_turn(state, ended):
-        return state
-    return evolve(state, ended_rows={**state.ended_rows, ended.dispatch: ended})
+    if _told_by_its_turn(state, before):
+        return evolve(state, rows=rows)
+    ended_rows = {**state.ended_rows, before.dispatch: queue.ended(before, event)}
+    withdrawn = state.withdrawn if before.attempts and before.turns else (*state.withdrawn, before.turn)
+    return evolve(state, rows=rows, ended_rows=ended_rows, withdrawn=withdrawn)
 
 
 def _told_by_its_turn(state: Session, row: queue.Row) -> bool:
@@ -489,6 +485,11 @@ _PHASES: Final[Mapping[Outcome, queue.RowPhase]] = {
     Outcome.FAILED: queue.RowPhase.FAILED,
     Outcome.TIMED_OUT: queue.RowPhase.FAILED,
 }
+
+
+def latest_of(state: Session) -> str:
+    """The greatest instant that its rows keep: claims are judged by it where the clock is behind. "" for none."""
+    return max((row.updated_at for rows in (state.rows, state.ended_rows) for row in rows.values()), default="")
 
 
 def known_end_of(state: Session, dispatch: DispatchId) -> queue.Row | None:

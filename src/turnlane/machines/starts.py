@@ -32,6 +32,7 @@ from .session_state import (
     StartAnswer,
     StartTurn,
     known_end,
+    latest_of,
 )
 from .turn import Outcome, Stamp, Turn
 from .within import is_open, steer
@@ -83,8 +84,9 @@ def mode_conflict(state: Session) -> Rejected:
 
 def _held_elsewhere(state: Session, now: Stamp) -> queue.Row | None:
     """A row that a worker holds under a live claim, which the runtime may neither run nor interrupt."""
+    wall = moment(latest_of(state), now.wall)
     held = (row for row in state.rows.values() if row.claim is not None and row.claim.leased_until)
-    return next((row for row in held if not queue.lapsed(row, moment(state.latest, now.wall))), None)
+    return next((row for row in held if not queue.lapsed(row, wall)), None)
 
 
 def cancelled_before(state: Session, command: StartTurn | EnqueueDispatch, now: Stamp) -> Rejected | None:

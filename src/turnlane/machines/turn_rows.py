@@ -38,7 +38,17 @@ from .queue_state import (
     RowAnswer,
     StartDispatch,
 )
-from .session_state import EMPTY, Answer, Mode, ModeAnswer, Session, SessionModeChosen, known_end_of, no_session
+from .session_state import (
+    EMPTY,
+    Answer,
+    Mode,
+    ModeAnswer,
+    Session,
+    SessionModeChosen,
+    known_end_of,
+    latest_of,
+    no_session,
+)
 from .starts import at_the_door, cancelled_before, decision, mode_conflict, opened
 from .turn import Stamp, Turn
 
@@ -80,7 +90,7 @@ def rows_of(state: Session) -> Queue:
     turn = state.turn
     soft = None if turn is None else turn.cancelling
     cancelling = EMPTY if turn is None or soft is None else {turn.dispatch: (soft.reason.value, soft.origin)}
-    return Queue("turn", state.rows, state.ring, state.latest, state.ended_rows, cancelling=cancelling)
+    return Queue("turn", state.rows, state.ring, latest_of(state), state.ended_rows, cancelling=cancelling)
 
 
 def decide_row(state: Session, command: Any, now: Stamp, limits: Limits) -> Answer:
@@ -167,7 +177,7 @@ def _started(state: Session, command: StartDispatch, decided: Step, now: Stamp, 
         return _in_flight(state.turn, limits)
     refusal = command.gate if command.gate is not None else command.plan
     assert refusal is not None, "a turn is started with its plan"
-    wall = moment(state.latest, now.wall)
+    wall = moment(latest_of(state), now.wall)
     at = wall_text(wall)
     if isinstance(refusal, Plan):
         events, effects = opened(decided.events, row, row.turn, refusal, now, command.here)
