@@ -9,11 +9,12 @@ scanned and checked in `daemon/`, never here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any, Final
 
 import cattrs
 import msgspec
-from attrs import evolve, frozen
+from attrs import evolve, fields, frozen
 
 from .core.ids import Epoch, Seq
 from .core.instants import Instant, WallInstant
@@ -140,11 +141,31 @@ _headers: Final = {
     for cls, tag in TAGS.items()
 }
 _flushing: Final = evolve(_headers[turn.TurnAborted], order=Order.FLUSHES)
+_lean: Final = {
+    cls: (
+        tuple(names),
+        attrgetter(*names),
+        tuple((field.name, field.default) for field in fields(cls) if field.metadata == dispatch.LEAN),
+    )
+    for cls in TAGS
+    if len(names := [field.name for field in fields(cls)]) > 1
+    if any(field.metadata == dispatch.LEAN for field in fields(cls))
+}
+"""Classes with members that are left out at their default: all names, their reader, and those members."""
 _decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {
     tag: msgspec.json.Decoder(cls).decode for tag, cls in CLASSES.items()
 }
 _state_decoder: Final = msgspec.json.Decoder(Session)
 _queue_decoder: Final = msgspec.json.Decoder(queue_state.Queue)
+
+
+def _leaned(event: Any) -> dict[str, Any]:
+    names, read, lean = _lean[type(event)]
+    told = dict(zip(names, read(event), strict=True))
+    for name, default in lean:
+        if told[name] == default:
+            del told[name]
+    return told
 
 
 class Codec:
@@ -155,7 +176,8 @@ class Codec:
         cls = type(event)
         head = _flushing if cls is turn.TurnAborted and event.flushed else _headers[cls]
         of_turn = event.turn if head.of_a_turn else None
-        return Kept(seq, epoch, mono, wall, head.tag, head.lane, head.order, of_turn, SCHEMA_VERSION, _encode(event))
+        payload = _encode(_leaned(event) if cls in _lean else event)
+        return Kept(seq, epoch, mono, wall, head.tag, head.lane, head.order, of_turn, SCHEMA_VERSION, payload)
 
     def decode(self, kept: Kept) -> Any:
         """The event of a kept record. Raises ValueError where the payload does not fit its class."""

@@ -17,6 +17,7 @@ from machine_world import (
     after,
     ask,
     judge_log,
+    kept_of,
     open_session,
     plan_of,
     pumped,
@@ -479,6 +480,35 @@ def test_the_runtimes_own_row_is_cancelled_by_right_only() -> None:
         assert refused.reason is reason
     step, world = advance(running(), q.CancelDispatch(D0, any_claim=True))
     assert isinstance(step.effects[0], turns.StopTurn) and world.state.turn is None
+
+
+def test_a_row_of_the_runtime_carries_nothing_of_workers() -> None:
+    """What only claims need is left out of its records, and comes back as its default."""
+    world = after(running(), turns.CommitTurn(T0))
+    members = {
+        kept.type: set(CODEC.data(kept))
+        for kept in (
+            kept_of(entry.event, entry.seq) for entry in world.log if isinstance(entry.event, rows.DispatchEvent)
+        )
+    }
+    queued = {"dispatch", "kind", "turn", "key", "input", "priority", "attempts_max", "on_lost", "overlap"}
+    assert members == {
+        "dispatch.queued": queued | {"deadline_ms", "on_detach", "at"},
+        "dispatch.claimed": {"dispatch", "owner", "generation", "attempts", "turn", "at"},
+        "dispatch.started": {"dispatch", "at"},
+        "dispatch.completed": {"dispatch", "at"},
+    }
+
+
+def test_a_clock_that_steps_back_revives_no_claim_of_a_session() -> None:
+    """The greatest instant that its rows keep decides, also that of a row which has ended meanwhile."""
+    world = after(after(CLAIMED, put(1)).later(LEASE_MS), q.CancelDispatch(D1))
+    back = evolve(world, wall=CLAIMED.wall)
+    step, taken = advance(back, take("b", "w2"))
+    assert step.answer.claim.dispatch == "d0" and row(taken).updated_at == wall_text(world.wall)
+    for policy in (Policy.REJECT, Policy.INTERRUPT):
+        step, _ = advance(runtime_again(back), start(5, policy))
+        assert isinstance(step, Step), "no live claim is in the way"
 
 
 # both modes after one another

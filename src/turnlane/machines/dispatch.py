@@ -37,8 +37,13 @@ class RowPhase(Enum):
 NO_TURN: Final = TurnId("")
 """The turn of a delivery."""
 
+LEAN: Final = {"lean": True}
+"""Marks a member of an event that is left out of its record while it has its default."""
+_AT: Any = field(default="", eq=False, metadata=LEAN)
+
 # events
 # `at` is the wall instant of the decision as text: ages and leases are judged by the greatest that a stream keeps.
+# What only workers need is left out of the record where it has nothing to say: most rows are the runtime's own.
 
 
 @define(slots=True)
@@ -54,10 +59,10 @@ class DispatchQueued:
     overlap: str
     deadline_ms: int | None = None
     on_detach: str | None = None
-    target: str | None = None
-    metadata: Any = None
-    redrive_of: DispatchId | None = None
-    at: str = field(default="", eq=False)
+    target: str | None = field(default=None, metadata=LEAN)
+    metadata: Any = field(default=None, metadata=LEAN)
+    redrive_of: DispatchId | None = field(default=None, metadata=LEAN)
+    at: str = _AT
 
 
 @define(slots=True)
@@ -69,31 +74,31 @@ class DispatchClaimed:
     generation: Generation
     attempts: int
     turn: TurnId | None
-    token_sha256: str = ""
-    leased_until: str | None = None
-    slot: int | None = None
+    token_sha256: str = field(default="", metadata=LEAN)
+    leased_until: str | None = field(default=None, metadata=LEAN)
+    slot: int | None = field(default=None, metadata=LEAN)
     """The slot of the ring that was served; null where no place was taken."""
-    key: str | None = None
+    key: str | None = field(default=None, metadata=LEAN)
     """The key of the claim, for a repetition whose first answer was lost."""
-    at: str = field(default="", eq=False)
+    at: str = _AT
 
 
 @define(slots=True)
 class DispatchRenewed:
     dispatch: DispatchId
     leased_until: str
-    at: str = field(default="", eq=False)
+    at: str = _AT
 
 
 @define(slots=True)
 class DispatchStarted:
     dispatch: DispatchId
-    leased_until: str | None = None
-    executor_turn_id: str | None = None
-    channel: str | None = None
-    elsewhere: bool = False
+    leased_until: str | None = field(default=None, metadata=LEAN)
+    executor_turn_id: str | None = field(default=None, metadata=LEAN)
+    channel: str | None = field(default=None, metadata=LEAN)
+    elsewhere: bool = field(default=False, metadata=LEAN)
     """The claimer executes; the runtime keeps the books."""
-    at: str = field(default="", eq=False)
+    at: str = _AT
 
 
 @define(slots=True)
@@ -102,7 +107,7 @@ class DispatchRequeued:
     why: str
     not_before: str | None
     attempts: int
-    at: str = field(default="", eq=False)
+    at: str = _AT
 
 
 @define(slots=True)
@@ -110,7 +115,7 @@ class DispatchDeferred:
     dispatch: DispatchId
     reason: str
     not_before: str | None
-    at: str = field(default="", eq=False)
+    at: str = _AT
 
 
 @define(slots=True)
@@ -119,13 +124,13 @@ class DispatchMerged:
     key: str
     parts: Any
     removed: bool = False
-    at: str = field(default="", eq=False)
+    at: str = _AT
 
 
 @define(slots=True)
 class DispatchCompleted:
     dispatch: DispatchId
-    at: str = field(default="", eq=False)
+    at: str = _AT
 
 
 @define(slots=True)
@@ -134,7 +139,7 @@ class DispatchFailed:
     reason: str
     failure_code: str
     dead_letter: bool = False
-    at: str = field(default="", eq=False)
+    at: str = _AT
 
 
 @define(slots=True)
@@ -142,7 +147,7 @@ class DispatchCancelled:
     dispatch: DispatchId
     reason: str
     origin: str
-    at: str = field(default="", eq=False)
+    at: str = _AT
 
 
 @define(slots=True)
@@ -153,7 +158,7 @@ class DispatchRemoved:
     completed: int
     failed: int
     cancelled: int
-    at: str = field(default="", eq=False)
+    at: str = _AT
 
 
 DispatchEvent = (
@@ -168,6 +173,8 @@ DispatchEvent = (
     | DispatchFailed
     | DispatchCancelled
 )
+
+ENDS: Final = (DispatchCompleted, DispatchFailed, DispatchCancelled)
 
 # state
 

@@ -121,8 +121,8 @@ def _asked(state: Session | Queue, rows: Queue, dispatch: DispatchId | None, tur
         known = rows.rows.get(dispatch) or rows.ended.get(dispatch)
         return known or (known_end_of(state, dispatch) if isinstance(state, Session) else None)
     if turn is not None:
-        known = (*rows.rows.values(), *rows.ended.values())
-        return next((row for row in known if turn in (row.turn, *row.turns)), None)
+        everyone = (*rows.rows.values(), *rows.ended.values())
+        return next((row for row in everyone if turn in (row.turn, *row.turns)), None)
     by_phase = {row.phase: row for row in reversed([*rows.rows.values()])}
     return by_phase.get(RowPhase.STARTED) or by_phase.get(RowPhase.CLAIMED) or by_phase.get(RowPhase.QUEUED)
 

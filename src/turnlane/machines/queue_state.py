@@ -317,7 +317,7 @@ def evolve_queue(state: Queue, event: Any, seq: Seq) -> Queue:
     changes: dict[str, Any] = {"rows": rows, "latest": max(state.latest, event.at)}
     if isinstance(event, queue.DispatchClaimed) and event.slot is not None:
         changes["ring"] = behind(event.slot)
-    if isinstance(event, queue.DispatchCompleted | queue.DispatchFailed | queue.DispatchCancelled):
+    if isinstance(event, queue.ENDS):
         assert before is not None
         changes["ended"] = {**state.ended, event.dispatch: queue.ended(before, event)}
         name = ENDS[type(event)].value

@@ -18,7 +18,7 @@ from . import effects_ledger, requests
 from . import turn as turns
 from .claims import LAPSE
 from .ends import cancel, cancelled_rows, end_turn, terminal_batch
-from .queue_state import RowCommand, Sweep
+from .queue_state import Sweep
 from .session_state import Answer as Answer
 from .session_state import CancelDescendants as CancelDescendants
 from .session_state import ChooseMode as ChooseMode
@@ -59,7 +59,7 @@ from .session_state import open_requests as open_requests
 from .session_state import recovered_effects as recovered_effects
 from .starts import cancelled_before, open_queued, start
 from .turn import EndTurn, Stamp
-from .turn_rows import StartClaimed, choose_mode, decide_row
+from .turn_rows import ROW_COMMANDS, choose_mode, decide_row
 from .within import (
     answer_request,
     expire_request,
@@ -94,7 +94,7 @@ def decide(state: Session, command: Any, now: Stamp, limits: Limits) -> Answer:
             return answer_request(state, command, now)
         case effects_ledger.SettleEffect() if open_effect(state, command) is None:
             return settle_late(state, command, now)
-        case _ if isinstance(command, StartClaimed | RowCommand):
+        case _ if type(command) in ROW_COMMANDS:
             return decide_row(state, command, now, limits)
         case StartTurn() if (refusal := cancelled_before(state, command, now)) is not None:
             return refusal

@@ -350,7 +350,7 @@ def _dispatch(state: Session, event: queue.DispatchEvent, seq: Seq) -> Session:
     before, rows = state.rows.get(event.dispatch), queue.evolved(state.rows, event, seq) or EMPTY
     if isinstance(event, queue.DispatchClaimed) and event.slot is not None:
         return evolve(state, rows=rows, ring=behind(event.slot))
-    if not isinstance(event, queue.DispatchCompleted | queue.DispatchFailed | queue.DispatchCancelled):
+    if not isinstance(event, queue.ENDS):
         return evolve(state, rows=rows)
     assert before is not None
     if _told_by_its_turn(state, before):

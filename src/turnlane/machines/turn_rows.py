@@ -8,7 +8,7 @@ disagree, and a worker that was lost leaves no turn behind. Source: docs/dispatc
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from attrs import frozen
 
@@ -36,6 +36,7 @@ from .queue_state import (
     ReleaseDispatch,
     RenewClaim,
     RowAnswer,
+    RowCommand,
     StartDispatch,
 )
 from .session_state import (
@@ -73,6 +74,9 @@ HOLDERS: Final = (
     ClaimDispatch | RenewClaim | StartDispatch | CompleteDispatch | FailDispatch | ReleaseDispatch | StartClaimed
 )
 """What only the host program does, and its workers: refused while the runtime drives the queue."""
+
+
+ROW_COMMANDS: Final = frozenset({StartClaimed, *get_args(RowCommand)})
 
 
 def choose_mode(state: Session, mode: Mode) -> Answer:
