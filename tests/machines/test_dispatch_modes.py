@@ -280,6 +280,8 @@ def test_a_completed_row_may_skip_its_start() -> None:
     """Where no turn was opened there is none to end, and its id never opens."""
     _, world = advance(CLAIMED, q.CompleteDispatch(D0, NOW))
     assert names(world) == ["DispatchCompleted"] and not world.events(turns.TurnOpened)
+    step, _ = advance(world, turns.CancelTurn(T0, turn_is_ours=True))
+    assert step.answer.state == "cancelled" and step.answer.fence_seq is None
 
 
 # lost work
@@ -427,6 +429,7 @@ def test_a_row_that_comes_passes_the_door_of_a_start() -> None:
         (after(HOST, turns.CancelTurn(TurnId("t1"))), put(1), Reason.CANCELLED_BEFORE_START),
         (full, put(1), Reason.OVERLOADED),
         (HOST, put(1, key=None), Reason.INVALID_PARAMS),
+        (HOST, put(1, turn=TurnId("")), Reason.INVALID_PARAMS),
         (HOST, q.MarkDelivery(D0, RowPhase.STARTED), Reason.ILLEGAL_IN_PHASE),
     ):
         refused, later = advance(world, command)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machine_world import CODEC, EPOCH, WALL, kept_of
 
-from turnlane.core.ids import DispatchId
+from turnlane.core.ids import DispatchId, TurnId
 from turnlane.core.instants import Instant, WallInstant, wall_after_ms, wall_text
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.reasons import Reason, Rejected
@@ -655,6 +655,7 @@ def test_an_unreachable_target_is_not_handed_out() -> None:
         ("attempts_max", put(attempts_max=DEFAULT_LIMITS.dispatch_attempts_max + 1)),
         ("target", put(target="x" * (DEFAULT_LIMITS.target_chars_max + 1))),
         ("key", put(key="")),
+        ("turn", put(turn=TurnId("t0"))),
         ("key", put(key="\n")),
         ("owner", take(owner="")),
         ("action", q.RecoverDispatch(D0, "forget")),

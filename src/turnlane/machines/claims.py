@@ -113,6 +113,7 @@ def _values(state: Queue, command: EnqueueDispatch, limits: Limits) -> Rejected 
             attempts is None or 1 <= attempts <= limits.dispatch_attempts_max,
             f"1 to {limits.dispatch_attempts_max}",
         ),
+        ("turn", bool(command.turn) is (state.kind == "turn"), "the id of a turn, for the row of one"),
         ("target", len(target) <= limits.target_chars_max, f"at most {limits.target_chars_max} characters"),
         (
             "key",
@@ -168,6 +169,7 @@ def _redrive(state: Queue, command: RedriveDispatch, wall: WallInstant, limits: 
 
 
 def _claim(state: Queue, command: ClaimDispatch, wall: WallInstant, limits: Limits) -> Step | Rejected:
+    assert state.kind == "delivery" or command.turn, "the claim of a turn brings a fresh id"
     lease_ms = effective_lease_ms(command.lease_ms, limits)
     if lease_ms is None:
         return invalid("lease_ms", "a finite number of ms")
