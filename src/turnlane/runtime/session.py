@@ -390,7 +390,7 @@ class SessionActor:
         state = self.state
         if state.turn is not None or not state.rows or self.runtime.draining or not self.runtime.serving:
             return False
-        row = queue.next_row(state.rows, self.runtime.ports.clock.wall())
+        row = queue.next_row(state.rows, self.runtime.ports.clock.wall(), state.ring)
         if row is None:
             if (at := queue.next_due(state.rows)) is not None:
                 self.runtime.timers.arm(self.stream, "due", lambda _: self.ring(), at_wall=at)
