@@ -19,7 +19,20 @@ from attrs import evolve, fields, frozen
 from .core.ids import Epoch, Seq
 from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
-from .machines import dispatch, effects_ledger, queue_state, requests, reservation, run, session, turn, worker
+from .machines import (
+    authority,
+    contract_marks,
+    contract_rooms,
+    dispatch,
+    effects_ledger,
+    queue_state,
+    requests,
+    reservation,
+    run,
+    session,
+    turn,
+    worker,
+)
 from .machines.session import Session
 
 SCHEMA_VERSION: Final = 1
@@ -83,6 +96,15 @@ TAGS: Final[Mapping[type, str]] = {
     worker.WorkerStalled: "worker.stalled",
     worker.WorkerRecovered: "worker.recovered",
     dispatch.DispatchRemoved: "dispatch.removed",
+    authority.AuthorityGranted: "authority.granted",
+    authority.AuthorityRenewed: "authority.renewed",
+    authority.AuthorityDrainOrdered: "authority.drain_ordered",
+    authority.AuthorityReleased: "authority.released",
+    authority.AuthorityLost: "authority.lost",
+    contract_marks.ReplayRequested: "replay.requested",
+    contract_marks.ReplayApplied: "replay.applied",
+    contract_marks.SnapshotCaptured: "snapshot.captured",
+    contract_marks.ContractCompacted: "contract.compacted",
 }
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}
@@ -124,6 +146,8 @@ _ANSWERS: Final[Mapping[str, type]] = {
         reservation.Reserved,
         run.RunAppended,
         worker.WorkerAnswer,
+        contract_rooms.At,
+        contract_marks.Applied,
     )
 }
 

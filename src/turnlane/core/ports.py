@@ -6,6 +6,7 @@ Each port has a contract check in `turnlane.testing` that every implementation p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
@@ -131,13 +132,34 @@ class Projections(Protocol):
         ...
 
 
+class LeasePhase(Enum):
+    FREE = "free"
+    """No holder; the epoch is remembered for ever."""
+    HELD = "held"
+    """Granted; may be stale by time, which is derived and never stored (`machines/authority.py:stale`)."""
+    LOST = "lost"
+    """Taken away: the old owner is still named and can do nothing."""
+
+
 @frozen
 class Lease:
+    """The timed right to write the streams of a scope. Instants are wall instants of the lease store."""
+
     scope: str
-    owner: str
-    lease_id: str
-    epoch: Epoch
-    granted_at: WallInstant
+    owner: str = ""
+    lease_id: str = ""
+    epoch: Epoch = 0
+    """The fencing number: one more with each grant, 0 before the first."""
+    granted_at: WallInstant = WallInstant(0)
+    leased_until: WallInstant = WallInstant(0)
+    phase: LeasePhase = LeasePhase.FREE
+    lost_reason: str | None = None
+    draining: str | None = None
+    """Why the holder was told to end by `leased_until`; its renewals are refused."""
+    seen_at: WallInstant = WallInstant(0)
+    """The greatest instant that the lease store has seen: a clock that steps back revives nothing."""
+    as_given: str | None = None
+    """`leased_until` as it was written, where a text came with the command (docs/contract.md)."""
 
 
 class LeaseStore(Protocol):
