@@ -27,6 +27,7 @@ from .journal.opening import beside, is_empty, make_directories, named_failures
 from .journal.store import LmdbStore
 from .machines.admission import Quotas
 from .machines.plan import Bundle, Profile
+from .machines.session_state import Mode
 from .runtime.agent import Agent
 from .runtime.runtime import Runtime
 
@@ -159,6 +160,9 @@ async def open_runtime(
     `host_drain_ms_max`, then cancels; an exception in the body cancels at once. `clock`, `ids`, `store`, `leases`, the
     hops and `observer` replace the ports (a simulator does); `store` goes without `state`.
 
+    `dispatch_mode` says who claims the turns of sessions: "runtime" (the default where there is an agent) or "host",
+    where programs claim them (`session.dispatches`) and no agent is needed; docs/dispatch.md (Modes).
+
     With a `write_mode` that does not write the state directory must be there and stays as it is: sessions can be read
     and attached to, everything else is Refused `write_path_frozen` (docs/cutover.md).
 
@@ -176,7 +180,7 @@ async def open_runtime(
         assert state is not None
         lmdb_store = await trio.to_thread.run_sync(_open_journal, Path(state), limits, write_mode)
         opened, held = lmdb_store, leases or LmdbLeases(lmdb_store)
-    chosen = {name: Profile(name, name) for name in named} if profiles is None else dict(profiles)
+    chosen = {name: Profile(name, name) for name in named or ("default",)} if profiles is None else dict(profiles)
     ports = Ports(
         opened,
         held,
@@ -190,7 +194,8 @@ async def open_runtime(
         observer or Silent(),
         limits,
     )
-    runtime = Runtime(ports, named, ports.ids.new("runtime"), quotas or {}, write_mode)
+    mode = Mode(dispatch_mode or "runtime")
+    runtime = Runtime(ports, named, ports.ids.new("runtime"), quotas or {}, write_mode, mode)
     try:
         async with runtime.live():
             yield runtime
@@ -235,10 +240,10 @@ def _checked_agents(
     named = dict(agents or {})
     if agent is not None:
         named = {"default": agent, **named}
-    if dispatch_mode not in (None, "runtime"):
-        raise Refused(Reason.DISPATCH_MODE_REQUIRED, "the one mode that is built is runtime: give an agent")
-    if not named:
-        message = "nobody would run a turn: give agent= or agents= (mode runtime)"
+    if dispatch_mode not in (None, *(mode.value for mode in Mode)):
+        raise Refused(Reason.DISPATCH_MODE_REQUIRED, f"dispatch_mode is runtime or host, not {dispatch_mode!r}")
+    if not named and dispatch_mode != "host":
+        message = "nobody would run a turn: give agent= or agents= (mode runtime), or say dispatch_mode='host'"
         raise Refused(Reason.DISPATCH_MODE_REQUIRED, message)
     for name, function in named.items():
         call = function if inspect.isfunction(function) or inspect.ismethod(function) else type(function).__call__

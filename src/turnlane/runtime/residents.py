@@ -14,12 +14,12 @@ import trio
 from attrs import define, field
 
 from ..core import marks
+from ..core.evolving import evolve
 from ..core.ids import SessionId, session_stream, split_stream
 from ..core.observations import ActorFell
 from ..core.ports import StoreError
 from ..core.reasons import Reason, Refused
 from ..core.step import DUE_NOW, StoredKey
-from ..machines import dispatch as queue
 from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.session import Session as SessionState
@@ -127,8 +127,12 @@ class Residents:
     def _fold(self, stream: str) -> tuple[SessionState, int, int]:
         """Snapshot, then control events; and the seq of the snapshot."""
         tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
-        new, ports = SessionState(SessionId(name), tenant), self.runtime.ports
-        return fold_stream(ports.store, ports.encoder, SESSION, stream, new, self.runtime.limits)
+        mode, ports = self.runtime.dispatch_mode, self.runtime.ports
+        new = SessionState(SessionId(name), tenant, default_mode=mode)
+        state, head, snapshot_seq = fold_stream(ports.store, ports.encoder, SESSION, stream, new, self.runtime.limits)
+        if state.default_mode is not mode:  # a snapshot of a runtime of another mode
+            state = evolve(state, default_mode=mode)
+        return state, head, snapshot_seq
 
     def _build(self, stream: str, state: SessionState, head: int) -> SessionActor:
         actor = SessionActor(self.runtime, stream)
@@ -260,7 +264,7 @@ class Residents:
         if (
             self.runtime.writes
             and self.runtime.writer.broken is None
-            and (due := queue.next_due(actor.state.rows)) is not None
+            and (due := rules.wakes_at(actor.state)) is not None
         ):
             self.runtime.timers.arm(stream, "due", lambda _: self.wake_soon(stream), at_wall=due)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import trio
@@ -31,10 +32,12 @@ from ..machines import session as rules
 from ..machines.overlap import Policy
 from ..machines.session import Session as SessionState
 from ..machines.session import SessionPhase
+from ..machines.session_state import Mode
 from . import attaching, statuses
 from .agent import Agent
 from .attachment import Attachment
 from .counts import Counts
+from .dispatch import DISPATCH, Dispatches, QueuePlace, withdraw
 from .handles import Session, event_of
 from .history import read_history
 from .pool import Permits, Window
@@ -62,6 +65,8 @@ class Runtime:
     quotas: Mapping[str, admission.Quotas] = field(factory=dict)
     write_mode: WriteMode = WriteMode.AUTHORITATIVE
     """Where it does not write: no lease, no epoch, no recovery, no actor's task; sessions are folded to be read."""
+    dispatch_mode: Mode = Mode.RUNTIME
+    """Who claims the rows of a session that has not chosen."""
     epoch: int = 0
     phase: str = "opening"
     counts: Counts = field(factory=Counts)
@@ -92,8 +97,8 @@ class Runtime:
         limits = self.ports.limits
         self.store_status = self.ports.store.status()
         self.residents = Residents(self)
-        self.streams = Streams(self, kinds={WORKER.name: WORKER})
-        self.runs, self.workers = Runs(self), Workers(self)
+        self.streams = Streams(self, kinds={kind.name: kind for kind in (WORKER, DISPATCH)})
+        self.runs, self.workers = Runs(self), Workers(self, partial(withdraw, self))
         self.window = Window(limits)
         self.permits = Permits(limits.turns_active_max)
         self.timers = Timers(self.ports.clock, limits)
@@ -208,6 +213,7 @@ class Runtime:
         metadata: Any = None,
         tenant: str = DEFAULT_TENANT,
         key: str | None = None,
+        dispatch_mode: str | None = None,
     ) -> Session:
         """Open a session, or take up the one that is there (not an error). See `opened` for the bare answer."""
         return (
@@ -219,6 +225,7 @@ class Runtime:
                 metadata=metadata,
                 tenant=tenant,
                 key=key,
+                dispatch_mode=dispatch_mode,
             )
         )[0]
 
@@ -233,6 +240,7 @@ class Runtime:
         metadata: Any = None,
         tenant: str = DEFAULT_TENANT,
         key: str | None = None,
+        dispatch_mode: str | None = None,
         may_create: Callable[[], Rejected | None] = lambda: None,
     ) -> tuple[Session, rules.OpenAnswer, bool]:
         """The session, the answer (`created`), and whether the key had been used before.
@@ -245,27 +253,33 @@ class Runtime:
                 message = f"{name} must be 1 to 128 printable characters"
                 raise Refused(Reason.INVALID_PARAMS, message, data={"path": f"params.{name}"})
         if metadata is not None:
-            self._check_size(metadata, self.limits.dispatch_metadata_bytes_max, "metadata")
-        chosen = profile or next(iter(self.agents))
+            self.check_size(metadata, self.limits.dispatch_metadata_bytes_max, "metadata")
+        chosen = profile or next(iter(self.agents), "default")
         bundle = self.ports.plans.bundle(chosen)
         if isinstance(bundle, Rejected):
             raise Refused.of(bundle)
         policy = Policy(overlap or bundle.profile.overlap)
+        mode = None if dispatch_mode is None else Mode(dispatch_mode)
         name = await self._name_of(session_id, external, Tenant(tenant), may_create)
         stream = session_stream(Tenant(tenant), name)
         actor = await self.residents.awake(stream)
         if actor.state.phase is SessionPhase.ABSENT:
             _or_raise(may_create())
             self._admit_session(Tenant(tenant))
-        command = rules.CreateSession(name, Tenant(tenant), chosen, policy, metadata, external)
+        command = rules.CreateSession(name, Tenant(tenant), chosen, policy, metadata, external, mode=mode)
         handle = Session(self, actor)
         content = ["open", session_id, external, profile, overlap, metadata]
+        content += [] if dispatch_mode is None else [dispatch_mode]
         try:
             answered = await handle.ask(command, key, content)
         finally:
             if actor.state.phase is SessionPhase.ABSENT and passable(actor):
                 self.actors.pop(stream, None)
         return handle, answered.value, answered.duplicate
+
+    def queue(self, name: str = "main", tenant: str = DEFAULT_TENANT) -> Dispatches:
+        """The deliveries of a queue. It exists with its first dispatch."""
+        return Dispatches(self, QueuePlace(self, Tenant(tenant), name))
 
     @marks.on_cancel("resumable")
     async def session(self, session_id: str, tenant: str = DEFAULT_TENANT) -> Session:
@@ -405,9 +419,9 @@ class Runtime:
         if not isinstance(given, dict | list | str) or not given:
             message = "the input must be a non-empty object, list of parts or text"
             raise Refused(Reason.INVALID_PARAMS, message, data={"path": "params.input"})
-        self._check_size(given, self.limits.dispatch_input_bytes_max, "input")
+        self.check_size(given, self.limits.dispatch_input_bytes_max, "input")
 
-    def _check_size(self, value: Any, bytes_max: int, name: str) -> None:
+    def check_size(self, value: Any, bytes_max: int, name: str) -> None:
         try:
             size = len(canonical_json(value))
         except (TypeError, ValueError) as error:
