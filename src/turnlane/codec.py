@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 from .core.ids import Epoch, Seq
 from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
-from .machines import dispatch, effects_ledger, requests, session, turn
+from .machines import authority, dispatch, effects_ledger, requests, session, turn
 from .machines.session import Session
 
 SCHEMA_VERSION: Final = 1
@@ -63,6 +63,11 @@ TAGS: Final[Mapping[type, str]] = {
     dispatch.DispatchCompleted: "dispatch.completed",
     dispatch.DispatchFailed: "dispatch.failed",
     dispatch.DispatchCancelled: "dispatch.cancelled",
+    authority.AuthorityGranted: "authority.granted",
+    authority.AuthorityRenewed: "authority.renewed",
+    authority.AuthorityDrainOrdered: "authority.drain_ordered",
+    authority.AuthorityReleased: "authority.released",
+    authority.AuthorityLost: "authority.lost",
 }
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}

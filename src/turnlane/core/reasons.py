@@ -103,6 +103,12 @@ class Reason(Enum):
     AUTHORITY_EPOCH_MISMATCH = "authority_epoch_mismatch", _R, False, REFUSED_NUMBER, 409
     STALE_EPOCH_REJECT = "stale_epoch_reject", _R, False, CONFLICT_NUMBER, 409
     DEAUTHORIZED_DRAIN = "deauthorized_drain", _R, False, REFUSED_NUMBER, 409
+    # authority
+    LEASE_HELD = "lease_held", _R, True, CONFLICT_NUMBER, 409
+    LEASE_OWNER_MISMATCH = "lease_owner_mismatch", _R, False, CONFLICT_NUMBER, 409
+    LEASE_EXPIRED = "lease_expired", _R, False, CONFLICT_NUMBER, 409
+    LEASE_LOST = "lease_lost", _R, False, CONFLICT_NUMBER, 409
+    LEASE_NOT_HELD = "lease_not_held", _R, False, CONFLICT_NUMBER, 409
     # requests and effects
     ALREADY_ANSWERED = "already_answered", _R, False, CONFLICT_NUMBER, 409
     REQUEST_CLOSED = "request_closed", _R, False, CONFLICT_NUMBER, 409

@@ -75,12 +75,20 @@ class MetaPage:
 
 
 class Holder:
-    """The right to write a state directory: a lock on a file that names the pid, given back by the system at death."""
+    """The right to write a state directory: a lock on a file that names the pid, given back by the system at death.
 
-    def __init__(self, directory: Path) -> None:
-        self._fd = os.open(directory / HOLDER_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    `replacing`: a file of our own in the place of one that a process which stands still has locked.
+    """
+
+    def __init__(self, directory: Path, *, replacing: bool = False) -> None:
+        place = directory / HOLDER_FILE
+        name = directory / f"{HOLDER_FILE}.{os.getpid()}" if replacing else place
+        self._fd = -1
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while self._fd < 0 or not _is_file(self._fd, name):  # replaced between the two calls
+                self.release()
+                self._fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(self._fd)
@@ -94,12 +102,24 @@ class Holder:
             ) from None
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        if replacing:
+            os.rename(name, place)
 
     def release(self) -> None:
         """Close our descriptor. In a forked child this leaves the parent's lock as it is."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _is_file(fd: int, place: Path) -> bool:
+    """Whether a descriptor is that of the file that lies there now."""
+    ours = os.fstat(fd)
+    try:
+        there = os.stat(place)
+    except FileNotFoundError:
+        return False
+    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
 
 def held_by(directory: Path) -> str | None:

@@ -314,8 +314,6 @@ class Session:
                     Reason.CANCELLED_BEFORE_START, "the start was taken back before it became a turn, or never was"
                 )
             await waiting.wait()
-            if (lost := actor.owner.lost) is not None and lost.reason is Reason.DEAUTHORIZED_DRAIN:
-                raise Refused(lost.reason, lost.message)  # somebody else's session now: ask there
 
     @marks.on_cancel("resumable")
     async def read(self, after: Seq = 0, limit: int = 1_000) -> Page:

@@ -106,6 +106,8 @@ class StreamOwner:
         if keyed is not None and (known := await self._known(keyed.key)) is not None:
             marks.sometimes(True, "owner.key_repeated")
             return self._repeat(known, keyed)
+        if self.lost is None and (silent := self.writer.silent()) is not None:
+            self._lose(silent)
         if self.lost is not None:
             raise self.lost
         step = decide(self.state, command, self._stamped(), self.limits)
@@ -151,6 +153,10 @@ class StreamOwner:
                 self.perform(effect)
             return step.answer
         return self._refused(outcome, keyed)
+
+    def lose(self, error: StoreError) -> None:
+        """Nothing is written here any more: the authority is gone, or the disk."""
+        self._lose(error)
 
     def record(self, event: Any) -> Seq:
         """Accept one kept output (the fence has let it pass in this same breath). Returns its seq; never waits.

@@ -121,6 +121,7 @@ def runtime_status(runtime: Runtime) -> RuntimeStatus:
         tuple(_brief(runtime.actors[stream]) for stream in listed),
         len(runtime.actors) > len(listed),
         tuple(asdict(lane) | {"owner": stream} for stream in listed for lane in runtime.actors[stream].lanes()),
+        (runtime.authority.status(),),
     )
 
 

@@ -48,7 +48,7 @@ class SimStore(MemoryStore):
         """The same data through another handle, which is closed without closing this one."""
         fresh = SimStore()
         fresh._streams, fresh._log, fresh._checkpoints = self._streams, self._log, self._checkpoints
-        fresh._lock, fresh.rotten = self._lock, self.rotten
+        fresh._lock, fresh._fence, fresh.rotten = self._lock, self._fence, self.rotten
         return fresh
 
     def read(self, stream: str, after: Seq, limit: int, lane: Lane | None = None) -> Page:
