@@ -193,7 +193,7 @@ def test_a_file_that_is_replaced_while_open_stops_the_store(place: Path, tmp_pat
 
 def test_a_newer_format_is_refused_with_both_versions(place: Path) -> None:
     put_meta(place, layout.META_FORMAT, (9).to_bytes(4, "big"))
-    assert "format 9" in str(refused(place, Reason.FORMAT_TOO_NEW)) and "up to 1" in str(
+    assert "format 9" in str(refused(place, Reason.FORMAT_TOO_NEW)) and "up to 2" in str(
         refused(place, Reason.FORMAT_TOO_NEW)
     )
 

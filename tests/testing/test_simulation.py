@@ -120,7 +120,7 @@ async def test_a_paused_host_says_nothing_until_it_is_resumed(world):
     async with world.host() as host, host.connect() as client:
         session = await client.open_session("s")
         host.pause()
-        with trio.move_on_after(20) as patience:
+        with trio.move_on_after(3) as patience:
             await session.start_turn(acting(say("one")))
         assert patience.cancelled_caught
         host.resume()

@@ -7,13 +7,14 @@ as a whole.
 
 from .care import DoctorReport, Fault, backup, compact, doctor
 from .cursor import StoreCursors
-from .lease import LmdbLeases, MemoryLeases, StoreLeases
+from .lease import Leases, LmdbLeases, MemoryLeases, StoreLeases
 from .memory import MemoryStore
 from .store import LmdbStore
 
 __all__ = [
     "DoctorReport",
     "Fault",
+    "Leases",
     "LmdbLeases",
     "LmdbStore",
     "MemoryLeases",

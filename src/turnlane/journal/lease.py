@@ -112,6 +112,9 @@ class LmdbLeases(Leases):
         self._store = store
 
     def change(self, scope: str, command: Any, wall: WallInstant) -> Lease | Rejected:
+        if not scope:  # no key of a table; judged all the same
+            return self.judge(None, scope, command, wall)
+
         def write(row: bytes | None) -> tuple[Lease | Rejected, bytes | None, Epoch | None]:
             old = _unpack(scope, row) if row is not None else None
             new = self.judge(old, scope, command, wall)
