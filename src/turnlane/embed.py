@@ -230,9 +230,10 @@ class Watch:
         if lease is None or lease != self.first or lease.phase is LeasePhase.FREE:
             return False  # at work, or a tool that holds it without a lease
         unseen_us, ttl_us = (now - self.began) * 1e6, lease.leased_until - lease.seen_at
-        self.worth_waiting = unseen_us < self.limits.authority_wait_ms_max * 1_000
         ran_out = stale(lease, SystemClock().wall())
-        return unseen_us > (ttl_us / 2 if ran_out else ttl_us + self.limits.lease_margin_ms_min * 1_000)
+        let_go = unseen_us > (ttl_us / 2 if ran_out else ttl_us + self.limits.lease_margin_ms_min * 1_000)
+        self.worth_waiting = not let_go and unseen_us < self.limits.authority_wait_ms_max * 1_000
+        return let_go
 
 
 async def _opened_journal(state: Path, limits: Limits) -> LmdbStore:

@@ -137,9 +137,9 @@ async def test_a_replaced_host_appends_nothing(world):
             session = await new.runtime.session("s")
             assert (await session.outcome(turn.id)).outcome == "abandoned"
             head = session.status()["head_seq"]
-            stale = await old.runtime.session("s") if old.resume() is None else None
+            old.resume()
             with pytest.raises(Refused, match="deauthorized_drain"):
-                await stale.start_turn(acting(say("I am still here")))
+                await (await old.runtime.session("s")).start_turn(acting(say("I am still here")))
             assert session.status()["head_seq"] == head
             await session.close()
     world.check()

@@ -133,7 +133,7 @@ class Environment:
         if not self._readonly and in_use is None:
             opening.remove_leftovers(path)
         opening.check_size(path)
-        self._map()
+        self._map(readonly=self._readonly or in_use is not None)
         clean = self._read_meta()
         self._environment.reader_check()
         if in_use is not None:
@@ -148,16 +148,19 @@ class Environment:
         """Become the writer beside a process that holds the directory and may be standing still.
 
         Its file is not examined: it did not crash, and it may write while we look. Nor is it waited for: a process that
-        was stopped inside a transaction keeps the engine's lock, and only its end gives it back.
+        was stopped inside a transaction keeps the engine's lock, and only its end gives it back. So we look through an
+        environment that only reads, and what needs the lock is done in a thread that can be left behind.
         """
         with self._environment.begin() as txn:
             seen = self._left(txn)
+        self._environment.close()
         (writer, _, granted), row = seen
         if writer != granted or not take_over(Taken(row)):
             raise in_use
         entering, done, failed = Lock(), Event(), list[BaseException]()
 
         def take(txn: Any) -> None:
+            self._open_tables(txn)  # by itself the engine would wait for its lock with the interpreter in its hand
             with entering:
                 if self._abandoned or self._left(txn) != seen:  # renewed, or somebody was faster
                     raise in_use
@@ -166,6 +169,7 @@ class Environment:
 
         def run() -> None:
             try:
+                self._map(readonly=False, tables=False)
                 self._transact(take, lend=True, first=True)
             except BaseException as error:
                 failed.append(error)
@@ -214,28 +218,32 @@ class Environment:
         self._file = key
         return in_use
 
-    def _map(self) -> None:
+    def _map(self, *, readonly: bool, tables: bool = True) -> None:
         self._environment = lmdb.open(
             str(self._path),
             map_size=opening.first_map_bytes(self._path, self._limits.map_bytes_max),
             max_dbs=len(layout.TABLES),
-            readonly=self._readonly,
+            readonly=readonly,
             create=False,
             mode=0o600,
             sync=True,
             metasync=not self._process_level,
             max_spare_txns=8,
         )
+        if tables:
+            self._open_tables(None)
+        self._page_bytes = self._environment.stat()["psize"]
+        self._size = os.stat(self._path / layout.DATA_FILE).st_size
+
+    def _open_tables(self, txn: Any) -> None:
         try:
             for name in layout.TABLES:
-                self._rows.tables[name] = self._environment.open_db(name.encode(), create=False)
+                self._rows.tables[name] = self._environment.open_db(name.encode(), txn=txn, create=False)
         except (lmdb.NotFoundError, lmdb.ReadonlyError):
             message = "the data file holds other tables than ours"
             raise StoreError(
                 Reason.STATE_NOT_OURS, message, path=str(self._path), remedy="name another directory"
             ) from None
-        self._page_bytes = self._environment.stat()["psize"]
-        self._size = os.stat(self._path / layout.DATA_FILE).st_size
 
     def _read_meta(self) -> bool:
         """Check the format, take what belongs to the store; whether the last writer closed it."""
@@ -568,7 +576,7 @@ class Environment:
             with self._gate.alone():
                 self._environment.close()
                 opening.check_size(self._path)
-                self._map()
+                self._map(readonly=False)
                 return txn_id > 0 and self._environment.info()["last_txnid"] >= txn_id
         except (StoreError, lmdb.Error, OSError) as second:
             raise self._break(f"the disk was full, and reopening failed: {second}") from second
