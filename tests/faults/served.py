@@ -30,7 +30,7 @@ async def agent(turn: turnlane.Turn) -> None:
     for number in range(turn.input["words"]):
         await turn.output(f"w{number} ")
         await turn.live(b"x" * 16)
-        await trio.sleep(0.02)
+        await trio.sleep(0.3)
 
 
 def say(**what: Any) -> None:
