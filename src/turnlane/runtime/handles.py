@@ -307,13 +307,15 @@ class Session:
             end = await actor.find_end(turn)
             if end is not None:
                 actor.ends.pop(turn, None)
-                return TurnOutcome(end.outcome.value, end.reason.value, end.fence_seq, end.terminal_seq)
+                return _outcome_of(end)
             if not actor.knows(turn):
                 actor.ends.pop(turn, None)
                 raise Refused(
                     Reason.CANCELLED_BEFORE_START, "the start was taken back before it became a turn, or never was"
                 )
             await waiting.wait()
+            if (end := rules.known_end(actor.state, turn)) is not None:  # also of one that has left memory meanwhile
+                return _outcome_of(end)
 
     @marks.on_cancel("resumable")
     async def read(self, after: Seq = 0, limit: int = 1_000) -> Page:
@@ -387,6 +389,10 @@ class Events:
                 return item
             if isinstance(item, Ended):
                 raise StopAsyncIteration
+
+
+def _outcome_of(end: turns.EndedTurn) -> TurnOutcome:
+    return TurnOutcome(end.outcome.value, end.reason.value, end.fence_seq, end.terminal_seq)
 
 
 CANCEL_REASONS = ("user_cancel", "barge_in", "operator_cancel")
