@@ -247,7 +247,7 @@ class SqliteStore:
 
 
 class SqliteLeases(Leases):
-    """The port `LeaseStore` in the same file: what a command means is decided by `judge`, here it is one transaction."""
+    """The port `LeaseStore` in the same file: `judge` says what a command means, here it is one transaction."""
 
     def __init__(self, store: SqliteStore) -> None:
         super().__init__()

@@ -219,18 +219,19 @@ class Watch:
 
     limits: Limits
     first: Lease | None = None
-    began: float = 0.0
+    began: Instant = Instant(0)
     worth_waiting: bool = False
 
     def may_take_over(self, taken: Taken) -> bool:
-        lease, now = lease_of(RUNTIME, taken.lease), time.monotonic()
+        clock = SystemClock()
+        lease, now = lease_of(RUNTIME, taken.lease), clock.now()
         if self.first is None:
             self.first, self.began = lease, now
         self.worth_waiting = False
         if lease is None or lease != self.first or lease.phase is LeasePhase.FREE:
             return False  # at work, or a tool that holds it without a lease
-        unseen_us, ttl_us = (now - self.began) * 1e6, lease.leased_until - lease.seen_at
-        ran_out = stale(lease, SystemClock().wall())
+        unseen_us, ttl_us = (now - self.began) // 1_000, lease.leased_until - lease.seen_at
+        ran_out = stale(lease, clock.wall())
         let_go = unseen_us > (ttl_us / 2 if ran_out else ttl_us + self.limits.lease_margin_ms_min * 1_000)
         self.worth_waiting = not let_go and unseen_us < self.limits.authority_wait_ms_max * 1_000
         return let_go

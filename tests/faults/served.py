@@ -52,7 +52,7 @@ async def main(state: Path, ttl_ms: int) -> None:
             async with trio.open_nursery() as nursery:
                 bound = await nursery.start(server.serve, "127.0.0.1", 0)
                 say(port=bound[0][1], epoch=runtime.epoch)
-                while runtime.writer.broken is None:  # noqa: ASYNC110 - as a daemon looks
+                while runtime.writer.broken is None:
                     await trio.sleep(LOOK_S)
                 await server.drain()
                 nursery.cancel_scope.cancel()

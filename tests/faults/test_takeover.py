@@ -271,7 +271,7 @@ async def test_an_owner_stopped_inside_a_transaction_is_said_to_be_and_nothing_w
     (tmp_path / "holds.py").write_text(HOLDS)
     command = [sys.executable, str(tmp_path / "holds.py"), str(state)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as child:  # noqa: ASYNC220
         try:
             held = Process(child)
             assert held.hears() == {"inside": True}
@@ -306,7 +306,7 @@ with store._environment.begin(write=True):
 
 
 async def test_a_tool_that_holds_the_directory_without_a_lease_is_never_replaced(tmp_path: Path) -> None:
-    """Compaction writes a file and puts it in the place of the old one: it has the lock, and no lease that could end."""
+    """Compaction puts another file in the place of the old one: it has the lock, and no lease that could end."""
     state = tmp_path / "state"
     with process(state) as old:
         assert old.hears()["epoch"] == 1  # and it is killed: its lease is left, and runs out

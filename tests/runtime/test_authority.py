@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 from attrs import define, evolve, field
 
@@ -332,7 +333,7 @@ async def paused_at(step: int, *, patched: Callable[[turnlane.Runtime], None] = 
                 async with trio.open_nursery() as inner:
                     inner.start_soon(works, runtime, inner)
                     await awake.wait()
-                    await trio.sleep(0)
+                    await trio.lowlevel.checkpoint()
                     inner.start_soon(tries, runtime)
                     await trio.sleep(3)
                     inner.cancel_scope.cancel()

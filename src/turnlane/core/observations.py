@@ -114,7 +114,7 @@ class ActorFell:
 
 @frozen
 class AuthorityFell:
-    """This process lost its right to a scope, or could not confirm it in time: it is silent until it is granted anew."""
+    """This process lost its right to a scope, or could not confirm it in time: silent until it is granted anew."""
 
     scope: str
     epoch: int

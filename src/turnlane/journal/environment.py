@@ -157,7 +157,7 @@ class Environment:
         (writer, _, granted), row = seen
         if writer != granted or not take_over(Taken(row)):
             raise in_use
-        entering, done, failed = Lock(), Event(), list[BaseException]()
+        entering, done, failed = Lock(), Event(), list[Exception]()
 
         def take(txn: Any) -> None:
             self._open_tables(txn)  # by itself the engine would wait for its lock with the interpreter in its hand
@@ -171,7 +171,7 @@ class Environment:
             try:
                 self._map(readonly=False, tables=False)
                 self._transact(take, lend=True, first=True)
-            except BaseException as error:
+            except Exception as error:
                 failed.append(error)
                 done.set()
             if self._abandoned:

@@ -183,7 +183,7 @@ class Runtime:
             self.phase = "serving"
 
     async def _end_in_order(self) -> None:
-        """Told in time: no new turns, the open ones may finish, the rest is ended by us; then the lease is given back."""
+        """Told in time: no new turns, open ones may finish, the rest is ended by us; then the lease is given back."""
         ladder_ns = self.limits.cancel_total_ms_max * 1_000_000
         left_s = (self.authority.bound - ladder_ns - self.ports.clock.now()) / 1e9
         with trio.move_on_after(max(0.0, left_s)):

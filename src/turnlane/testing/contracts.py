@@ -698,7 +698,7 @@ async def _an_epoch_is_never_forgotten(leases: Any, again: Callable[[], Any]) ->
 
 
 async def _a_grant_fences_every_stream(leases: Any, store: Any) -> None:
-    """With `store_of`: after a grant for `runtime` the store refuses older epochs, in streams nobody has touched too."""
+    """With `store_of`: after a grant for `runtime` the store refuses older epochs, in streams never touched as well."""
     await _acquired(leases, "host-1", "life-1", 10)
     assert isinstance((await store.append([batch(0, 1)]))[0], Appended), "the holder writes"
     await _acquired(leases, "host-2", "life-2", 20)

@@ -273,7 +273,8 @@ def _holder(state: Any) -> tuple[State, Any]:
 
 
 LEASES: Final = Model("leases", (0, None, None), {"acquire": _acquire, "release": _release, "read": _holder})
-"""Of leases that do not run out. `acquire(scope, owner, lease_id)` -> epoch or None; `release(scope, owner, epoch)` -> bool; `read(scope)` -> both."""
+"""Of leases that do not run out: `acquire(scope, owner, lease_id)` -> epoch, None where another one holds it;
+`release(scope, owner, epoch)` -> bool; `read(scope)` -> both."""
 
 
 def _put(state: Any, content: Hashable, answer: Hashable) -> tuple[State, Any]:
