@@ -417,6 +417,8 @@ def events_table() -> str:
     found = examples()["events"]
     lines = ["| event | | when | example of `data` |", "|---|---|---|---|"]
     for tag in CLASSES:
+        if tag.startswith("authority."):
+            continue  # of leases, which no session has in its stream
         data = _pretty(found[tag]) if tag in found else ""
         shown = f"`{data}`" if data else "not produced in the conversation of this page"
         lane = "data" if tag in DATA_TAGS else "control"

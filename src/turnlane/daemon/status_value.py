@@ -19,6 +19,7 @@ def status_value(status: RuntimeStatus, limits: Limits, tenant: str) -> dict[str
     value = asdict(status, recurse=False)
     value["sessions"] = [one for one in status.sessions if one["stream"].startswith(f"{tenant}/")]
     value["lanes"] = [one for one in status.lanes if one["owner"].startswith(f"{tenant}/")]
+    value["authority"] = [asdict(one) for one in status.authority]
     blockers = readiness(status, limits)
     value["readiness"] = {"ready": not blockers, "reasons": [one.code for one in blockers]}
     omitted = {"sessions": 0, "lanes": 0}
