@@ -393,7 +393,7 @@ def test_compaction_gives_space_back_and_keeps_everything(place: Path) -> None:
 
 
 def test_a_directory_of_the_first_format_is_taken_up_with_its_lease_run_out(place: Path) -> None:
-    """What older programs kept opens: their lease had no end, the epoch goes on, and the format is ours from then on."""
+    """What older programs kept opens: its lease had no end, the epoch goes on, and the format is ours from now on."""
     key = layout.name_key("runtime")
     row = layout.FIRST_LEASE.pack(7, 1_000, True, 4, 4) + b"host" + b"life"
     with LmdbStore.open(place) as store:
