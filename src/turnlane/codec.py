@@ -19,7 +19,18 @@ from attrs import evolve, fields, frozen
 from .core.ids import Epoch, Seq
 from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
-from .machines import dispatch, effects_ledger, queue_state, requests, reservation, run, session, turn, worker
+from .machines import (
+    authority,
+    dispatch,
+    effects_ledger,
+    queue_state,
+    requests,
+    reservation,
+    run,
+    session,
+    turn,
+    worker,
+)
 from .machines.session import Session
 
 SCHEMA_VERSION: Final = 1
@@ -83,6 +94,11 @@ TAGS: Final[Mapping[type, str]] = {
     worker.WorkerStalled: "worker.stalled",
     worker.WorkerRecovered: "worker.recovered",
     dispatch.DispatchRemoved: "dispatch.removed",
+    authority.AuthorityGranted: "authority.granted",
+    authority.AuthorityRenewed: "authority.renewed",
+    authority.AuthorityDrainOrdered: "authority.drain_ordered",
+    authority.AuthorityReleased: "authority.released",
+    authority.AuthorityLost: "authority.lost",
 }
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}

@@ -80,11 +80,11 @@ async def test_started_work_of_a_lost_worker_is_requeued_by_the_sweep_and_ends_a
     async with disk.runtime(says, clock=clock) as runtime:
         queue = runtime.queue()
         first = await queue.enqueue({"n": 1}, attempts_max=2)
-        await queue.start(held(await queue.claim("a")), lease_ms=1_000)
+        await queue.start(held(await queue.claim("a", lease_ms=1_000)), lease_ms=1_000)
         await trio.sleep(2)
         requeued = await queue.read(first.dispatch)
         await trio.sleep(60)
-        await queue.start(held(await queue.claim("b")), lease_ms=1_000)
+        await queue.start(held(await queue.claim("b", lease_ms=1_000)), lease_ms=1_000)
     async with disk.runtime(says, clock=clock) as runtime:
         queue = runtime.queue()
         await trio.sleep(5)
@@ -160,7 +160,7 @@ async def test_a_worker_that_is_lost_leaves_no_turn_behind(autojump_clock: Any) 
     async with disk.runtime(None, dispatch_mode="host", clock=clock) as runtime:
         session = await runtime.open_session("s")
         queued = await session.dispatches.enqueue({"text": "go"}, key="k")
-        await session.dispatches.start(held(await session.dispatches.claim("a")), lease_ms=1_000)
+        await session.dispatches.start(held(await session.dispatches.claim("a", lease_ms=1_000)), lease_ms=1_000)
     async with disk.runtime(None, dispatch_mode="host", clock=clock) as runtime:
         await trio.sleep(70)
         session = await runtime.session("s")

@@ -504,6 +504,9 @@ class Dispatches:
         answer: RowAnswer = await self._ask(command)
         return answer
 
+    def _note(self, owner: str, dispatch: str, generation: int, reason: str | None = None) -> None:
+        note(self.runtime, self.place.tenant, Noted(owner, dispatch, generation, self.place.stream, reason))
+
     async def _forgotten(self, dispatch: DispatchId) -> bool:
         state = _queue_of(await self.place.state())
         return dispatch not in state.rows and dispatch not in state.ended
@@ -514,11 +517,7 @@ class Dispatches:
         answer = await self._row_ask(command)
         if before is not None and before.claim is not None and not answer.duplicate:
             reason = _ENDED.get(RowPhase(answer.phase), released or "withdrawn")
-            note(
-                self.runtime,
-                self.place.tenant,
-                Noted(before.claim.owner, command.dispatch, before.generation, self.place.stream, reason),
-            )
+            self._note(before.claim.owner, command.dispatch, before.generation, reason)
         return answer
 
 

@@ -180,10 +180,12 @@ class Session:
             return Answered(answer.answer, True)
         return Answered(answer, False)
 
+    @marks.on_cancel("resumable")
     async def submit(self, command: Any, keyed: Keyed | None) -> Any:
         """A command of a machine, to the actor that serves the session now; the bare answer."""
         return await (await self.resident()).submit(command, keyed, self._on_posted)
 
+    @marks.on_cancel("resumable")
     async def resident(self) -> SessionActor:
         """The actor that serves this session now."""
         actor = self._actor = await self._runtime.resident(self._actor)
@@ -318,15 +320,15 @@ class Session:
             end = await actor.find_end(turn)
             if end is not None:
                 actor.ends.pop(turn, None)
-                return TurnOutcome(end.outcome.value, end.reason.value, end.fence_seq, end.terminal_seq)
+                return _outcome_of(end)
             if not actor.knows(turn):
                 actor.ends.pop(turn, None)
                 raise Refused(
                     Reason.CANCELLED_BEFORE_START, "the start was taken back before it became a turn, or never was"
                 )
             await waiting.wait()
-            if (lost := actor.owner.lost) is not None and lost.reason is Reason.DEAUTHORIZED_DRAIN:
-                raise Refused(lost.reason, lost.message)  # somebody else's session now: ask there
+            if (end := rules.known_end(actor.state, turn)) is not None:  # also of one that has left memory meanwhile
+                return _outcome_of(end)
 
     @marks.on_cancel("resumable")
     async def read(self, after: Seq = 0, limit: int = 1_000) -> Page:
@@ -400,6 +402,10 @@ class Events:
                 return item
             if isinstance(item, Ended):
                 raise StopAsyncIteration
+
+
+def _outcome_of(end: turns.EndedTurn) -> TurnOutcome:
+    return TurnOutcome(end.outcome.value, end.reason.value, end.fence_seq, end.terminal_seq)
 
 
 CANCEL_REASONS = ("user_cancel", "barge_in", "operator_cancel")

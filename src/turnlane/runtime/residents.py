@@ -95,8 +95,12 @@ class Residents:
     async def _wake(self, stream: str) -> SessionActor:
         if not self.runtime.serving:
             raise RuntimeError("closed: this runtime serves no more")
-        if (broken := self.runtime.writer.broken) is not None:  # it would fall at its first command, and be woken again
-            raise Refused(broken.reason, broken.message)
+        # Who would fall at its first command is not woken; nor, for a while, who fell again and again.
+        if self.runtime.writes and (refusal := self.runtime.writer.refusal) is not None:
+            raise Refused(refusal.reason, refusal.message)
+        if len(self._recent_falls(stream)) > self.runtime.limits.actor_restarts_max:
+            message = "the session falls whenever it is woken: look into the daemon's log, try again in a minute"
+            raise Refused(Reason.INTERNAL, message, self.runtime.limits.restart_window_ms / 1000)
         waking = self._waking[stream] = trio.Event()
         try:
             recovering = self.runtime.phase == "recovering"  # nobody waits for an answer yet: take the time it takes
@@ -285,14 +289,20 @@ class Residents:
             attachment.end(refusal.reason, at_once=True)
         if (over := self.over.pop(actor.stream, None)) is not None:
             over.set()
-        now, window_ns = self.runtime.ports.clock.now(), self.runtime.limits.restart_window_ms * 1_000_000
-        recent = [at for at in self._falls.pop(actor.stream, []) if now - at < window_ns]
-        self._falls[actor.stream] = [*recent, now][-self.runtime.limits.actor_restarts_max :]
+        if self.runtime.nursery is None or self.runtime.writer.refusal is not None:
+            return  # nobody is woken who could not write; whoever may write again recovers what is due
+        recent = self._recent_falls(actor.stream)
+        self._falls.pop(actor.stream, None)
+        kept = self.runtime.limits.actor_restarts_max + 1
+        self._falls[actor.stream] = [*recent, self.runtime.ports.clock.now()][-kept:]
         if len(self._falls) > FALLS_REMEMBERED:
             del self._falls[next(iter(self._falls))]
-        if self.runtime.nursery is None or self.runtime.writer.broken is not None:
-            return
         if len(recent) < self.runtime.limits.actor_restarts_max:
             self.wake_soon(actor.stream)
         elif error is not None:
             raise error
+
+    def _recent_falls(self, stream: str) -> list[int]:
+        window_ns = self.runtime.limits.restart_window_ms * 1_000_000
+        now = self.runtime.ports.clock.now()
+        return [at for at in self._falls.get(stream, []) if now - at < window_ns]

@@ -21,8 +21,8 @@ from ..core.canonical import canonical_json, sha256_hex
 from ..core.given import Event
 from ..core.ids import DEFAULT_TENANT, SessionId, Tenant, TurnId, printable, session_stream, split_stream
 from ..core.limits import Limits
-from ..core.observations import AgentFailed, NodeDisowned
-from ..core.ports import Ports, StoreError, StoreStatus
+from ..core.observations import AgentFailed, AuthorityFell, NodeDisowned
+from ..core.ports import Lease, Ports, StoreError, StoreStatus
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.status import Blocker, RuntimeStatus, readiness, warnings
 from ..core.step import Kept, Position
@@ -33,9 +33,11 @@ from ..machines.overlap import Policy
 from ..machines.session import Session as SessionState
 from ..machines.session import SessionPhase
 from ..machines.session_state import Mode
+from ..machines.turn import LoseAuthority
 from . import attaching, statuses
 from .agent import Agent
 from .attachment import Attachment
+from .authority import Authority
 from .counts import Counts
 from .dispatch import DISPATCH, Dispatches, QueuePlace, withdraw
 from .handles import Session, event_of
@@ -67,6 +69,8 @@ class Runtime:
     """Where it does not write: no lease, no epoch, no recovery, no actor's task; sessions are folded to be read."""
     dispatch_mode: Mode = Mode.RUNTIME
     """Who claims the rows of a session that has not chosen."""
+    owner: str = ""
+    """Who holds the lease: `<host>:<pid>:<runtime id>`."""
     epoch: int = 0
     phase: str = "opening"
     counts: Counts = field(factory=Counts)
@@ -83,6 +87,7 @@ class Runtime:
     streams: Streams = field(init=False)
     runs: Runs = field(init=False)
     workers: Workers = field(init=False)
+    authority: Authority = field(init=False)
     writer: JournalWriter = field(init=False)
     timers: Timers = field(init=False)
     window: Window = field(init=False)
@@ -102,11 +107,20 @@ class Runtime:
         self.window = Window(limits)
         self.permits = Permits(limits.turns_active_max)
         self.timers = Timers(self.ports.clock, limits)
+        self.authority = Authority(self.ports, self.owner or self.claim_owner)
         self.writer = JournalWriter(
-            self.ports.store, self.ports.commit_hop, self.ports.clock, limits, self.window, self.observe
+            self.ports.store,
+            self.ports.commit_hop,
+            self.ports.clock,
+            limits,
+            self.window,
+            self.observe,
+            silent=self.authority.refusal,
+            on_stale=self.authority.stale_at_store,
         )
         if (refusal := self.write_mode.refusal()) is not None:
             self.writer.forbidden = Refused.of(refusal)
+            self.authority.only_look()
 
     @property
     def limits(self) -> Limits:
@@ -126,7 +140,7 @@ class Runtime:
 
     @property
     def draining(self) -> bool:
-        return self.phase == "draining"
+        return self.phase == "draining" or self.authority.ordered is not None
 
     # life
 
@@ -134,36 +148,82 @@ class Runtime:
     async def live(self) -> AsyncIterator[Runtime]:
         """Take the lease, recover what is unfinished, serve; on leaving drain (bounded), then cancel."""
         if self.writes:
-            lease = self.ports.leases.acquire("runtime", self.claim_owner, self.id, self.ports.clock.wall())
-            if isinstance(lease, Rejected):
-                raise Refused.of(lease)
-            self.epoch = lease.epoch
-        async with trio.open_nursery() as services:
-            services.start_soon(self.writer.run, name="journal writer")
-            try:
-                async with trio.open_nursery() as self.nodes:
-                    async with trio.open_nursery() as self.nursery:
-                        self.nursery.start_soon(self.timers.run, name="timers")
-                        self.nursery.start_soon(self.residents.sweep_idle, name="idle sessions")
-                        self.nursery.start_soon(self._watch_store, name="store status")
-                        self.phase = "recovering"
-                        if self.writes:
-                            await self.residents.recover()
-                        self.phase = "serving"
-                        yield self
-                        await self._drain()
-                        self.nursery.cancel_scope.cancel(reason="the runtime is closing")
-                    self.nursery = None
-                    self._warn_of_disowned()
-                self.nodes = None
-            finally:
-                self.nursery = self.nodes = None
-                self.phase = "closed"
-                self.writer.close()
-        # A journal that broke keeps nothing; whoever opens it next gets the next epoch anyway.
-        if self.writes:
-            with suppress(StoreError):
-                self.ports.leases.release("runtime", self.claim_owner, self.epoch)
+            self.epoch = (await self.authority.acquire()).epoch
+        try:
+            async with trio.open_nursery() as services:
+                services.start_soon(self.writer.run, name="journal writer")
+                holding = trio.CancelScope()
+                if self.writes:
+                    services.start_soon(self._hold, holding, name="authority")
+                try:
+                    async with trio.open_nursery() as self.nodes:
+                        async with trio.open_nursery() as self.nursery:
+                            self.nursery.start_soon(self.timers.run, name="timers")
+                            self.nursery.start_soon(self.residents.sweep_idle, name="idle sessions")
+                            self.nursery.start_soon(self._watch_store, name="store status")
+                            self.phase = "recovering"
+                            if self.writes:
+                                await self.residents.recover()
+                            self.phase = "serving"
+                            yield self
+                            await self._drain()
+                            self.nursery.cancel_scope.cancel(reason="the runtime is closing")
+                        self.nursery = None
+                        self._warn_of_disowned()
+                    self.nodes = None
+                finally:
+                    self.nursery = self.nodes = None
+                    self.phase = "closed"
+                    self.writer.close()
+                    holding.cancel(reason="the runtime is closed")
+        finally:
+            # Nothing of us can be written any more: whoever comes next need not wait. A broken journal keeps nothing.
+            if self.writes:
+                with suppress(StoreError):
+                    self.authority.release()
+
+    async def _hold(self, holding: trio.CancelScope) -> None:
+        with holding:
+            await self.authority.keep(self.deauthorize, self._regained, self._end_in_order)
+
+    def deauthorize(self, error: StoreError) -> None:
+        """The lease is gone: everything of the scope leaves memory, its turns and attachments with it."""
+        marks.sometimes(bool(self.actors), "runtime.deauthorized_with_sessions")
+        self.observe(AuthorityFell(self.authority.scope, self.epoch, error.message))
+        for actor in list(self.actors.values()):
+            actor.deauthorize(error)
+        self.streams.forget_all()
+        if self.authority.replaced is not None:
+            self.writer.fail(self.authority.replaced)
+
+    async def _regained(self, lease: Lease) -> None:
+        """A lease again, under another epoch: what is unfinished is taken up as after a start."""
+        self.epoch = lease.epoch
+        if self.nursery is None:
+            return
+        if self.phase == "serving":
+            self.phase = "recovering"
+        try:
+            await self.residents.recover()
+        except StoreError as error:
+            self.writer.fail(error)
+        if self.phase == "recovering":
+            self.phase = "serving"
+
+    async def _end_in_order(self) -> None:
+        """Told in time: no new turns, open ones may finish, the rest is ended by us; then the lease is given back."""
+        ladder_ns = self.limits.cancel_total_ms_max * 1_000_000
+        left_s = (self.authority.bound - ladder_ns - self.ports.clock.now()) / 1e9
+        with trio.move_on_after(max(0.0, left_s)):
+            await self._until_no_turn_is_open()
+        for actor in [actor for actor in self.actors.values() if actor.turn is not None]:
+            actor.post(LoseAuthority("authority"))
+        await self._until_no_turn_is_open()
+        with suppress(StoreError):
+            self.authority.release()
+
+    def refused_stale(self, at: str) -> None:
+        self.authority.refused_stale[at] += 1
 
     @marks.on_cancel("resumable")
     async def drain(self) -> None:
@@ -173,9 +233,12 @@ class Runtime:
     async def _drain(self) -> None:
         self.phase = "draining"
         with trio.move_on_after(self.limits.host_drain_ms_max / 1000):
-            while any(actor.turn is not None for actor in self.actors.values()):
-                self._turn_ended = trio.Event()
-                await self._turn_ended.wait()
+            await self._until_no_turn_is_open()
+
+    async def _until_no_turn_is_open(self) -> None:
+        while any(actor.turn is not None for actor in self.actors.values()):
+            self._turn_ended = trio.Event()
+            await self._turn_ended.wait()
 
     def _warn_of_disowned(self) -> None:
         for turn in self.disowned.values():

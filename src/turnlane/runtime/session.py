@@ -18,6 +18,7 @@ from ..core import marks
 from ..core.evolving import evolve
 from ..core.ids import DispatchId, SessionId, Tenant, TurnId
 from ..core.observations import TurnEnded, TurnFenced
+from ..core.ports import StoreError
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.step import StoredKey
 from ..machines import dispatch as queue
@@ -113,7 +114,9 @@ class SessionActor:
 
     def _at_work(self) -> Work:
         mailbox = Mailbox(self.stream, self.runtime.limits, self.runtime.observe)
-        work = self._work = Work(mailbox, Egress(self.owner, self.outlets, self.runtime.counts))
+        work = self._work = Work(
+            mailbox, Egress(self.owner, self.outlets, self.runtime.counts, self.runtime.refused_stale)
+        )
         return work
 
     # the mailbox
@@ -186,6 +189,8 @@ class SessionActor:
     async def _live(self, nursery: trio.Nursery) -> None:
         while True:
             await self._empty_mailbox()
+            if self.owner.lost is not None:
+                raise self.owner.lost
             self.runtime.residents.keep_snapshot(self)
             if await self._pump():
                 continue
@@ -559,6 +564,14 @@ class SessionActor:
         """
         self._work = None
         self.owner.perform = self.owner.stamp = self.owner.on_output_lost = _left_memory
+
+    def deauthorize(self, error: StoreError) -> None:
+        """This process may not write any more: fall now, or as soon as the task looks up."""
+        self.owner.lose(error)
+        if self.running:
+            self.mailbox.bell.ring()
+        else:
+            self._fall(Refused(error.reason, error.message))
 
     def _fall(self, refusal: Refused, error: Exception | None = None) -> None:
         for envelope in self.mailbox.clear():

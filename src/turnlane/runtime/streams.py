@@ -194,6 +194,12 @@ class Streams:
         """Out of memory: the next use folds it anew."""
         self._folded.pop(stream, None)
 
+    def forget_all(self) -> None:
+        """The lease is gone: whoever is inside is refused by the store, and what is used next is folded anew."""
+        for stream in self._folded:
+            self.runtime.timers.drop_all(stream)
+        self._folded.clear()
+
     # memory
 
     async def _entered(self, kind: Kind, stream: str) -> _Folded:
@@ -218,7 +224,7 @@ class Streams:
         runtime = self.runtime
         if not runtime.serving:
             raise Refused(Reason.DRAINING, "this runtime serves no more: ask elsewhere or later", AGAIN_S)
-        if (refusal := runtime.writer.refusal) is not None:
+        if runtime.writes and (refusal := runtime.writer.refusal) is not None:
             raise Refused(refusal.reason, refusal.message)
         ports, folding = runtime.ports, trio.Event()
         self._folding[stream] = folding
