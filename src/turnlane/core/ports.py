@@ -99,6 +99,10 @@ class EventStore(Protocol):
     def load_snapshot(self, stream: str) -> tuple[Seq, bytes] | None: ...
     def save_checkpoint(self, name: str, value: bytes) -> None: ...
     def load_checkpoint(self, name: str) -> bytes | None: ...
+    def fence(self, epoch: Epoch) -> None:
+        """From now on no batch of a lower epoch is kept, in any stream. Durable, and only rises."""
+        ...
+
     def reader_check(self) -> int: ...
     def status(self) -> StoreStatus: ...
     def close(self) -> None: ...
@@ -163,11 +167,39 @@ class Lease:
 
 
 class LeaseStore(Protocol):
-    """Who may write. One host for now: the holder of the state directory; every opening raises the epoch."""
+    """Who may write, by scope: a compare-and-set on one `Lease`, decided by `machines/authority.py`.
 
-    def acquire(self, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Lease | Rejected: ...
-    def read(self, scope: str) -> Lease | None: ...
-    def release(self, scope: str, owner: str, epoch: Epoch) -> bool: ...
+    The lease lasts `ttl_ms` from now (default `lease_ttl_ms`), or until the wall instant `until`. Answers are the
+    lease after the command, or why not. A grant for the scope `runtime` fences the store in the same transaction
+    (`EventStore.fence`). Raises StoreError where nothing is known: whoever asks assumes no grant.
+    """
+
+    def acquire(
+        self,
+        scope: str,
+        owner: str,
+        lease_id: str,
+        wall: WallInstant,
+        *,
+        ttl_ms: int | None = None,
+        until: WallInstant | None = None,
+    ) -> Lease | Rejected: ...
+    def renew(
+        self,
+        scope: str,
+        owner: str,
+        epoch: Epoch,
+        wall: WallInstant,
+        *,
+        ttl_ms: int | None = None,
+        until: WallInstant | None = None,
+        lease_id: str | None = None,
+    ) -> Lease | Rejected: ...
+    def release(self, scope: str, owner: str, epoch: Epoch, wall: WallInstant) -> Lease | Rejected: ...
+    def lose(self, scope: str, reason: str, wall: WallInstant, *, grace_ms: int | None = None) -> Lease | Rejected: ...
+    def read(self, scope: str) -> Lease | None:
+        """The lease as it is kept, None for a scope that was never granted. Asking changes nothing."""
+        ...
 
 
 class Clock(Protocol):
@@ -255,5 +287,7 @@ class Ports:
     """Runs writes: one at a time, never abandoned when the caller is cancelled."""
     read_hop: Hop
     """Runs reads of pages and recoveries."""
+    lease_hop: Hop
+    """Runs renewals of leases: beside commits and reads, so that neither keeps one waiting."""
     observer: Observer
     limits: Limits
