@@ -592,3 +592,16 @@ def position_of(text: str, log_epoch: int) -> int | None:
     if found is None or int(found[1], 16) != log_epoch & 0xFFFFFFFF:
         return None
     return int(found[2], 16)
+
+
+def walk_cursor(log_epoch: int, position: int, floor: int) -> str:
+    """Where a reader of pages goes on. Before the floor it names the floor too: it began there after the last
+    compaction and has missed nothing, which an event id alone could not say."""
+    name = event_id(log_epoch, position)
+    return name if position >= floor else f"{name}.{floor:016x}"
+
+
+def walked_to(text: str, log_epoch: int, floor: int) -> int | None:
+    """The position of a cursor of `walk_cursor` that is before the floor, while that has not moved."""
+    name, _, named = text.rpartition(".")
+    return position_of(name, log_epoch) if named == f"{floor:016x}" else None

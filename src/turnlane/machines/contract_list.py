@@ -18,6 +18,7 @@ from . import contract as words
 from .contract import ABSENT, body_of
 from .contract_rooms import LEADER, NULL_GIVEN, QUEUE
 
+MARKS_NAME: Final = "marks"
 NOBODY: Final = "runtime"
 """Named where nobody leads."""
 WORKER_CHANNEL: Final = "worker"
@@ -91,7 +92,7 @@ RENDERED: Final[Mapping[tuple[str, str | None], Mapping[type, Callable[[Any, str
         dispatch.DispatchRemoved: _removed,
         dispatch.DispatchDeferred: _deferred,
     },
-    ("contract", "marks"): {
+    ("contract", MARKS_NAME): {
         contract_marks.ReplayRequested: lambda event, _: words.ReplayRequested(event.cursor),
         contract_marks.SnapshotCaptured: lambda _, __: words.SnapshotCaptured(),
     },
@@ -103,6 +104,31 @@ RENDERED: Final[Mapping[tuple[str, str | None], Mapping[type, Callable[[Any, str
     ("session", None): {turn.TurnBlocked: _blocked},
 }
 """(kind, id or None for any) of a stream -> event -> what is made of it, given who leads."""
+
+
+READ: Final = frozenset(
+    {
+        "authority.granted",
+        "authority.renewed",
+        "authority.lost",
+        "authority.released",
+        "dispatch.queued",
+        "dispatch.started",
+        "dispatch.completed",
+        "dispatch.failed",
+        "dispatch.cancelled",
+        "dispatch.removed",
+        "dispatch.deferred",
+        "replay.requested",
+        "snapshot.captured",
+        "contract.compacted",
+        "worker.assigned",
+        "worker.stalled",
+        "worker.recovered",
+        "turn.blocked",
+    }
+)
+"""Tags of what the fold looks into; of all else only the position counts."""
 
 
 def renders(kind: str, name: str) -> Mapping[type, Callable[[Any, str], Any]]:
@@ -129,8 +155,8 @@ def seen(fold: Fold, kind: str, name: str, event: Any, position: int, at: str) -
 def leaves(kind: str, name: str, event: Any) -> frozenset[str]:
     """About what entries leave the list by this event: request ids, or the names of marks (all but the newest)."""
     if (kind, name) == ("dispatch", QUEUE) and isinstance(event, dispatch.DispatchRemoved) and event.compacted:
-        return frozenset(event.request_ids)
-    if isinstance(event, contract_marks.ContractCompacted):
+        return frozenset((*event.request_ids, *event.again))
+    if (kind, name) == ("contract", MARKS_NAME) and isinstance(event, contract_marks.ContractCompacted):
         return frozenset(MARKS)
     return frozenset()
 

@@ -43,9 +43,7 @@ from .queue_state import (
     MarkDelivery,
     Queue,
     RemoveRecords,
-    Sweep,
 )
-from .session import TimerFired
 from .turn import Stamp
 
 LEADER: Final = "leader"
@@ -177,8 +175,6 @@ class CompactRecords:
 
 
 def decide_rows(state: Queue, command: Any, now: Stamp, limits: Limits) -> Step | Rejected:
-    if isinstance(command, TimerFired):
-        command = Sweep()
     if isinstance(command, CompactRecords):
         return _remove(state, tuple(command.dispatches), command.known, now, limits, compacted=True)
     if not isinstance(command, Asked):

@@ -25,7 +25,8 @@ from ..core.secret import Secret
 from ..core.step import DUE_NEVER, StoredKey
 from ..machines import dispatch as rows
 from ..machines import queue_state as queue
-from ..machines.claims import LAPSE, decide_queue
+from ..machines.claims import LAPSE
+from ..machines.contract_rooms import decide_rows
 from ..machines.dispatch import Row, RowPhase
 from ..machines.explaining import Facts, Filter, explain, listed, row_value
 from ..machines.queue_state import Claimed, EnqueueAnswer, Queue, RowAnswer
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
 
 ID_KEY: Final = "\x01id/"
 END_KEY: Final = "\x01end/"
-"""Keys of the store's own: ids that were given in a queue, and rows as they ended, beyond memory."""
+GONE_KEY: Final = "\x01gone/"
+"""Keys of the store's own: ids that were given in a queue, rows as they ended, beyond memory, and which of them were
+taken out of the records."""
 _ENDED: Final = {
     RowPhase.COMPLETED: "completed",
     RowPhase.FAILED: "failed",
@@ -103,13 +106,15 @@ def _keys(encode: Any) -> Any:
             yield StoredKey(ID_KEY + event.dispatch, b"", b"")
         elif isinstance(event, rows.ENDS):
             yield StoredKey(END_KEY + event.dispatch, b"", encode(state.ended[event.dispatch]))
+        elif isinstance(event, rows.DispatchRemoved):
+            yield from (StoredKey(GONE_KEY + name, b"", b"") for name in event.request_ids)
 
     return keys
 
 
 DISPATCH: Final = Kind(
     "dispatch",
-    Rules(decide_queue, queue.evolve_queue, _due, queue.bounded_queue),
+    Rules(decide_rows, queue.evolve_queue, _due, queue.bounded_queue),
     lambda _: Queue(),
     recovered=_recovered,
     perform=_perform,

@@ -38,6 +38,7 @@ from . import attaching, statuses
 from .agent import Agent
 from .attachment import Attachment
 from .authority import Authority
+from .contract import Contract
 from .counts import Counts
 from .dispatch import DISPATCH, Dispatches, QueuePlace, withdraw
 from .handles import Session, event_of
@@ -87,6 +88,7 @@ class Runtime:
     streams: Streams = field(init=False)
     runs: Runs = field(init=False)
     workers: Workers = field(init=False)
+    contract: Contract = field(init=False)
     authority: Authority = field(init=False)
     writer: JournalWriter = field(init=False)
     timers: Timers = field(init=False)
@@ -102,7 +104,9 @@ class Runtime:
         limits = self.ports.limits
         self.store_status = self.ports.store.status()
         self.residents = Residents(self)
-        self.streams = Streams(self, kinds={kind.name: kind for kind in (WORKER, DISPATCH)})
+        self.contract = Contract(self)
+        kinds = {kind.name: kind for kind in (WORKER, DISPATCH)}
+        self.streams = Streams(self, lambda stream, _: self.contract.told(stream), kinds)
         self.runs, self.workers = Runs(self), Workers(self, partial(withdraw, self))
         self.window = Window(limits)
         self.permits = Permits(limits.turns_active_max)
