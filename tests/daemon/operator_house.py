@@ -27,7 +27,7 @@ from turnlane.journal.memory import MemoryStore
 from turnlane.observe import Observers
 from turnlane.observe.metrics import Metrics
 
-ALL = ("sessions.read", "status.read", "metrics.read", "runs.*", "workers.*", "cutover.read")
+ALL = ("sessions.read", "status.read", "metrics.read", "runs.*", "workers.*", "cutover.read", "contract.*")
 API = "/internal/v1"
 
 

@@ -13,7 +13,7 @@ import trio.testing
 import turnlane
 from tests.contract_lines import LINES
 from tests.machines.test_contract import DELIVER_1, FAIL_1, NOTIFY_1, QUEUE_1, REMOVE_1, authority_command, mutations
-from turnlane.core.instants import wall_text
+from turnlane.core.instants import WallInstant, wall_text
 from turnlane.core.limits import Limits
 from turnlane.core.owners import Owner
 from turnlane.core.reasons import Reason, Refused
@@ -295,7 +295,7 @@ async def test_a_lease_runs_out_by_the_clock_and_who_waits_for_the_leader_is_put
         await trio.sleep(0.2)
         now = await shown(contract)
         assert (now["authority"]["stale"], now["authority"]["stale_reason"]) == (True, "lease_expired")
-        assert now["authority"]["leased_until"] == wall_text(until)  # type: ignore[arg-type]
+        assert now["authority"]["leased_until"] == wall_text(WallInstant(until))
         assert now["replay"]["deferred_leader_notification"] and now["backlog"]["pending"] == 1
         await contract.execute(SNAPSHOT)
         await contract.lose_leader("the host is gone")
@@ -332,14 +332,13 @@ async def test_too_many_callers_are_told_so(autojump_clock: Any) -> None:
         return function(*args)
 
     limits = Limits(stream_waiters_max=1)
-    async with Disk().runtime(nothing, limits=limits, commit_hop=slow) as runtime:
-        async with trio.open_nursery() as nursery:
-            for name in ("a", "b"):
-                nursery.start_soon(runtime.contract.execute, {**QUEUE_1, "request_id": name})
-            await trio.testing.wait_all_tasks_blocked()
-            found = await refusal(runtime.contract, QUEUE_1)
-            assert found.reason is Reason.OVERLOADED and found.retry_after
-            hold.set()
+    async with Disk().runtime(nothing, limits=limits, commit_hop=slow) as runtime, trio.open_nursery() as nursery:
+        for name in ("a", "b"):
+            nursery.start_soon(runtime.contract.execute, {**QUEUE_1, "request_id": name})
+        await trio.testing.wait_all_tasks_blocked()
+        found = await refusal(runtime.contract, QUEUE_1)
+        assert found.reason is Reason.OVERLOADED and found.retry_after
+        hold.set()
 
 
 async def test_what_a_worker_does_stands_in_the_list(autojump_clock: Any) -> None:

@@ -246,22 +246,21 @@ class Contract:
         return await self._events(self._place(after, await self.log.caught_up()), limit)
 
     @marks.on_cancel("resumable")
-    async def news(self, after: str | None, limit: int | None = None) -> Events:
+    async def news(self, after: str | None, limit: int | None = None, *, wait_s: float | None = None) -> Events:
         """As `events`, but waits while there is nothing new, at most until a heartbeat is due: then an empty page."""
-        with trio.move_on_after(self.runtime.limits.sse_keepalive_ms / 1_000):
-            while True:
-                bell = self._bell
-                page = await self.events(after, limit)
-                if page.events:
-                    return page
+        until = trio.current_time() + (self.runtime.limits.heartbeat_ms / 1_000 if wait_s is None else wait_s)
+        while True:
+            bell = self._bell
+            page = await self.events(after, limit)
+            if page.events or trio.current_time() >= until:
+                return page
+            with trio.move_on_at(until):
                 await bell.wait()
-        return await self.events(after, limit)
 
-    def told(self, stream: str) -> None:
-        """The head of a stream has moved. Synchronous."""
-        if split_stream(StreamName(stream))[0] == self.tenant:
-            self._bell.set()
-            self._bell = trio.Event()
+    def told(self) -> None:
+        """The head of a stream of the tenant has moved. Synchronous."""
+        self._bell.set()
+        self._bell = trio.Event()
 
     async def _events(self, position: int, limit: int | None) -> Events:
         limits = self.runtime.limits
