@@ -76,6 +76,7 @@ class Limits:
     contract_metadata_bytes_max: int = 16_384
     contract_reason_chars_max: int = 1_024
     contract_ids_max: int = 256
+    contract_lock_ms_max: int = 5_000
     heartbeat_ms: int = 15_000
     contract_cursors_max: int = 1_024
     """Saved places that are remembered; the one that was saved longest ago goes first."""

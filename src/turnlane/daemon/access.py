@@ -165,7 +165,7 @@ ROLES: Final[Mapping[str, tuple[str, ...]]] = {
     "worker": ("sessions.read", "turns.cancel", "dispatch.read", "dispatch.work", "workers.read", "workers.write"),
     "operator": (
         *("sessions.*", "turns.*", "requests.*", "dispatch.*", "effects.*", "authority.*", "tokens.*"),
-        *("status.*", "metrics.*", "debug.*", "runtime.*"),
+        *("status.*", "metrics.*", "debug.*", "runtime.*", "contract.*"),
     ),
 }
 _OF_SESSIONS: Final = ("sessions", "turns", "requests", "effects")

@@ -576,6 +576,18 @@ def snapshot_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def snapshot_of(value: Mapping[str, Any]) -> Snapshot:
+    """The snapshot of its JSON values."""
+    ready = value["readiness"]
+    return Snapshot(
+        value["schema_version"],
+        SnapshotAuthority(**value["authority"]),
+        Backlog(**value["backlog"]),
+        Replay(**value["replay"]),
+        Readiness(ready["ready"], tuple(ready["reasons"])),
+    )
+
+
 # places in the list
 
 _PLACE: Final = re.compile(r"tl1\.([0-9a-f]{8})\.([0-9a-f]{16})")
