@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import trio
-from wire_kit import world
-
 from tests.contract_lines import LINES
+from wire_kit import world
 
 QUEUE = {"command": "QueueDispatch", "request_id": "r", "target": "t"}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json as jsons
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -182,23 +182,17 @@ async def _opened(state: Path | None, create: bool) -> AsyncIterator[Contract]:
         message = "there is no state directory here"
         raise StoreError(Reason.STATE_NOT_FOUND, message, path=str(state), remedy="look at the path")
     until = trio.current_time() + DEFAULT_LIMITS.contract_lock_ms_max / 1_000
-    while True:
-        how: Any = {"store": MemoryStore()} if state is None else {"state": state}
-        opened = open_runtime(dispatch_mode="host", **how)
-        try:
-            runtime = await opened.__aenter__()
-            break
-        except StoreError as error:
-            if error.reason is not Reason.STATE_IN_USE or trio.current_time() >= until:
-                raise
-        await trio.sleep(_TRY_AGAIN_S)
-    try:
+    async with AsyncExitStack() as stack:
+        while True:
+            how: Any = {"store": MemoryStore()} if state is None else {"state": state}
+            try:
+                runtime = await stack.enter_async_context(open_runtime(dispatch_mode="host", **how))
+                break
+            except StoreError as error:
+                if error.reason is not Reason.STATE_IN_USE or trio.current_time() >= until:
+                    raise
+            await trio.sleep(_TRY_AGAIN_S)
         yield runtime.contract
-    except BaseException as error:
-        if not await opened.__aexit__(type(error), error, error.__traceback__):
-            raise
-    else:
-        await opened.__aexit__(None, None, None)
 
 
 async def _listed(contract: Contract, after: str | None, follow: bool) -> AsyncGenerator[Any, None]:
