@@ -475,8 +475,8 @@ METHODS: dict[str, tuple[str, str, str]] = {
     ),
     "contract/snapshot": ("The snapshot of the contract, one consistent cut.", "as it is everywhere.", ""),
     "contract/attach": (
-        "Follow the list of events, behind `from`: each comes as `contract/event`, and between them `run.heartbeat`s with "
-        "no id. With `replay` the events of the replay come first, marked, and each is confirmed when it was written. "
+        "Follow the list of events, behind `from`: each comes as `contract/event`, and `run.heartbeat`s with no "
+        "id. With `replay` the events of the replay come first, marked, and each is confirmed when it was written. "
         "`contract/detached` with `cursor` and `reason` is its last word. Attaching again takes its place.",
         "where the list begins and ends, and how many events of the replay are left.",
         "invalid_cursor stale_cursor",

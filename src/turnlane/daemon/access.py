@@ -273,7 +273,7 @@ READS: Final = frozenset(
     {"initialize", "auth/refresh", "session/list", "session/read", "session/attach", "session/detach"}
     | {"turn/read", "runtime/status", "run/read", "worker/read"}
     | {"dispatch/read", "dispatch/list", "dispatch/explain"}
-    | {"contract/snapshot", "contract/events", "contract/records", "contract/replay_next", "contract/schema"}
+    | {f"contract/{verb}" for verb in ("snapshot", "attach", "events", "records", "replay_next", "schema")}
 )
 """Methods that append nothing. `session/ack` is not one of them: it keeps a cursor."""
 ALWAYS_POSTED: Final = frozenset({f"{API}/sync/sessions/revoke", f"{API}/tickets"})
