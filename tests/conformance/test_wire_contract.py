@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 from tests.contract_lines import LINES
-from wire_kit import world
+from wire_kit import mint, ring, world
 
 QUEUE = {"command": "QueueDispatch", "request_id": "r", "target": "t"}
 
@@ -113,3 +113,16 @@ async def test_a_place_that_a_compaction_has_passed_is_stale(autojump_clock: Any
         await w.runtime.contract.compact()
         refused = await wire.refused("contract/attach", **{"from": first["event_id"]})
         assert refused.code == "stale_cursor" and refused.data["floor"]
+
+
+async def test_an_attachment_ends_with_the_right_to_it_and_says_where(autojump_clock: Any) -> None:
+    keys = ring()
+    async with world(keys=keys) as w:
+        wire = await w.client(token=mint(keys, "ann", "contract.read contract.write"))
+        done = await wire.call("contract/execute", command=QUEUE)
+        await wire.call("contract/attach")
+        await told(wire, 1)
+        await wire.call("auth/refresh", token=mint(keys, "ann", "contract.write"))
+        last = await wire.until_method("contract/detached")
+        assert last == {"cursor": done["event_id"], "reason": "right_withdrawn"}
+        assert (await wire.refused("contract/attach")).code == "missing_scope"

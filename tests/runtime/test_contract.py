@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,12 +17,14 @@ from tests.machines.test_contract import DELIVER_1, FAIL_1, NOTIFY_1, QUEUE_1, R
 from turnlane.core.instants import WallInstant, wall_text
 from turnlane.core.limits import Limits
 from turnlane.core.owners import Owner
+from turnlane.core.ports import JournalBroken
 from turnlane.core.reasons import Reason, Refused
+from turnlane.core.status import Blocker
 from turnlane.journal.memory import MemoryStore
 from turnlane.machines.contract import event_id, snapshot_json
 from turnlane.runtime import contract_log
 from turnlane.runtime.contract import Contract
-from turnlane.runtime.dispatch import Claim
+from turnlane.runtime.dispatch import Claim, NoClaim
 from turnlane.testing.fakes import FakeClock
 
 from .harness import Disk
@@ -399,3 +402,53 @@ async def test_a_house_that_drains_says_so_in_the_snapshot(autojump_clock: Any) 
         await runtime.drain()
         reasons = (await shown(runtime.contract))["readiness"]["reasons"]
         assert reasons == ["authority lease not acquired", "runtime is draining"]
+
+
+async def test_a_claimer_is_given_what_is_for_the_leader_only_while_somebody_leads(autojump_clock: Any) -> None:
+    async with Disk().runtime(nothing) as runtime:
+        contract, clock = runtime.contract, runtime.ports.clock
+        await contract.execute(LEADER_1)
+        assert isinstance(await runtime.queue("contract").claim("anybody"), NoClaim)
+        await contract.execute(authority_command("AcquireAuthority", "w1", "l1", clock.wall() + S))
+        claim = await runtime.queue("contract").claim("anybody")
+        assert isinstance(claim, Claim) and claim.dispatch == "r"
+        assert (await shown(contract))["backlog"]["pending"] == 1
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("command", [QUEUE_1, SNAPSHOT, authority_command("AcquireAuthority", "w1", "l1", 0)], ids=str)
+async def test_a_command_that_was_cut_by_a_crash_has_happened_or_not_and_its_key_says_which(
+    command: Any, kept: bool, autojump_clock: Any
+) -> None:
+    disk = Disk()
+    with suppress(BaseExceptionGroup):
+        async with disk.runtime(nothing) as runtime:
+            real = runtime.ports.store.append
+
+            def dying(batches: Any) -> Any:
+                if kept:
+                    real(batches)
+                raise JournalBroken(Reason.JOURNAL_BROKEN, "the power went")
+
+            runtime.ports.store.append = dying  # type: ignore[method-assign]
+            assert (await refusal(runtime.contract, command, key="k")).reason is Reason.JOURNAL_BROKEN
+    async with disk.runtime(nothing) as runtime:
+        assert len(await whole(runtime.contract)) == kept
+        done = await runtime.contract.execute(command, key="k")
+        assert (done.duplicate, done.seq) == (kept, 1)
+        assert len(await whole(runtime.contract)) == 1
+
+
+async def test_what_blocks_the_house_stands_behind_what_blocks_the_contract(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Disk().runtime(nothing) as runtime:
+        codes = ("recovering", "storage_full", "draining", "authority_stale")
+        blockers = tuple(Blocker(code, "why") for code in codes)
+        monkeypatch.setattr(type(runtime), "readiness", lambda _: (blockers, ()))
+        assert (await shown(runtime.contract))["readiness"]["reasons"] == [
+            "authority lease not acquired",
+            "runtime authority: authority_stale",
+            "runtime is draining",
+            "storage refuses writes: storage_full",
+        ]

@@ -64,7 +64,11 @@ async def _follow(pages: Pages, call: Call, after: str | None) -> None:
         await write(b"retry: %d\n\n" % RETRY_HINT_MS)
         reason: Reason | None = None
         while reason is None:
-            page = await contract.news(after, wait_s=min(RECHECK_S, until - trio.current_time()))
+            try:
+                page = await contract.news(after, wait_s=min(RECHECK_S, until - trio.current_time()))
+            except Refused as refused:  # a compaction has passed a slow reader, or the log cannot be read
+                reason = refused.reason
+                break
             after = page.next_cursor
             for one in page.events:
                 await write(_frame("message", one, one["event_id"]))

@@ -202,6 +202,11 @@ class Contract:
             with suppress(Refused):  # there is room another time: the next command looks again
                 await runtime.streams.handle(DISPATCH, self.tenant, QUEUE, contract_rooms.put_off(name))
 
+    async def unreachable(self) -> frozenset[str]:
+        """Targets that no claimer of the queue is given deliveries for: the leader's, while nobody leads."""
+        live = contract_rooms.live(await self._lease(), self.runtime.ports.clock.wall())
+        return frozenset() if live else frozenset({self.leader_target})
+
     def _expired(self, _: str) -> None:
         if self.runtime.nursery is not None:
             self.runtime.nursery.start_soon(self._after_expiry, name="leader expired")

@@ -26,6 +26,7 @@ from ..core.step import DUE_NEVER, StoredKey
 from ..machines import dispatch as rows
 from ..machines import queue_state as queue
 from ..machines.claims import LAPSE
+from ..machines.contract_rooms import QUEUE as CONTRACT_QUEUE
 from ..machines.contract_rooms import decide_rows
 from ..machines.dispatch import Row, RowPhase
 from ..machines.explaining import Facts, Filter, explain, listed, row_value
@@ -165,6 +166,10 @@ class Place(Protocol):
         """Whether an id was given before."""
         ...
 
+    async def unreachable(self) -> frozenset[str]:
+        """Targets that nobody can be brought anything at now."""
+        ...
+
 
 @define(slots=True, eq=False)
 class QueuePlace:
@@ -191,6 +196,10 @@ class QueuePlace:
 
     async def known(self, dispatch: str) -> bool:
         return await self.runtime.streams.key(DISPATCH, self.tenant, self.name, ID_KEY + dispatch) is not None
+
+    async def unreachable(self) -> frozenset[str]:
+        of_contract = self.name == CONTRACT_QUEUE
+        return await self.runtime.contract_of(self.tenant).unreachable() if of_contract else frozenset()
 
 
 @define(slots=True, eq=False)
@@ -219,6 +228,9 @@ class SessionPlace:
 
     async def known(self, dispatch: str) -> bool:
         return await self.find_end(dispatch) is not None
+
+    async def unreachable(self) -> frozenset[str]:
+        return frozenset()
 
 
 # what a host program calls
@@ -343,7 +355,8 @@ class Dispatches:
         hashed = hash_of(token)
         assert hashed is not None
         worker = await self.runtime.workers.holder(owner, self.place.tenant)
-        command = queue.ClaimDispatch(owner, hashed, TurnId(ids.new("turn")), lease_ms, key, worker)
+        unreachable = await self.place.unreachable()
+        command = queue.ClaimDispatch(owner, hashed, TurnId(ids.new("turn")), lease_ms, key, worker, unreachable)
         answer = await self._ask(command)
         if answer.claim is None:
             return NoClaim(answer.next_at)
