@@ -236,6 +236,22 @@ async def test_the_kept_pages_are_a_cache_and_the_log_alone_gives_the_same_list(
         assert again == listed
 
 
+async def test_compactions_leave_no_growing_heap_of_rows_behind(small_pages: None, autojump_clock: Any) -> None:
+    disk = Disk()
+    for life in range(6):
+        async with disk.runtime(nothing) as runtime:
+            for number in range(10):
+                await runtime.contract.execute({**QUEUE_1, "request_id": f"{life}.{number}"})
+                await runtime.contract.execute({**FAIL_1, "request_id": f"{life}.{number}"})
+            before = await whole(runtime.contract)
+            assert len(before) == 20
+        async with disk.runtime(nothing) as runtime:
+            assert await whole(runtime.contract) == before
+            assert await runtime.contract.compact() == 10
+    rows = [name for name in disk.store._checkpoints if name.startswith("contract/default/")]
+    assert len(rows) <= 11
+
+
 async def test_a_replay_gives_each_event_once_across_a_crash_between_any_two_steps(autojump_clock: Any) -> None:
     disk, got = Disk(), list[str]()
     async with disk.runtime(nothing) as runtime:
@@ -359,6 +375,27 @@ async def test_what_a_worker_does_stands_in_the_list(autojump_clock: Any) -> Non
             '{"event":"worker.stalled","worker":"worker-2","reason":"stdout-stale"}',
             '{"event":"worker.recovered","worker":"worker-2","recovery":"relaunch"}',
         ]
+
+
+async def asks(turn: turnlane.Turn) -> None:
+    await turn.ask("Which one?", kind="choice", choices=["red", "blue"])
+
+
+async def test_a_turn_that_waits_for_a_person_is_said_once(autojump_clock: Any) -> None:
+    disk = Disk()
+    async with disk.runtime(asks) as runtime:
+        await (await runtime.open_session("s-1")).start_turn({"text": "x"})
+        await runtime.open_session("s-1", tenant="other")
+        await (await runtime.session("s-1", "other")).start_turn({"text": "x"})
+        await trio.testing.wait_all_tasks_blocked()
+        wanted = {"event": "run.blocked_on_user", "owner": "runtime", "reason": "request"}
+        for tenant in ("default", "other"):
+            assert [one["body"] for one in await whole(runtime.contract_of(tenant))] == [wanted]
+        await runtime.contract.execute(SNAPSHOT)
+        listed = await whole(runtime.contract)
+        assert [one["seq"] for one in listed] == [1, 2] and len(await whole(runtime.contract_of("other"))) == 1
+        for session in ("default", "other"):
+            await (await runtime.session("s-1", session)).cancel()
 
 
 async def test_news_come_when_there_are_some_and_else_when_a_heartbeat_is_due(autojump_clock: Any) -> None:

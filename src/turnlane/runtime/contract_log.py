@@ -10,7 +10,8 @@ same, and takes one reading of the log. Source: docs/contract.md (Events).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
@@ -38,7 +39,7 @@ UNKEPT_MAX: Final = 65_536
 
 
 @frozen
-class _Pages:
+class _Page:
     """One kept page: its row, the position of its last entry."""
 
     number: int
@@ -52,9 +53,10 @@ class EventLog:
     runtime: Runtime
     tenant: Tenant
     fold: Fold = Fold()
-    _pages: list[_Pages] = field(factory=list)
+    _pages: list[_Page] = field(factory=list)
     _tail: list[Entry] = field(factory=list)
-    _next_page: int = 1
+    _kept: frozenset[int] = frozenset()
+    """Rows that the kept head row names: none of them is written over before another head row is there."""
     _kept_through: int = 0
     _loaded: bool = field(default=False, alias="loaded")
     _cached: OrderedDict[int, list[Entry]] = field(factory=OrderedDict)
@@ -130,7 +132,7 @@ class EventLog:
                         return found
         return found
 
-    def _behind(self, position: int) -> Any:
+    def _behind(self, position: int) -> Iterator[list[Entry]]:
         for page in self._pages:
             if page.last > position:
                 yield self._page(page.number)
@@ -155,32 +157,35 @@ class EventLog:
         self._loaded = True
         if row is None:
             return
-        log_epoch, through, next_seq, owner, floor, next_page, pages = parse_json(row)
+        log_epoch, through, next_seq, owner, floor, pages = parse_json(row)
         if log_epoch != self.runtime.ports.store.log_epoch:
             return  # of a log that was there before: numbers begin anew with it
         self.fold = Fold(through, next_seq, owner, floor)
-        self._pages = [_Pages(*values) for values in pages]
-        self._next_page, self._kept_through = next_page, through
+        self._pages = [_Page(*values) for values in pages]
+        self._kept, self._kept_through = frozenset(page.number for page in self._pages), through
 
     async def _keep(self) -> None:
         """Pages first, the head row last. What cannot be kept now is kept another time."""
         if not self.runtime.writes:
             return
         store, fold = self.runtime.ports.store, self.fold
-        pages, number = list(self._pages), self._next_page
+        pages, taken = list(self._pages), {page.number for page in self._pages} | self._kept
+        free = (number for number in count(1) if number not in taken)
         try:
             for at in range(0, len(self._tail), PAGE_ITEMS):
                 part = self._tail[at : at + PAGE_ITEMS]
                 rows = compact_json([[one.seq, one.position, one.at, one.body, one.about] for one in part])
-                await self.runtime.writer.call(store.save_checkpoint, self._name(str(number)), rows)
-                pages.append(_Pages(number, part[-1].position))
-                number += 1
+                page = _Page(next(free), part[-1].position)
+                await self.runtime.writer.call(store.save_checkpoint, self._name(str(page.number)), rows)
+                self._cached.pop(page.number, None)
+                pages.append(page)
             told = [[page.number, page.last] for page in pages]
-            head = [store.log_epoch, fold.through, fold.next_seq, fold.owner, fold.floor, number, told]
+            head = [store.log_epoch, fold.through, fold.next_seq, fold.owner, fold.floor, told]
             await self.runtime.writer.call(store.save_checkpoint, self._name("head"), compact_json(head))
         except (StoreError, Refused):
             return
-        self._pages, self._next_page, self._kept_through, self._tail = pages, number, fold.through, []
+        self._pages, self._tail = pages, []
+        self._kept, self._kept_through = frozenset(page.number for page in pages), fold.through
 
     async def _hop(self, function: Callable[..., T], *args: object) -> T:
         try:
