@@ -12,6 +12,7 @@ import pytest
 from attrs import define, field, frozen
 from tests.contract_lines import LINES, SIGNALS
 
+from turnlane.core.ids import DispatchId
 from turnlane.core.instants import Instant, WallInstant, wall_text
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.ports import Lease
@@ -21,7 +22,7 @@ from turnlane.machines import authority, contract, contract_list, contract_marks
 from turnlane.machines.contract_rooms import Asked, CompactRecords, Known
 from turnlane.machines.contract_schema import schema
 from turnlane.machines.dispatch import DispatchRemoved
-from turnlane.machines.queue_state import ClaimDispatch, Queue, evolve_queue
+from turnlane.machines.queue_state import CancelDispatch, ClaimDispatch, Queue, evolve_queue
 from turnlane.machines.turn import Stamp, TurnBlocked
 from turnlane.machines.worker import WorkerAssigned, WorkerRecovered, WorkerStalled
 
@@ -441,6 +442,14 @@ def test_a_record_shows_its_instants_apart() -> None:
     assert last["failed_at"] is last["reason"] is None and last["channel"] == "c"
 
 
+def test_a_delivery_that_was_cancelled_counts_as_failed_and_says_why() -> None:
+    house = House()
+    house.do(QUEUE_1)
+    house.ask(CancelDispatch(DispatchId("r")))
+    assert counted(house) == "failed"
+    assert house.bodies()[-1] == {"event": "DispatchFailed", "request_id": "r", "reason": "cancelled: user_cancel"}
+
+
 # the list and the snapshot
 
 
@@ -673,6 +682,16 @@ def test_a_replay_gives_each_event_of_its_range_once_and_in_order() -> None:
     assert isinstance(late, Rejected) and late.reason is Reason.REPLAY_OUT_OF_ORDER
     house.do({"command": "RequestReplay", "cursor": "name"})
     assert house.following() is not None and house.following().body["request_id"] == "later"  # type: ignore[union-attr]
+
+
+def test_an_event_before_the_range_was_not_applied_by_this_replay() -> None:
+    house = House()
+    house.do(QUEUE_1)
+    house.do({**QUEUE_1, "request_id": "q"})
+    house.do({"command": "RequestReplay", "cursor": contract.event_id(1, 1)})
+    step = house.apply(contract.event_id(1, 1))
+    assert isinstance(step, Rejected) and step.reason is Reason.REPLAY_OUT_OF_ORDER
+    assert isinstance(house.apply(contract.event_id(1, 2)), Step)
 
 
 def test_the_last_replay_that_was_asked_for_wins_and_null_drops_it() -> None:

@@ -17,7 +17,7 @@ from tests.machines.test_contract import DELIVER_1, FAIL_1, NOTIFY_1, QUEUE_1, R
 from turnlane.core.instants import WallInstant, wall_text
 from turnlane.core.limits import Limits
 from turnlane.core.owners import Owner
-from turnlane.core.ports import JournalBroken
+from turnlane.core.ports import JournalBroken, StoreError
 from turnlane.core.reasons import Reason, Refused
 from turnlane.core.status import Blocker
 from turnlane.journal.memory import MemoryStore
@@ -236,6 +236,45 @@ async def test_the_kept_pages_are_a_cache_and_the_log_alone_gives_the_same_list(
         assert again == listed
 
 
+async def test_a_crash_before_the_head_row_of_the_list_is_written_changes_nothing(
+    small_pages: None, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk()
+    async with disk.runtime(nothing) as runtime:
+        for number in range(10):
+            await runtime.contract.execute({**QUEUE_1, "request_id": f"r{number}"})
+        listed = await whole(runtime.contract)
+    async with disk.runtime(nothing) as runtime:
+        assert await whole(runtime.contract) == listed
+        real = runtime.ports.store.save_checkpoint
+
+        def headless(name: str, value: bytes) -> None:
+            if name.endswith("/head"):
+                raise StoreError(Reason.STORAGE_FULL, "no room")
+            real(name, value)
+
+        monkeypatch.setattr(runtime.ports.store, "save_checkpoint", headless)
+        for number in range(4):
+            await runtime.contract.execute({**FAIL_1, "request_id": f"r{number}"})
+        await runtime.contract.compact()
+        await runtime.contract.execute({**FAIL_1, "request_id": "r9"})
+        left = await whole(runtime.contract)
+    async with disk.runtime(nothing) as runtime:
+        assert await whole(runtime.contract) == left
+
+
+async def test_pages_of_a_log_that_was_there_before_are_not_believed(small_pages: None, autojump_clock: Any) -> None:
+    disk = Disk()
+    async with disk.runtime(nothing) as runtime:
+        for number in range(10):
+            await runtime.contract.execute({**QUEUE_1, "request_id": f"r{number}"})
+        listed = await whole(runtime.contract)
+    disk.store = disk.store.reopened()
+    disk.store.save_checkpoint("contract/default/head", b'[1,999,999,"x",0,[]]')
+    async with disk.runtime(nothing) as runtime:
+        assert await whole(runtime.contract) == listed
+
+
 async def test_compactions_leave_no_growing_heap_of_rows_behind(small_pages: None, autojump_clock: Any) -> None:
     disk = Disk()
     for life in range(6):
@@ -291,7 +330,9 @@ async def test_a_compaction_takes_nothing_that_a_replay_still_has_to_give(autoju
             await contract.execute(command)
         await contract.execute({"command": "RequestReplay", "cursor": "name"})
         await contract.replay_apply((await whole(contract))[0]["event_id"])
-        assert await contract.compact() == 0
+        for _ in range(2):
+            await contract.execute(SNAPSHOT)
+        assert await contract.compact() == 0 and len(await whole(contract)) == 7
         await contract.replay_apply((await whole(contract))[1]["event_id"])
         assert await contract.compact() == 1
         events, left = await contract.replay_next()

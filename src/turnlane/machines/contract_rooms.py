@@ -151,7 +151,7 @@ _MARKS: Final[Mapping[type, RowPhase]] = {
 
 @frozen
 class Known:
-    """What the store knows of the ids of a command that memory does not: accepted once, how it ended, and removed."""
+    """What the store knows of the ids of a command that memory does not: accepted once; how they ended, or removed."""
 
     accepted: frozenset[str] = frozenset()
     ended: Mapping[str, Row] = {}
@@ -196,7 +196,7 @@ def _ours(asked: Any, known: Known) -> Any:
         metadata = None if asked.metadata is ABSENT else asked.metadata
         used = name in known.accepted
         return EnqueueDispatch(name, given, target=asked.target, metadata=metadata, dispatch_known=used)
-    to, row = _MARKS[type(asked)], None if name in known.removed else known.ended.get(name)
+    to, row = _MARKS[type(asked)], known.ended.get(name)
     channel, reason = getattr(asked, "channel", None), getattr(asked, "reason", "")
     return MarkDelivery(name, to, channel=channel, reason=reason, known_end=row)
 

@@ -177,7 +177,6 @@ class EventLog:
                 rows = compact_json([[one.seq, one.position, one.at, one.body, one.about] for one in part])
                 page = _Page(next(free), part[-1].position)
                 await self.runtime.writer.call(store.save_checkpoint, self._name(str(page.number)), rows)
-                self._cached.pop(page.number, None)
                 pages.append(page)
             told = [[page.number, page.last] for page in pages]
             head = [store.log_epoch, fold.through, fold.next_seq, fold.owner, fold.floor, told]
