@@ -260,7 +260,7 @@ async def test_a_crash_before_the_head_row_of_the_list_is_written_changes_nothin
         await runtime.contract.execute({**FAIL_1, "request_id": "r9"})
         left = await whole(runtime.contract)
     async with disk.runtime(nothing) as runtime:
-        assert await whole(runtime.contract) == left
+        assert list((await runtime.contract.events(limit=200)).events) == left
 
 
 async def test_pages_of_a_log_that_was_there_before_are_not_believed(small_pages: None, autojump_clock: Any) -> None:
