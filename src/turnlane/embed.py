@@ -18,12 +18,13 @@ from .codec import Codec
 from .core.canonical import digest_of
 from .core.instants import Instant, WallInstant
 from .core.limits import DEFAULT_LIMITS, Limits
-from .core.ports import Clock, EventStore, Hop, Ids, LeaseStore, Observer, Ports, StoreError
+from .core.ports import Clock, EventStore, Hop, Ids, LeaseStore, Observer, Ports, Projections, StoreError
 from .core.reasons import Reason, Refused, Rejected
 from .core.write_mode import WriteMode
 from .journal.cursor import StoreCursors
 from .journal.lease import LmdbLeases, StoreLeases
 from .journal.opening import beside, is_empty, make_directories, named_failures
+from .journal.projections import LmdbProjections, StoreProjections
 from .journal.store import LmdbStore
 from .machines.admission import Quotas
 from .machines.plan import Bundle, Profile
@@ -189,6 +190,7 @@ async def open_runtime(
         read_hop or ThreadHop(READ_THREADS_MAX),
         observer or Silent(),
         limits,
+        _projections(opened, limits, write_mode),
     )
     runtime = Runtime(ports, named, ports.ids.new("runtime"), quotas or {}, write_mode)
     try:
@@ -220,6 +222,13 @@ def _open_journal(state: Path, limits: Limits, mode: WriteMode) -> LmdbStore:
             raise StoreError(Reason.STATE_NOT_OURS, message, path=str(state), remedy="name another directory")
         make_directories(state)
     return LmdbStore.open(journal, limits=limits)
+
+
+def _projections(store: EventStore, limits: Limits, mode: WriteMode) -> Projections:
+    """Where read models lie: in the journal, where there is one that may be written, else in memory."""
+    if isinstance(store, LmdbStore) and mode.writes:
+        return LmdbProjections(store)
+    return StoreProjections(store, limits=limits)
 
 
 def _inside_trio() -> None:

@@ -27,7 +27,7 @@ from turnlane.journal.memory import MemoryStore
 from turnlane.observe import Observers
 from turnlane.observe.metrics import Metrics
 
-ALL = ("sessions.read", "status.read", "metrics.read", "runs.*", "workers.*", "cutover.read")
+ALL = ("sessions.read", "status.read", "metrics.read", "runs.*", "workers.*", "projections.*", "cutover.read")
 API = "/internal/v1"
 
 
@@ -188,6 +188,7 @@ async def house(
     async with turnlane.open_runtime(
         **where, agent=talker, limits=limits, observer=Observers(metrics, seen), commit_hop=commit_hop
     ) as runtime:
+        await until(lambda: runtime.follower.recovered)
         rules = OperatorSettings(Address("127.0.0.1", 0), auth, (), (), ())
         tokens = OperatorTokens([token])
         api = OperatorApi(runtime, evolve(rules, **settings), metrics, tokens, tls, operations=operations)

@@ -235,3 +235,4 @@ class Ports:
     """Runs reads of pages and recoveries."""
     observer: Observer
     limits: Limits
+    projections: Projections

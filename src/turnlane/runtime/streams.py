@@ -112,8 +112,11 @@ class Streams:
                     continue  # it fell while we waited
                 if (refusal := kind.refuses(folded.owner.state, command)) is not None:
                     raise Refused.of(refusal)
+                before = folded.owner.tail.head
                 answer = await folded.owner.handle(command, keyed, kind.extra_keys)
                 head = folded.owner.tail.head
+                if head > before:
+                    self.runtime.follower.moved(stream, self.runtime.writer.position)
                 self.announce(stream, head)
             except OwnerLost as lost:
                 self._folded.pop(stream, None)

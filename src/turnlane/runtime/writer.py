@@ -133,6 +133,8 @@ class JournalWriter:
     forbidden: Refused | None = None
     """Set where this runtime may not write at all (core/write_mode.py)."""
     broken: StoreError | None = None
+    position: int = 0
+    """Of the newest event that was kept since the start, in the order of the store."""
     _waiting: Backlog = field(factory=Backlog)
     _calls: deque[_Call[Any]] = field(factory=deque)
     _bell: Doorbell = field(factory=Doorbell)
@@ -271,6 +273,7 @@ class JournalWriter:
         """Answer one; how much work that may have made runnable: tasks, or events that one has to pass on."""
         if isinstance(outcome, Appended):
             self._events += len(ticket.batch.events)
+            self.position = max(self.position, outcome.position)
         return max(len(ticket.batch.events), ticket.done(outcome) or 1)
 
     async def _settle(self, group: list[Ticket], outcomes: list[Outcome]) -> None:
