@@ -10,8 +10,9 @@ from typing import Any
 
 from ..core.ids import RunId, StreamName, Tenant, run_stream, split_stream
 from ..core.ids import stream_of as stream_named
-from ..core.reasons import Reason
+from ..core.reasons import Reason, Refused, Rejected
 from ..machines.projection import checkpoint_json, drift_json, stream_of, summary_json
+from ..machines.worker import worker_id_of
 from ..runtime.follower import Projected
 from . import operator_shapes as shapes
 from .book_pages import run_id_in
@@ -24,8 +25,11 @@ def _run(call: Call) -> StreamName:
     return run_stream(call.known.tenant, RunId(run_id_in(call)))
 
 
-def _worker(call: Call) -> StreamName:
-    return stream_named(call.known.tenant, "worker", call.path["worker_id"])
+def _worker(pages: Pages, call: Call) -> StreamName:
+    name = worker_id_of(call.path["worker_id"], "", pages.limits)
+    if isinstance(name, Rejected):
+        raise Refused.of(name)
+    return stream_named(call.known.tenant, "worker", name)
 
 
 async def _check_visible(pages: Pages, call: Call, stream: StreamName) -> None:
@@ -61,7 +65,7 @@ async def read_checkpoint(pages: Pages, call: Call) -> Answer:
 
 
 async def read_worker_checkpoint(pages: Pages, call: Call) -> Answer:
-    return _checkpoint(await _projected(pages, call, _worker(call)))
+    return _checkpoint(await _projected(pages, call, _worker(pages, call)))
 
 
 async def read_run_summary(pages: Pages, call: Call) -> Answer:
@@ -69,7 +73,7 @@ async def read_run_summary(pages: Pages, call: Call) -> Answer:
 
 
 async def read_worker_summary(pages: Pages, call: Call) -> Answer:
-    return _summary(await _projected(pages, call, _worker(call)))
+    return _summary(await _projected(pages, call, _worker(pages, call)))
 
 
 def _named(topic: str, tenant: Tenant) -> StreamName:
