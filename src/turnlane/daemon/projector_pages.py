@@ -1,7 +1,7 @@
 """What the operator's routes about read models say. Calls of `runtime/follower.py`, no rules.
 
-A principal that is bound to an owner sees the read models of its own runs and workers; those of others are absent. Whose
-one is says the log, not the read model.
+A principal that is bound to an owner sees the read models of its own runs and workers; those of others are absent.
+Whose one is says the log, not the read model.
 """
 
 from __future__ import annotations
