@@ -21,7 +21,7 @@ from turnlane.core.owners import Owner
 from turnlane.core.ports import CorruptStream, JournalBroken
 from turnlane.core.reasons import Reason, Refused
 from turnlane.core.step import Appended, Batch, Kept, Lane, Page, Step
-from turnlane.journal import LmdbProjections, LmdbStore, MemoryStore, StoreProjections, layout, verify
+from turnlane.journal import Fit, LmdbProjections, LmdbStore, MemoryStore, StoreProjections, layout, verify
 from turnlane.journal.projections import folded_whole
 from turnlane.machines import projection, run, worker
 from turnlane.machines.turn import Stamp
@@ -142,7 +142,7 @@ class Scene:
         return folded_whole(self.store, stream, CODEC.decode)
 
     def differ(self) -> list[str]:
-        return [stream for stream, equal in verify(self.rows, self.store, CODEC.decode) if not equal]
+        return [stream for stream, fit in verify(self.rows, self.store, CODEC.decode) if fit is not Fit.EQUAL]
 
 
 @pytest.fixture

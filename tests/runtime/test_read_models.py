@@ -21,7 +21,7 @@ from turnlane.core.ports import JournalBroken
 from turnlane.core.reasons import Reason, Refused
 from turnlane.core.status import readiness
 from turnlane.core.write_mode import WriteMode
-from turnlane.journal import LmdbProjections, LmdbStore, StoreProjections, layout, verify
+from turnlane.journal import Fit, LmdbProjections, LmdbStore, StoreProjections, layout, verify
 from turnlane.runtime import follower as following
 from turnlane.testing.node_hosts import in_place
 
@@ -57,7 +57,7 @@ async def living(state: Path, seen: Seen | None = None, **how: Any) -> AsyncIter
 def differ(state: Path) -> list[str]:
     """Topics whose record in the journal is not what the log says."""
     with LmdbStore.open(state / "journal", create=False, readonly=True) as store:
-        return [stream for stream, fits in verify(LmdbProjections(store), store, Codec().decode) if not fits]
+        return [stream for stream, fit in verify(LmdbProjections(store), store, Codec().decode) if fit is not Fit.EQUAL]
 
 
 async def wrote(runtime: turnlane.Runtime, workers: int = 2, events: int = 3) -> str:
