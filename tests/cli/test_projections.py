@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_read_models_of_a_closed_runtime_are_sound(
 ) -> None:
     assert asked(capsys, "verify", state) == (0, f"{state}: sound, 3 topics\n")
     code, out = asked(capsys, "verify", state, "--json")
-    assert json.loads(out) == {"sound": True, "path": str(state), "topics": 3, "behind": 0, "differ": []}
+    assert code == 0 and json.loads(out) == {"sound": True, "path": str(state), "topics": 3, "behind": 0, "differ": []}
 
 
 @pytest.mark.parametrize(
@@ -162,8 +163,8 @@ def test_a_journal_that_a_daemon_holds_is_verified_beside_it_and_not_rebuilt(sta
     async def held() -> None:
         async with turnlane.open_runtime(state, agent=agent) as runtime:
             for count in range(3):
-                told = (runtime.workers.report_recovery, runtime.workers.report_stall)[count % 2]
-                await told("w-1", "for a test")
+                say = (runtime.workers.report_recovery, runtime.workers.report_stall)[count % 2]
+                await say("w-1", "for a test")
                 await runtime.follower.summary("default/worker/w-1")
             for command in ("verify", "rebuild", "drop"):
                 words = [sys.executable, "-m", "turnlane", "projections", command, str(state)]
