@@ -410,6 +410,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
 EVENTS: dict[str, str] = {
     "session.created": "The first event of each session.",
     "session.activated": "An owner serves it, under this epoch.",
+    "session.mode_chosen": "Who claims its dispatches: the runtime, or the host program.",
     "session.draining": "It finishes what it has and takes nothing new.",
     "session.ended": "The last event of a session.",
     "session.degraded": "An agent did not end in time and was disowned; the session goes on.",
@@ -441,13 +442,15 @@ EVENTS: dict[str, str] = {
     "effect.settled_late": "Its result came after the end of its turn.",
     "dispatch.queued": "A start was accepted, with its input.",
     "dispatch.claimed": "It is about to run.",
+    "dispatch.renewed": "Whoever holds it works on.",
     "dispatch.started": "It runs.",
-    "dispatch.requeued": "Its turn was lost; it will run again.",
+    "dispatch.requeued": "Its turn was lost, or it was given back; it will run again.",
     "dispatch.deferred": "The gate said not yet.",
     "dispatch.merged": "Another start joined it (or left it again).",
     "dispatch.completed": "Its turn completed.",
     "dispatch.failed": "Its turn failed.",
     "dispatch.cancelled": "It was taken back, or its turn was cancelled.",
+    "dispatch.removed": "Ended deliveries were taken out of the records.",
 }
 
 

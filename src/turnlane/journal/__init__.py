@@ -7,7 +7,7 @@
 
 from .care import DoctorReport, Fault, backup, compact, doctor
 from .cursor import StoreCursors
-from .lease import LmdbLeases, MemoryLeases, StoreLeases
+from .lease import Leases, LmdbLeases, MemoryLeases, StoreLeases
 from .memory import MemoryStore
 from .projections import Fit, LmdbProjections, StoreProjections, verify
 from .store import LmdbStore
@@ -16,6 +16,7 @@ __all__ = [
     "DoctorReport",
     "Fault",
     "Fit",
+    "Leases",
     "LmdbLeases",
     "LmdbProjections",
     "LmdbStore",
