@@ -241,3 +241,69 @@ async def test_what_was_refused_wakes_no_follower(autojump_clock: Any) -> None:
         await runtime.runs.append(run_id, "note", {}, key="k")
         await trio.testing.wait_all_tasks_blocked()
         assert runtime.follower.status() == after and after.position == before.position + 1
+
+
+# old events of a worker
+
+
+async def test_old_events_of_a_worker_go_and_nothing_is_forgotten(autojump_clock: Any) -> None:
+    """State, keys and read models are what they were; the floor moves, seqs never; the next life begins at the floor."""
+    disk, stream, limits = Disk(), "default/worker/w-1", Limits(worker_events_kept_max=10)
+    async with disk.runtime(agent, limits=limits) as runtime:
+        await runtime.workers.register("w-1", owner=MINE, metadata={"gpu": 1}, key="first")
+        for _ in range(40):
+            await trio.sleep(1)
+            await runtime.workers.heartbeat("w-1", owner=MINE)
+            await trio.testing.wait_all_tasks_blocked()
+            head, floor = disk.store.head(stream).seq, disk.store.floor(stream)
+            assert head - floor + 1 <= 12 and (head <= 10 or head - floor + 1 >= 10)
+        before = await runtime.workers.read("w-1")
+        record = (await runtime.follower.summary(stream)).record
+        assert floor > 25 and before.last_seq == 41 and record.event_count == 41
+    async with disk.runtime(agent, limits=limits) as runtime:  # read models in memory begin anew, at the snapshot
+        assert await runtime.workers.read("w-1") == before
+        again = (await runtime.follower.summary(stream)).record
+        assert (again.state, again.last_seq, again.event_count) == (record.state, 41, 41)
+        assert again.projection_hash == record.projection_hash and again.updated_at == record.updated_at
+        _, duplicate = await runtime.workers.register("w-1", owner=MINE, metadata={"gpu": 1}, key="first")
+        assert duplicate and runtime.readiness()[0] == ()
+
+
+async def test_old_events_go_from_a_journal_and_its_read_models_stay_right(tmp_path: Path) -> None:
+    state, seen, limits = tmp_path / "state", Seen(), Limits(worker_events_kept_max=20)
+    for life in range(3):
+        async with living(state, seen, limits=limits) as runtime:
+            await runtime.workers.register("w-1", owner=MINE)
+            for count in range(30):
+                told = (runtime.workers.report_stall, runtime.workers.report_recovery)[count % 2]
+                await told("w-1", "for a test")
+            assert (await runtime.follower.summary("default/worker/w-1")).record.last_seq == 31 * (life + 1)
+        with LmdbStore.open(state / "journal", create=False, readonly=True) as store:
+            head, floor = store.head("default/worker/w-1").seq, store.floor("default/worker/w-1")
+            assert 20 <= head - floor + 1 <= 24
+        assert differ(state) == []
+    assert seen.of(ProjectionDrifted, ProjectionFailed, ProjectionRebuilt) == []
+
+
+async def test_a_cut_that_fails_is_made_later_and_nobody_notices(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
+    disk, limits = Disk(), Limits(worker_events_kept_max=10)
+    async with disk.runtime(agent, limits=limits) as runtime:
+        await runtime.workers.register("w-1", owner=MINE)
+
+        def fails(*_: Any) -> Any:
+            raise JournalBroken(Reason.JOURNAL_BROKEN, "told to fail")
+
+        async def beats(count: int) -> None:
+            for _ in range(count):
+                await trio.sleep(1)
+                await runtime.workers.heartbeat("w-1", owner=MINE)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(disk.store), "save_snapshot", fails)
+            await beats(20)
+            assert disk.store.floor("default/worker/w-1") == 1, "without a snapshot nothing goes"
+        await beats(5)
+        await trio.testing.wait_all_tasks_blocked()
+        assert disk.store.floor("default/worker/w-1") > 12
