@@ -190,8 +190,16 @@ _lean: Final = {
 _decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {
     tag: msgspec.json.Decoder(cls).decode for tag, cls in CLASSES.items()
 }
-_state_decoder: Final = msgspec.json.Decoder(Session)
-_queue_decoder: Final = msgspec.json.Decoder(queue_state.Queue)
+_state_decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {
+    kind: msgspec.json.Decoder(cls).decode
+    for kind, cls in (
+        ("session", Session),
+        ("dispatch", queue_state.Queue),
+        ("run", run.Run),
+        ("worker", worker.Worker),
+    )
+}
+"""By kind of stream."""
 
 
 def _leaned(event: Any) -> dict[str, Any]:
@@ -221,14 +229,12 @@ class Codec:
             return UnknownEvent(kept.type, decode_json(kept.payload))
         return decoder(kept.payload)
 
-    def encode_state(self, state: Session | queue_state.Queue) -> bytes:
+    def encode_state(self, state: Any) -> bytes:
         return _encode(state)
 
-    def decode_state(self, data: bytes) -> Session:
-        return _state_decoder.decode(data)
-
-    def decode_queue(self, data: bytes) -> queue_state.Queue:
-        return _queue_decoder.decode(data)
+    def decode_state(self, data: bytes, kind: str = "session") -> Any:
+        """The folded state of a stream of this kind, out of its snapshot."""
+        return _state_decoders[kind](data)
 
     def encode_answer(self, answer: Any) -> bytes:
         return _encode([type(answer).__name__, answer])

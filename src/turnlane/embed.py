@@ -20,13 +20,26 @@ from .codec import Codec
 from .core.canonical import digest_of
 from .core.instants import Instant, WallInstant
 from .core.limits import DEFAULT_LIMITS, Limits
-from .core.ports import Clock, EventStore, Hop, Ids, Lease, LeasePhase, LeaseStore, Observer, Ports, StoreError
+from .core.ports import (
+    Clock,
+    EventStore,
+    Hop,
+    Ids,
+    Lease,
+    LeasePhase,
+    LeaseStore,
+    Observer,
+    Ports,
+    Projections,
+    StoreError,
+)
 from .core.reasons import Reason, Refused, Rejected
 from .core.write_mode import WriteMode
 from .journal.cursor import StoreCursors
 from .journal.environment import Taken
 from .journal.lease import LmdbLeases, StoreLeases, lease_of
 from .journal.opening import beside, is_empty, make_directories, named_failures
+from .journal.projections import LmdbProjections, StoreProjections
 from .journal.store import LmdbStore
 from .machines.admission import Quotas
 from .machines.authority import RUNTIME, stale
@@ -199,6 +212,7 @@ async def open_runtime(
         lease_hop or read_hop or ThreadHop(1),  # whoever replaces the others runs all of them in place
         observer or Silent(),
         limits,
+        _projections(opened, limits, write_mode),
     )
     name, mode = ports.ids.new("runtime"), Mode(dispatch_mode or "runtime")
     runtime = Runtime(ports, named, name, quotas or {}, write_mode, mode, owner_name(name))
@@ -280,6 +294,13 @@ def _open_journal(state: Path, limits: Limits, mode: WriteMode, take_over: Calla
             raise StoreError(Reason.STATE_NOT_OURS, message, path=str(state), remedy="name another directory")
         make_directories(state)
     return LmdbStore.open(journal, limits=limits, take_over=take_over)
+
+
+def _projections(store: EventStore, limits: Limits, mode: WriteMode) -> Projections:
+    """Where read models lie: in the journal, where there is one that may be written, else in memory."""
+    if isinstance(store, LmdbStore) and mode.writes:
+        return LmdbProjections(store)
+    return StoreProjections(store, limits=limits)
 
 
 def _inside_trio() -> None:

@@ -29,8 +29,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 import turnlane
+from turnlane.core.instants import WallInstant
 from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.owners import Owner
+from turnlane.core.reasons import Reason
 from turnlane.daemon.access import API, RIGHTS, Need, Reach
 from turnlane.daemon.calls import Answer, Call
 from turnlane.daemon.operations import OPERATIONS, Operation
@@ -39,10 +41,12 @@ from turnlane.daemon.operator_pages import Pages
 from turnlane.daemon.settings import Address, OperatorSettings
 from turnlane.daemon.tokens import OperatorTokens, mint_operator
 from turnlane.journal.memory import MemoryStore
+from turnlane.machines.projection import Drift, drift_row
 from turnlane.observe.metrics import Metrics
 
 EXAMPLES = {"default": 15, "ci": 60, "nightly": 300, "release": 300}
 THERE = {"session": "s-1", "worker_id": "lab:east-2", "seq": "1", "run_id": ""}
+WALL = WallInstant(1)
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -125,6 +129,8 @@ def served() -> Iterator[Served]:
         async with turnlane.open_runtime(store=MemoryStore(limits=limits), agent=speaker, limits=limits) as runtime:
             session = await runtime.open_session("s-1")
             await (await session.start_turn({"text": "x"})).outcome()
+            drift = Drift(f"default/worker/{THERE['worker_id']}", 2, 1, 3, Reason.SEQUENCE_GAP, WALL, WALL)
+            await runtime.ports.read_hop(runtime.ports.projections.write, [drift_row(drift)])
             await runtime.workers.register(THERE["worker_id"], owner=Owner(7))
             THERE["run_id"] = (await runtime.runs.create()).run.run_id
             rules = OperatorSettings(Address("127.0.0.1", 0), True, (), (), ())
@@ -194,6 +200,10 @@ def test_an_operation_answers_as_its_document_says(
                 else:
                     case.query = {**(case.query or {}), "owner_user_id": 7}
                     case.query.pop("owner_guest_scope", None)
+            if name == "read_drift":
+                case.query = {"topic": f"worker:{THERE['worker_id']}:lifecycle"}
+            if name == "rebuild_projector":
+                case.body = {"topic": f"run:{THERE['run_id']}:events"}
             if "after_seq" in (case.query or {}):
                 case.query["after_seq"] %= 8
             seen.add(told(case))

@@ -15,8 +15,10 @@ import trio
 from attrs import define, evolve, field
 
 import turnlane
+from turnlane.core.instants import WallInstant
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.owners import Owner
+from turnlane.core.reasons import Reason
 from turnlane.core.secret import Secret
 from turnlane.daemon.operation import Operation
 from turnlane.daemon.operations import OPERATIONS
@@ -24,10 +26,11 @@ from turnlane.daemon.operator_api import OperatorApi, serve_operator
 from turnlane.daemon.settings import Address, OperatorSettings
 from turnlane.daemon.tokens import OperatorTokens, mint_operator
 from turnlane.journal.memory import MemoryStore
+from turnlane.machines.projection import Drift, drift_row
 from turnlane.observe import Observers
 from turnlane.observe.metrics import Metrics
 
-ALL = ("sessions.read", "status.read", "metrics.read", "runs.*", "workers.*", "cutover.read")
+ALL = ("sessions.read", "status.read", "metrics.read", "runs.*", "workers.*", "projections.*", "cutover.read")
 API = "/internal/v1"
 
 
@@ -188,6 +191,7 @@ async def house(
     async with turnlane.open_runtime(
         **where, agent=talker, limits=limits, observer=Observers(metrics, seen), commit_hop=commit_hop
     ) as runtime:
+        await until(lambda: runtime.follower.recovered)
         rules = OperatorSettings(Address("127.0.0.1", 0), auth, (), (), ())
         tokens = OperatorTokens([token])
         api = OperatorApi(runtime, evolve(rules, **settings), metrics, tokens, tls, operations=operations)
@@ -210,6 +214,12 @@ async def told_a_story(made: House, name: str = "s-1") -> turnlane.Session:
     session = await made.runtime.open_session(name)
     await (await session.start_turn({"text": "hello there"})).outcome()
     return session
+
+
+async def drifted(runtime: turnlane.Runtime, stream: str) -> None:
+    """A report about a topic, as it lies in the store after an old gap was closed."""
+    drift = Drift(stream, 2, 1, 3, Reason.SEQUENCE_GAP, WallInstant(1), WallInstant(2))
+    await runtime.ports.read_hop(runtime.ports.projections.write, [drift_row(drift)])
 
 
 async def until(said: Callable[[], object], seconds: float = 5) -> None:

@@ -231,6 +231,7 @@ class Reason(Enum):
     METADATA_NOT_OBJECT = "metadata_not_object", _R, False, INVALID_PARAMS_NUMBER, 400
     HEARTBEAT_RATE = "heartbeat_rate", _R, True, OVERLOADED_NUMBER, 429
     PROJECTION_BEHIND = "projection_behind", _R, True, OVERLOADED_NUMBER, 503
+    INVALID_TOPIC = "invalid_topic", _R, False, INVALID_PARAMS_NUMBER, 400
     REBUILD_RUNNING = "rebuild_running", _R, True, CONFLICT_NUMBER, 409
     SEQUENCE_GAP = "sequence_gap", _N, False, REFUSED_NUMBER, 200
     FLOOR_PASSED = "floor_passed", _N, False, REFUSED_NUMBER, 200

@@ -11,6 +11,7 @@ from .access import API, Need, Reach
 from .operation import ABSENT, NDJSON, Operation, Refusals, together
 
 _RUN_READ: Final = Need(Reach.TENANT, ("runs.read",))
+_RUN_READ_OR_SYNC: Final = Need(Reach.TENANT, ("runs.read",), or_sync=True)
 _RUN_WRITE: Final = Need(Reach.TENANT, ("runs.write",))
 _WORKER_READ: Final = Need(Reach.TENANT, ("workers.read",))
 _WORKER_WRITE: Final = Need(Reach.TENANT, ("workers.write",))
@@ -133,7 +134,7 @@ BOOKS: Final[tuple[Operation, ...]] = (
         "read_run_events",
         "GET",
         f"{API}/runs/{{run_id}}/events",
-        _RUN_READ,
+        _RUN_READ_OR_SYNC,
         pages.read_run_events,
         "A page of the events of a run after a place, in order.",
         {200: shapes.RunEvents},

@@ -12,6 +12,7 @@ from .book_operations import BOOKS
 from .operation import ABSENT, PROMETHEUS, SSE, WAKING, Operation, together
 from .operator_pages import Pages
 from .operator_streams import stream_session
+from .projector_operations import PROJECTORS
 
 _OPEN: Final = Need(Reach.OPEN)
 _READ: Final = Need(Reach.SESSION, ("sessions.read",))
@@ -206,7 +207,7 @@ _OWN: Final[tuple[Operation, ...]] = (
     ),
 )
 
-OPERATIONS: Final = (*_OWN, *BOOKS)
+OPERATIONS: Final = (*_OWN, *BOOKS, *PROJECTORS)
 
 ROUTES: Final[Mapping[tuple[str, str], Need]] = {(one.method, one.path): one.need for one in OPERATIONS}
 """Method and path of each operation, with the right it needs."""

@@ -21,7 +21,7 @@ from ..core.instants import Instant, WallInstant, wall_text
 from ..core.limits import Limits
 from ..core.ports import CorruptStream, StoreError
 from ..core.reasons import Reason
-from ..core.status import Blocker, readiness, warnings
+from ..core.status import Blocker, parts_ready, readiness, warnings
 from ..machines.canary import Canary, route
 from ..observe.metrics import Metrics
 from ..runtime.runtime import Runtime
@@ -125,9 +125,7 @@ class Pages:
         said = {
             "status": "ready" if ready else "not_ready",
             "ready": ready,
-            "authority_ready": ready,  # every reason that is built clears this flag
-            "projector_ready": True,
-            "workers_ready": True,
+            **parts_ready(blockers),
             "authority_writer_active": self._writes(),
             "fanout_driver": "memory",
             "reasons": [asdict(one) for one in blockers],

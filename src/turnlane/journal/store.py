@@ -356,6 +356,11 @@ class LmdbStore(Environment):
         self._update(lambda txn: retention.put_position(txn, self._rows, self._position), lend=True)
         return floor
 
+    @property
+    def position(self) -> int:
+        """Of the newest event, in the order of the store."""
+        return self._position
+
     # -- beside the events
 
     def _number_of(self, txn: Any, stream: str) -> int:

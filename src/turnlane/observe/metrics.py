@@ -181,6 +181,8 @@ def _of_status(status: RuntimeStatus, ready: bool) -> Iterator[Metric]:
         ("writer_groups", "Transactions of the journal.", status.writer_groups_total),
         ("writer_batches", "Batches in those.", status.writer_batches_total),
         ("writer_events", "Events in those.", status.writer_events_total),
+        ("projection_drift", "Times that a read model did not fit the log.", status.projections.drift_total),
+        ("projection_rebuilds", "Read models that were folded anew.", status.projections.rebuilds_total),
     ):
         yield _counters(name, text, (), {(): total})
     for name, text, level in (
@@ -200,6 +202,7 @@ def _of_status(status: RuntimeStatus, ready: bool) -> Iterator[Metric]:
         ("writer_batches_peak", "Most batches in one transaction.", status.writer_batches_peak),
         ("writer_oldest_seconds", "Age of the oldest batch that waits.", status.writer_oldest_ms / 1000),
         ("writer_broken", "1 when the journal failed.", int(status.writer_broken is not None)),
+        ("projection_lag_events", "Events that read models are behind.", status.projections.lag_events),
         ("journal_bytes", "Size of the journal's file.", status.store_file_bytes),
         ("journal_free_bytes", "Room up to its bound.", max(0, status.store_map_bytes_max - status.store_file_bytes)),
         ("journal_used_ratio", "Part of its bound that is in use.", status.store_used_percent / 100),

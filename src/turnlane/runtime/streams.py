@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,6 +67,8 @@ class Kind:
     """Keys of the store's own that an event leaves, given how an answer is encoded."""
     timer: Callable[[str], Any] = TimerFired
     """The command that a timer of the stream becomes, given its key."""
+    events_kept: Callable[[Limits], int] | None = None
+    """How many of its newest events are kept, once a snapshot stands for the others; None: all."""
 
 
 @frozen
@@ -84,6 +87,8 @@ class _Folded:
     extra_keys: ExtraKeys | None = None
     turn: trio.Lock = field(factory=trio.Lock)
     """Who may enter; trio's lock is first come, first served."""
+    cut_at: int = 0
+    """Below this seq events may have been let go."""
 
     @property
     def idle(self) -> bool:
@@ -116,8 +121,12 @@ class Streams:
                     continue  # it fell while we waited
                 if (refusal := kind.refuses(folded.owner.state, command)) is not None:
                     raise Refused.of(refusal)
+                before = folded.owner.tail.head
                 answer = await folded.owner.handle(command, keyed, folded.extra_keys)
                 head = folded.owner.tail.head
+                if head > before:
+                    self.runtime.follower.moved(stream, self.runtime.writer.position)
+                    self._let_old_go(kind, stream, folded)
                 self.announce(stream, head)
             except OwnerLost as lost:
                 self._folded.pop(stream, None)
@@ -281,6 +290,26 @@ class Streams:
             keys_complete=head == 0,
         )
 
+    def _let_old_go(self, kind: Kind, stream: str, folded: _Folded) -> None:
+        """Beside the stream's work, a tenth of what is kept at a time: each costs two transactions."""
+        if kind.events_kept is None or self.runtime.nursery is None:
+            return
+        most = kind.events_kept(self.runtime.limits)
+        below = folded.owner.tail.head - most + 1
+        if below - folded.cut_at > max(1, most // 10):
+            folded.cut_at = below
+            self.runtime.nursery.start_soon(self._cut, stream, folded, below, name="retention")
+
+    async def _cut(self, stream: str, folded: _Folded, below: int) -> None:
+        """The snapshot first: what stands below the floor is known by it alone."""
+        if self._folded.get(stream) is not folded:
+            return  # a later owner knows more
+        state, head = folded.owner.state, folded.owner.tail.head
+        store, writer = self.runtime.ports.store, self.runtime.writer
+        with suppress(StoreError, Refused):  # what was not let go now is let go later
+            await writer.call(store.save_snapshot, stream, head, self.runtime.ports.encoder.encode_state(state))
+            await writer.call(store.truncate, stream, below)
+
     def _make_room(self) -> None:
         most = self.runtime.limits.stream_owners_max
         while len(self._folded) >= most:
@@ -302,7 +331,7 @@ def fold_stream(
     state, after = new, 0
     if (snapshot := store.load_snapshot(stream)) is not None:
         marks.sometimes(True, "streams.woken_from_a_snapshot")
-        after, state = snapshot[0], encoder.decode_state(snapshot[1])
+        after, state = snapshot[0], encoder.decode_state(snapshot[1], split_stream(StreamName(stream))[1])
     head, snapshot_seq = store.head(stream).seq, after
     if after + 1 < store.floor(stream):
         raise CorruptStream(stream, after + 1, "the log begins later and no snapshot covers what is gone")
