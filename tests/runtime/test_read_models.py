@@ -247,7 +247,7 @@ async def test_what_was_refused_wakes_no_follower(autojump_clock: Any) -> None:
 
 
 async def test_old_events_of_a_worker_go_and_nothing_is_forgotten(autojump_clock: Any) -> None:
-    """State, keys and read models are what they were; the floor moves, seqs never; the next life begins at the floor."""
+    """State, keys and read models are what they were; the floor moves, seqs never; the next life begins there."""
     disk, stream, limits = Disk(), "default/worker/w-1", Limits(worker_events_kept_max=10)
     async with disk.runtime(agent, limits=limits) as runtime:
         await runtime.workers.register("w-1", owner=MINE, metadata={"gpu": 1}, key="first")
