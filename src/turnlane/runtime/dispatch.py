@@ -374,11 +374,17 @@ class Dispatches:
     @marks.on_cancel("resumable")
     async def start_claimed(self, claim: Claim, *, turn_id: str | None = None, input_text: str = "") -> RowAnswer:
         """Let this runtime execute a claim: the turn and the text must be those of the row."""
-        hashed = hash_of(claim.token)
+        token = claim.token.reveal().decode()
+        turn = turn_id or claim.value.turn or ""
+        return await self.start_claimed_by(claim.dispatch, token, turn_id=turn, input_text=input_text)
+
+    @marks.on_cancel("resumable")
+    async def start_claimed_by(self, dispatch: str, token: str, *, turn_id: str, input_text: str) -> RowAnswer:
+        """As `start_claimed`, by the members of a claim that came over a wire."""
+        hashed = hash_of(token)
         assert hashed is not None
-        turn = TurnId(turn_id or claim.value.turn or "")
         no_plan = Rejected(Reason.CLAIM_INVALID, "there is no such claim: claim the dispatch first")
-        return await self._row_ask(StartClaimed(claim.dispatch, hashed, turn, input_text, no_plan))
+        return await self._row_ask(StartClaimed(DispatchId(dispatch), hashed, TurnId(turn_id), input_text, no_plan))
 
     @marks.on_cancel("resumable")
     async def complete(self, claim: Claim | str, token: str | None = None) -> RowAnswer:
