@@ -20,6 +20,7 @@ from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.owners import Owner
 from turnlane.core.reasons import Reason
 from turnlane.core.secret import Secret
+from turnlane.core.write_mode import WriteMode
 from turnlane.daemon.operation import Operation
 from turnlane.daemon.operations import OPERATIONS
 from turnlane.daemon.operator_api import OperatorApi, serve_operator
@@ -183,13 +184,19 @@ async def house(
     state: Path | None = None,
     commit_hop: Any = None,
     operations: Sequence[Operation] = OPERATIONS,
+    write_mode: WriteMode = WriteMode.AUTHORITATIVE,
     **settings: Any,
 ) -> AsyncIterator[House]:
     seen, metrics = Kept(), Metrics()
     where: dict[str, Any] = {"state": state} if state else {"store": (store := store or MemoryStore(limits=limits))}
     secret, token = mint_operator("operator", ALL)
     async with turnlane.open_runtime(
-        **where, agent=talker, limits=limits, observer=Observers(metrics, seen), commit_hop=commit_hop
+        **where,
+        agent=talker,
+        limits=limits,
+        observer=Observers(metrics, seen),
+        commit_hop=commit_hop,
+        write_mode=write_mode,
     ) as runtime:
         await until(lambda: runtime.follower.recovered)
         rules = OperatorSettings(Address("127.0.0.1", 0), auth, (), (), ())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from attrs import evolve
 from operator_house import API, Answer, House, drifted, house, until
 from test_operator_api import sample
 
+from turnlane import cli
 from turnlane.core.ids import DEFAULT_TENANT
 from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.observations import ProjectionDrifted, ProjectionRebuilt
@@ -17,6 +21,7 @@ from turnlane.core.ports import CorruptStream
 from turnlane.core.reasons import Reason
 from turnlane.core.status import FLAGS, Blocker, parts_ready
 from turnlane.core.step import Kept, Lane, Page
+from turnlane.core.write_mode import WriteMode
 from turnlane.daemon.access import Denied, Principal, PrincipalKind, Right
 from turnlane.daemon.operation import Operation
 from turnlane.journal.memory import MemoryStore
@@ -248,6 +253,43 @@ async def test_there_is_one_rebuild_at_a_time() -> None:
         answer = await made.post(f"{PROJECTORS}/rebuild", {"topic": f"run:{run_id}:events"})
 
     assert answer.told == (409, "conflict", "rebuild_running")
+
+
+# where nothing may be written, and beside another runtime
+
+
+@pytest.mark.parametrize("mode", [WriteMode.SHADOW, WriteMode.FROZEN], ids=str)
+async def test_where_nothing_may_be_written_everything_is_told_and_nothing_rebuilt(
+    mode: WriteMode, tmp_path: Path
+) -> None:
+    async with house(state=tmp_path / "state") as made:
+        run_id = await a_run(made)
+        await noted(made, run_id)
+        before = (await summary(made, run_id)).body
+    async with house(state=tmp_path / "state", write_mode=mode) as made:
+        assert (await summary(made, run_id)).body == before
+        assert (await made.get(f"{PROJECTORS}/checkpoints/{run_id}")).json["checkpoint"]["last_seq"] == 2
+        refused = await made.post(f"{PROJECTORS}/rebuild", {"topic": f"run:{run_id}:events"})
+        ready = await made.get("/readyz", token=None)
+
+    assert refused.told == (503, "write_path_frozen", "write_path_frozen")
+    assert ready.json["projector_ready"] is True
+
+
+async def test_two_recordings_of_a_run_are_equal(tmp_path: Path) -> None:
+    """`turnlane shadow capture` and `compare` against a runtime of ours: all four parts are there."""
+    async with house() as made:
+        run_id = await a_run(made, metadata={"policy_bundle_id": "b.1"})
+        await noted(made, run_id, "tool", {"tool": "grep", "params_hash": "sha256:1", "output_hash": "sha256:2"})
+        await noted(made, run_id, "run.finished", {"status": "succeeded"})
+        url, token = f"http://{made.address}", made.secret.reveal().decode()
+        for side in ("left", "right"):
+            words = ["shadow", "capture", url, run_id, str(tmp_path / side), "--token", token]
+            assert await trio.to_thread.run_sync(cli.main, words) == 0
+    left, right = (str(tmp_path / side / "manifest.json") for side in ("left", "right"))
+    words = ["shadow", "compare", "--left", left, "--right", right, "--output", str(tmp_path / "report.json")]
+    assert cli.main(words) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["totals"] == {"critical": 0, "warning": 0, "ignored": 0}
 
 
 # what does not fit
