@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 from .core.ids import Epoch, Seq
 from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
-from .machines import dispatch, effects_ledger, requests, session, turn
+from .machines import dispatch, effects_ledger, requests, revocation, session, turn
 from .machines.session import Session
 
 SCHEMA_VERSION: Final = 1
@@ -63,6 +63,7 @@ TAGS: Final[Mapping[type, str]] = {
     dispatch.DispatchCompleted: "dispatch.completed",
     dispatch.DispatchFailed: "dispatch.failed",
     dispatch.DispatchCancelled: "dispatch.cancelled",
+    revocation.TokenRevoked: "token.revoked",
 }
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}
@@ -95,6 +96,7 @@ _ANSWERS: Final[Mapping[str, type]] = {
         requests.AnswerAccepted,
         effects_ledger.EffectKnown,
         effects_ledger.Effect,
+        revocation.Revoked,
     )
 }
 

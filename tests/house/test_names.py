@@ -18,11 +18,11 @@ from turnlane.core.limits import Limits
 from turnlane.core.marks import cancel_kind
 from turnlane.core.reasons import Kind, Reason
 from turnlane.daemon import access, methods, protocol
-from turnlane.machines import dispatch, effects_ledger, requests, session_state, turn
+from turnlane.machines import dispatch, effects_ledger, requests, revocation, session_state, turn
 
 from .reading import agree, called, modules, nothing, other_tests, places, product
 
-DECIDERS = (session_state, turn, dispatch, requests, effects_ledger)
+DECIDERS = (session_state, turn, dispatch, requests, effects_ledger, revocation)
 
 
 def classes_under(room: Any, heading: str) -> Iterator[type]:

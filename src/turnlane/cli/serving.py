@@ -55,7 +55,7 @@ def serve(
         "log.format": log_format,
         "log.level": log_level,
     }
-    settings = _settings(config, flags)
+    settings = read_config(config, flags)
     agent = load_agent(settings.app)
     agents = {settings.profile.name: agent, EMBEDDED_PROFILE: agent}
     if check:
@@ -64,7 +64,8 @@ def serve(
     return _run_serve(settings, agents, json)
 
 
-def _settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+def read_config(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """The settings of --config, the variables and `flags`; all their problems are told before the exit."""
     from ..daemon.config import read_settings
     from ..nodes.builtin import PACE_VARIABLE
 

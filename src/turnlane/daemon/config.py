@@ -26,10 +26,12 @@ from attrs import evolve, fields, frozen
 
 from ..core.limits import DEFAULT_LIMITS, Limits
 from ..machines.admission import Quotas
+from ..machines.live import CLASSES, UNOWNED, TopicClass
 from . import settings_values as values
-from .keys import Key, load_keys, private_file_fault
-from .settings import Address, OperatorSettings, ProfileSettings, Settings, TlsFiles
+from .keys import Key, load_keys, private_file_fault, secret_text
+from .settings import Address, LiveSettings, OperatorSettings, ProfileSettings, Settings, SyncSettings, TlsFiles
 from .settings_values import Reader
+from .sync_tokens import SYNC_AUDIENCE, SyncKey, sync_key
 from .tokens import AUDIENCE, ISSUER
 
 OVERLAPS: Final = ("queue", "reject", "interrupt", "steer", "merge", "latest")
@@ -58,8 +60,44 @@ _UNITS: Final = {"ms": "milliseconds", "s": "seconds", "bytes": "bytes", "percen
 
 
 def _limit_key(name: str, default: int | None) -> _Key:
-    unit = next((_UNITS[word] for word in reversed(name.split("_")) if word in _UNITS), "")
-    return _Key(values.whole(0 if default == 0 else 1, unit), default)
+    return _Key(values.whole(0 if default == 0 else 1, _unit(name)), default)
+
+
+def _unit(name: str) -> str:
+    return next((_UNITS[word] for word in reversed(name.split("_")) if word in _UNITS), "")
+
+
+ALIASES: Final[Mapping[str, tuple[str, int]]] = {
+    "journal.map_bytes_max": ("map_bytes_max", 1),
+    "live.live_window_items_max": ("live_window_items_max", 1),
+    "live.tails_max": ("tails_max", 1),
+    "live.tails_bytes_max": ("tails_bytes_max", 1),
+    "live.poll_limit_default": ("poll_items", 1),
+    "live.poll_limit_max": ("poll_items_max", 1),
+    "live.outbound_queue_limit": ("outbound_items_max", 1),
+    "live.poll_page_bytes_max": ("poll_page_bytes_max", 1),
+    "live.poll_min_interval_ms": ("poll_min_interval_ms", 0),
+    "live.consumers_max": ("consumers_max", 1),
+    "live.consumer_idle_ms_max": ("consumer_idle_ms_max", 1),
+    "live.lag_threshold": ("lag_threshold_items", 0),
+    "live.max_strikes": ("strikes_max", 2),
+    "live.fair_topic_slice": ("fair_slice_items", 1),
+    "live.reconnect_base_ms": ("reconnect_base_ms", 0),
+    "live.reconnect_jitter_ms": ("reconnect_jitter_ms", 0),
+    "live.sse_page_bytes_max": ("sse_page_bytes_max", 1),
+    "live.sse_keepalive_ms": ("sse_keepalive_ms", 1),
+    "live.tail_ms_max": ("tail_ms_max", 1),
+    "live.followers_max": ("followers_max", 1),
+    "live.followers_per_principal_max": ("followers_per_principal_max", 1),
+    "sync.clock_skew_seconds": ("sync_clock_skew_s", 0),
+    "sync.max_age_seconds": ("sync_age_s_max", 1),
+}
+"""Key -> the limit that it sets, and its least value: names that the compatibility contract gives to limits of ours."""
+
+
+def _alias_key(key: str) -> _Key:
+    limit, least = ALIASES[key]
+    return _Key(values.whole(least, _unit(limit)), getattr(DEFAULT_LIMITS, limit))
 
 
 KEYS: Final[Mapping[str, _Key]] = {
@@ -85,7 +123,17 @@ KEYS: Final[Mapping[str, _Key]] = {
     "profile.turn_budget_ms": _Key(values.whole(0, "milliseconds"), 120_000),
     "profile.on_detach": _Key(values.word("continue", "cancel"), "continue"),
     "profile.history_cut": _Key(values.word("none", "delivered", "acked"), "delivered"),
-    "journal.map_bytes_max": _Key(values.whole(1, "bytes"), DEFAULT_LIMITS.map_bytes_max),
+    "live.auth": _Key(values.switch, True),
+    "live.allowed_origins": _Key(values.origins, ()),
+    "live.enforce_origin": _Key(values.boolean, True),
+    "live.unowned_runs": _Key(values.word(*UNOWNED)),
+    "live.driver": _Key(values.word("memory"), "memory"),
+    "sync.issuer": _Key(values.text, ISSUER),
+    "sync.audience": _Key(values.text, SYNC_AUDIENCE),
+    "sync.keys": _Key(values.sync_keys, (), secret=True),
+    "sync.require_jti": _Key(values.boolean, True),
+    "sync.revoked_jtis": _Key(values.texts, ()),
+    **{key: _alias_key(key) for key in ALIASES},
     "gc": _Key(values.boolean, True),
     "short_frames": _Key(values.boolean, True),
     "log.format": _Key(values.word("auto", "human", "json"), "auto"),
@@ -94,12 +142,14 @@ KEYS: Final[Mapping[str, _Key]] = {
 }
 _NOT_BUILT: Final = {
     "journal.process_level": "is not built: every acknowledged event survives a loss of power",
-    "live": "is not built: there is no live delivery",
     "cluster": "is not built: one host",
     "trusted_proxies": "is not built: forwarded addresses are not believed",
 }
+_TABLES: Final = ("operator.tokens", "sync.keys")
+"""Keys that only a file can hold."""
+_OF_A_CLASS: Final = ("publish_per_second", "replay_budget_events", "payload_bytes_max")
 _QUOTAS: Final = tuple(one.name for one in fields(Quotas))
-_VARIABLES: Final = {f"TURNLANE_{key.replace('.', '_').upper()}": key for key in KEYS if key != "operator.tokens"}
+_VARIABLES: Final = {f"TURNLANE_{key.replace('.', '_').upper()}": key for key in KEYS if key not in _TABLES}
 _OTHER_VARIABLES: Final = ("TURNLANE_CONFIG", "TURNLANE_LEVEL", "TURNLANE_AGENT_PACE_MS")
 
 
@@ -110,6 +160,9 @@ class _Reading:
         self.values: dict[str, Any] = {key: spec.default for key, spec in KEYS.items()}
         self.origins: dict[str, str] = {}
         self.tenants: dict[str, dict[str, int]] = {}
+        self.classes: dict[str, dict[str, int]] = {}
+        self.folder: Path | None = None
+        """Of the settings file."""
         self.problems: list[Problem] = []
 
     def fault(self, source: str, message: str) -> None:
@@ -152,6 +205,17 @@ class _Reading:
                 except ValueError as fault:
                     self.fault(source, f"{key}: {fault}")
             return
+        if parts[:2] == ["live", "classes"] and len(parts) == 4:
+            if parts[2] not in CLASSES or parts[3] not in _OF_A_CLASS:
+                known = tuple(CLASSES) if parts[2] not in CLASSES else _OF_A_CLASS
+                self.fault(source, f"unknown key {key}; expected one of {', '.join(known)} there")
+                return
+            try:
+                self.classes.setdefault(parts[2], {})[parts[3]] = values.whole(1)(value)
+                self.origins[key] = source
+            except ValueError as fault:
+                self.fault(source, f"{key}: {fault}")
+            return
         self.fault(source, f"unknown key {key}{_nearest(key, KEYS)}")
 
 
@@ -173,10 +237,11 @@ def read_settings(
             reading.take(key, value, f"flag --{_flag(key)}")
     limits = _limits(reading)
     keys = _keys(reading, environ, limits)
+    sync_keys = _sync_keys(reading, environ, limits)
     _check_together(reading, keys)
     if reading.problems:
         return tuple(reading.problems)
-    return _settings(reading, keys, limits)
+    return _settings(reading, keys, sync_keys, limits)
 
 
 def _flag(key: str) -> str:
@@ -194,9 +259,19 @@ def _read_file(file: Path, reading: _Reading) -> None:
         reading.fault(str(file), f"is not TOML: {fault}")
         return
     lines = _lines(text)
+    reading.folder = file.parent
+    if any("secret" in table for table in _tables(tables, "sync", "keys")) and (wrong := private_file_fault(file)):
+        reading.fault(str(file), f"holds a secret of sync.keys: {wrong}, or name it with secret_file or secret_env")
     for key, value in _flat(tables):
         line = lines.get(key) or lines.get(key.rpartition(".")[0])
         reading.take(key, value, f"{file}:{line}" if line else str(file), file.parent)
+
+
+def _tables(tables: Mapping[str, Any], section: str, name: str) -> list[Mapping[str, Any]]:
+    """The tables of a list, as far as it is one; what is wrong with it is told by its reader."""
+    inner = tables.get(section)
+    found = inner.get(name) if isinstance(inner, dict) else None
+    return [table for table in found if isinstance(table, dict)] if isinstance(found, list) else []
 
 
 def _flat(tables: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -230,19 +305,18 @@ def _lines(text: str) -> dict[str, int]:
 def _limits(reading: _Reading) -> Limits:
     """The limits with what was overridden. A relation that does not hold is named by the rule that states it."""
     given = {key.removeprefix("limits."): reading.values[key] for key in reading.origins if key.startswith("limits.")}
-    if "journal.map_bytes_max" in reading.origins:
-        if "map_bytes_max" in given:
-            reading.fault(
-                reading.source("journal.map_bytes_max"),
-                "journal.map_bytes_max and limits.map_bytes_max are one setting: give one of them",
-            )
-        given["map_bytes_max"] = reading.values["journal.map_bytes_max"]
+    for key, (limit, _) in ALIASES.items():
+        if key not in reading.origins:
+            continue
+        if limit in given:
+            reading.fault(reading.source(key), f"{key} and limits.{limit} are one setting: give one of them")
+        given[limit] = reading.values[key]
     try:
         return evolve(DEFAULT_LIMITS, **given)
     except AssertionError as fault:
         frame = traceback.extract_tb(fault.__traceback__)[-1]
         rule = linecache.getline(frame.filename, frame.lineno or 0).strip().removeprefix("assert ")
-        keys = [*(f"limits.{name}" for name in given), "journal.map_bytes_max"]
+        keys = [*(f"limits.{name}" for name in given), *(key for key, (limit, _) in ALIASES.items() if limit in given)]
         sources = ", ".join(sorted({reading.origins[key] for key in keys if key in reading.origins}))
         numbers = f" {fault}" if fault.args and isinstance(fault.args[0], tuple) else ""
         reading.fault(sources, f"limits: a relation does not hold: {rule.replace('self.', '')}{numbers}")
@@ -257,6 +331,17 @@ def _keys(reading: _Reading, environ: Mapping[str, str], limits: Limits) -> tupl
     for problem in problems:
         reading.fault(reading.source("keys"), problem)
     return tuple(keys)
+
+
+def _sync_keys(reading: _Reading, environ: Mapping[str, str], limits: Limits) -> tuple[SyncKey, ...]:
+    found = []
+    for table in reading.values["sync.keys"]:
+        try:
+            secret = secret_text(table, "secret", reading.folder, environ)
+            found.append(sync_key(table["kid"], secret, limits))
+        except ValueError as fault:
+            reading.fault(reading.source("sync.keys"), f"sync.keys: key {table['kid']}: {fault}")
+    return tuple(found)
 
 
 def _check_together(reading: _Reading, keys: tuple[Key, ...]) -> None:
@@ -288,11 +373,19 @@ def _check_together(reading: _Reading, keys: tuple[Key, ...]) -> None:
         fault(source("listen"), "listen is not loopback and there are no keys: give keys = FILE")
     if not listens["operator."].loopback and value["operator.auth"] and not value["operator.tokens"]:
         fault(source("operator.listen"), "operator.listen is not loopback and there are no operator.tokens")
+    if not listens["operator."].loopback:
+        listen = listens["operator."]
+        if not value["live.auth"]:
+            message = f"live.auth = off with operator.listen {listen}, which is not loopback: everyone reads everything"
+            fault(source("live.auth"), message)
+        if not value["live.enforce_origin"]:
+            message = f"live.enforce_origin = false with operator.listen {listen}, which is not loopback"
+            fault(source("live.enforce_origin"), f"{message}: any page in a browser may ask")
     if listens[""] == listens["operator."] and listens[""].port:
         fault(source("operator.listen", "listen"), "listen and operator.listen are the same address")
 
 
-def _settings(reading: _Reading, keys: tuple[Key, ...], limits: Limits) -> Settings:
+def _settings(reading: _Reading, keys: tuple[Key, ...], sync_keys: tuple[SyncKey, ...], limits: Limits) -> Settings:
     value = reading.values
     files = value["tls.cert"], value["tls.key"]
     tenants = {name: evolve(_named_quotas(limits), **given) for name, given in reading.tenants.items()}
@@ -304,6 +397,21 @@ def _settings(reading: _Reading, keys: tuple[Key, ...], limits: Limits) -> Setti
             allowed_hosts=value["operator.allowed_hosts"],
             allowed_origins=value["operator.allowed_origins"],
             tokens=value["operator.tokens"],
+        ),
+        live=LiveSettings(
+            auth=value["live.auth"],
+            allowed_origins=value["live.allowed_origins"],
+            enforce_origin=value["live.enforce_origin"],
+            unowned_runs=value["live.unowned_runs"] or ("deny" if value["operator.auth"] else "scope"),
+            driver=value["live.driver"],
+            classes=_classes(reading),
+        ),
+        sync=SyncSettings(
+            issuer=value["sync.issuer"],
+            audience=value["sync.audience"],
+            keys=sync_keys,
+            require_jti=value["sync.require_jti"],
+            revoked_jtis=value["sync.revoked_jtis"],
         ),
         state=value["state"],
         app=value["app"],
@@ -329,6 +437,11 @@ def _settings(reading: _Reading, keys: tuple[Key, ...], limits: Limits) -> Setti
     )
 
 
+def _classes(reading: _Reading) -> Mapping[str, TopicClass]:
+    given: Mapping[str, Mapping[str, Any]] = reading.classes
+    return {name: evolve(of, **given.get(name, {})) for name, of in CLASSES.items()}
+
+
 def _named_quotas(limits: Limits) -> Quotas:
     return Quotas(
         turns_open_max=limits.tenant_turns_open_max,
@@ -351,6 +464,11 @@ def _resolved(reading: _Reading, keys: tuple[Key, ...]) -> str:
         lines.append((key, "***" if spec.secret and value else _shown(value), origin))
     for name, given in sorted(reading.tenants.items()):
         lines += [(f"tenants.{name}.{one}", str(given[one]), reading.origins[f"tenants.{name}.{one}"]) for one in given]
+    lines += [
+        (f"live.classes.{name}.{one}", str(number), reading.origins[f"live.classes.{name}.{one}"])
+        for name, given in sorted(reading.classes.items())
+        for one, number in given.items()
+    ]
     lines += [(f"keys[{key.kid}]", f"{key.alg} ***", reading.source("keys")) for key in keys]
     lines.append(("limits.*", "as in the manual where not listed", "default"))
     wide = max(len(key) for key, _, _ in lines)

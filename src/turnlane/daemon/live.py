@@ -1,0 +1,572 @@
+"""Live delivery over HTTP without HTTP: who may read, polls, followers, what is counted. A view of the log.
+
+`poll` gives an answer at once, `follow` an open stream; both judge in the fixed order of the page, and the first check
+that fails answers. Nothing here writes, and nothing that is announced here can make a write fail. What grows with
+readers or topics is bounded: consumers, followers, counts of topics, tails.
+Source: docs/live-delivery.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import trio
+from attrs import define, field, frozen
+
+from ..core.ids import Seq
+from ..core.instants import NANOS_PER_MS, Instant
+from ..core.limits import Limits
+from ..core.observations import AccessDenied
+from ..core.ports import Clock, CorruptStream, Fanout, LivePage, LiveWindow, StaleCursor, StoreError, TopicOwners
+from ..core.reasons import Reason, Rejected
+from ..core.secret import Secret
+from ..core.step import Kept
+from ..machines import live as topics
+from ..machines.live import Reader, Topic, TopicClass, topic_of, topic_of_stream
+from ..machines.live_readers import ConsumerKey, Consumers, Guarded, Pace, published, reconnect_ms
+from ..machines.live_windows import CURSOR_MAX, PageLimit, Stale, judge_cursor, lag, page_limit
+from ..machines.revocation import Revocations, TokenRevoked, evolve
+from .access import Denied, bearer
+from .followers import Follower
+from .handshake import origin_allowed
+from .live_messages import (
+    Answer,
+    LiveRefused,
+    Renderer,
+    answered,
+    bad_request,
+    denied,
+    message,
+    stale_details,
+    stale_refused,
+)
+from .settings import LiveSettings
+from .sync_tokens import SyncTokens
+
+_WHOLE: Final = re.compile(r"[0-9]{1,16}")
+BACKENDS: Final = ("nats", "redis", "postgres_notify")
+TOPICS_SHOWN: Final = 20
+TOPICS_SHOWN_MAX: Final = 200
+
+
+@frozen
+class LiveRequest:
+    """What of an HTTP request is looked at. `topic`: the path segment, percent-decoded; `query`: pairs as they came."""
+
+    topic: str
+    query: Sequence[tuple[str, str]] = ()
+    authorization: str | None = field(default=None, repr=False)
+    origin: str | None = None
+    last_event_id: str | None = None
+
+
+@define(slots=True, eq=False)
+class TopicCounts:
+    """What is counted of one topic, until it is forgotten for others."""
+
+    pace: Pace = field(factory=Pace)
+    publish_rate_limited: int = 0
+    frame_size_rejected: int = 0
+    budget_exceeded: int = 0
+    floor_breaches: int = 0
+    last_violation: str | None = None
+
+
+@frozen
+class LiveStatus:
+    """For metrics: `turnlane_live_denied_total`, `turnlane_live_driver_up`, followers, and what polls came to."""
+
+    driver: str
+    driver_up: bool
+    followers: int
+    consumers: int
+    cursors_ahead_total: int
+    denied_total: Mapping[str, int]
+    counts: Mapping[str, int]
+
+
+@frozen
+class _Poll:
+    """The query of a poll, read."""
+
+    after: Seq
+    limit: int | None
+    log_epoch: str | None
+
+
+class LiveDelivery:
+    """One per daemon. `observe` takes denials; `log_epoch` is the journal's, as text."""
+
+    def __init__(
+        self,
+        settings: LiveSettings,
+        tokens: SyncTokens,
+        fanout: Fanout,
+        owners: TopicOwners,
+        renderers: Mapping[str, Renderer],
+        *,
+        clock: Clock,
+        log_epoch: str,
+        limits: Limits,
+        observe: Callable[[object], None],
+        revocations: Revocations | None = None,
+    ) -> None:
+        self.settings, self.tokens, self.fanout, self.clock = settings, tokens, fanout, clock
+        self.log_epoch, self.limits = log_epoch, limits
+        self.revocations = revocations or Revocations()
+        self._owners, self._renderers, self._observe = owners, renderers, observe
+        self._consumers = Consumers(limits)
+        self._followers: dict[Follower, None] = {}
+        self._topics: OrderedDict[str, TopicCounts] = OrderedDict()
+        self._counts: Counter[str] = Counter()
+        self._denied: Counter[str] = Counter()
+        self._causes: deque[str] = deque(maxlen=limits.disconnect_causes_max)
+        self._cursors_ahead = 0
+        self._draining = False
+
+    # What comes from outside.
+
+    async def poll(self, request: LiveRequest) -> Answer:
+        """One page after a cursor, at once."""
+        try:
+            self._enabled()
+            asked = _poll_of(request)
+            topic, reader = await self._admitted(request)
+            return answered(await self._polled(asked, topic, reader))
+        except LiveRefused as no:
+            return no.answer()
+        except CorruptStream:
+            return _corrupt().answer()
+        except StoreError:
+            return self._unavailable().answer()
+
+    async def follow(self, request: LiveRequest) -> Follower | Answer:
+        """An open stream to be iterated and closed, or why not."""
+        try:
+            self._enabled()
+            after, tail_ms = _follow_of(request, self.limits)
+            topic, reader = await self._admitted(request)
+            return await self._followed(after, tail_ms, topic, reader, request.authorization)
+        except LiveRefused as no:
+            return no.answer()
+        except CorruptStream:
+            return _corrupt().answer()
+        except StoreError:
+            return self._unavailable().answer()
+
+    async def may_read(self, request: LiveRequest) -> Answer | None:
+        """For the routes at which a stale reader starts anew: None, or the denial. `topic` is that of the id there."""
+        try:
+            self._enabled()
+            await self._admitted(request)
+        except LiveRefused as no:
+            return no.answer()
+        return None
+
+    def announce(self, stream: str, head: Seq) -> None:
+        """A commit moved the head of a stream. Cheap, synchronous, never raises; streams that are no topic pass."""
+        topic = topic_of_stream(stream)
+        if topic is None:
+            return
+        counts = self._counts_of(stream)
+        counts.pace = published(counts.pace, head, self.clock.now())
+        if self._held_until(stream, topic) is not None:
+            counts.publish_rate_limited += 1
+            counts.last_violation = Reason.KHALA_PUBLISH_RATE_LIMITED.value
+        self.fanout.announce(stream, head)
+
+    def revoked(self, event: TokenRevoked) -> None:
+        """A revocation was kept. In force for the next poll; open followers that it concerns end now."""
+        self.revocations = evolve(self.revocations, event, 0)
+        wall = self.clock.wall()
+        for one in tuple(self._followers):
+            ids = {"session": one.reader.session_id, "device": one.reader.device_id, "jti": one.reader.jti}
+            if self.revocations.revokes(wall, **ids):
+                one.end(Reason.TOKEN_REVOKED)
+
+    def drain(self) -> None:
+        """No new followers; those that are open end. Polls go on while the listener does."""
+        self._draining = True
+        for one in tuple(self._followers):
+            one.end(Reason.DRAINING)
+
+    # What is shown.
+
+    def status(self) -> LiveStatus:
+        told = self.fanout.status()
+        return LiveStatus(
+            driver=told.name,
+            driver_up=told.up,
+            followers=len(self._followers),
+            consumers=len(self._consumers),
+            cursors_ahead_total=self._cursors_ahead,
+            denied_total=dict(self._denied),
+            counts={name: self._counts[name] for name in _COUNTED},
+        )
+
+    async def metrics(self, topic_limit: int = TOPICS_SHOWN) -> dict[str, Any]:
+        """`GET /khala/fanout/metrics`."""
+        self._consumers.forget_idle(self.clock.now())
+        delivery = {
+            **{name: self._counts[name] for name in _COUNTED},
+            "active_consumers": len(self._consumers),
+            "recent_disconnect_causes": list(self._causes),
+        }
+        found = await self.fanout.windows(min(max(topic_limit, 1), TOPICS_SHOWN_MAX))
+        rows = [self._row(stream, window) for stream, window in found]
+        return {"driver": self.fanout.name, "delivery_metrics": delivery, "topic_windows": rows}
+
+    async def hooks(self) -> dict[str, Any]:
+        """`GET /khala/fanout/hooks`."""
+        active = {"jetstream": "nats"}.get(self.fanout.name)
+        told = [
+            {"backend": one, "status": "active" if one == active else "not_configured", "note": _NOTES[one == active]}
+            for one in BACKENDS
+        ]
+        return {"hooks": told, **await self.metrics()}
+
+    def _row(self, stream: str, window: LiveWindow) -> dict[str, Any]:
+        topic = topic_of_stream(stream)
+        assert topic is not None, stream
+        of, counts = self.class_of(topic), self._topics.get(stream) or TopicCounts()
+        return {
+            "topic": topic.name,
+            "topic_class": of.name,
+            "qos_tier": of.tier,
+            "oldest_sequence": window.oldest,
+            "head_sequence": window.head,
+            "queue_depth": window.depth,
+            "dropped_messages": window.dropped,
+            "replay_budget_events": of.replay_budget_events,
+            "publish_rate_limit_per_second": of.publish_per_second,
+            "max_payload_bytes": of.payload_bytes_max,
+            "publish_rate_limited_count": counts.publish_rate_limited,
+            "frame_size_rejected_count": counts.frame_size_rejected,
+            "stale_cursor_budget_exceeded_count": counts.budget_exceeded,
+            "stale_cursor_retention_floor_count": counts.floor_breaches,
+            "last_violation_reason": counts.last_violation,
+        }
+
+    # Who may read.
+
+    def _enabled(self) -> None:
+        if self.settings.auth and not len(self.tokens):
+            message = "live delivery is off: there are no sync keys (sync.keys in the settings)"
+            raise LiveRefused(503, "live_delivery_disabled", Reason.LIVE_DELIVERY_DISABLED, message)
+
+    async def _admitted(self, request: LiveRequest) -> tuple[Topic, Reader]:
+        """Topic, origin, token, rights, in this order."""
+        topic = topic_of(request.topic, self.limits)
+        if isinstance(topic, Rejected):
+            raise bad_request(topic.reason, topic.message)
+        if self.settings.enforce_origin and not origin_allowed(request.origin, self.settings.allowed_origins):
+            raise self._deny(Reason.ORIGIN_NOT_ALLOWED, topic)
+        reader = self._reader(request.authorization)
+        if isinstance(reader, Denied):
+            raise self._deny(reader.reason, topic, detail=reader.detail)
+        if (reason := await self._forbids(topic, reader)) is not None:
+            raise self._deny(reason, topic, reader)
+        return topic, reader
+
+    def _reader(self, authorization: str | None) -> Reader | Denied:
+        if not self.settings.auth:
+            return Reader(everyone=True)
+        token = bearer(authorization if authorization and authorization.strip() else None)
+        return token if isinstance(token, Denied) else self.tokens.check(token, self.clock.wall(), self.revocations)
+
+    async def _forbids(self, topic: Topic, reader: Reader) -> Reason | None:
+        if (reason := topics.forbids(reader, topic)) is not None or not topic.owned or reader.everyone:
+            return reason
+        stream = topic.stream()
+        owner = None if stream is None else await self._owners.owner_of(stream)
+        held = topics.owns(reader, topic, owner, self.settings.unowned_runs)
+        return None if held else Reason.OWNER_MISMATCH
+
+    def _deny(self, reason: Reason, topic: Topic, reader: Reader | None = None, detail: str = "") -> LiveRefused:
+        self._denied[reason.value] += 1
+        self._observe(AccessDenied("live", topic.kind, reason, _subject(reader), detail))
+        if reason in (Reason.TOKEN_EXPIRED, Reason.TOKEN_REVOKED):
+            self.cause(reason)
+        return denied(reason)
+
+    async def judged_again(self, topic: Topic, token: Secret | None) -> Reason | None:
+        """Whether an open follower would still be let in; the reason with which it is closed if not."""
+        reader: Reader | Denied = Reader(everyone=True)
+        if token is not None:
+            reader = self.tokens.check(token, self.clock.wall(), self.revocations)
+        reason = reader.reason if isinstance(reader, Denied) else await self._forbids(topic, reader)
+        return None if reason is None else _CLOSED.get(reason, Reason.TOKEN_REVOKED)
+
+    # Polls.
+
+    async def _polled(self, asked: _Poll, topic: Topic, reader: Reader) -> dict[str, Any]:
+        key, of = _consumer(reader, topic), self.class_of(topic)
+        entered = self._consumers.enter(key, asked.after, self.clock.now())
+        if isinstance(entered, Guarded):
+            self._counts["throttled_polls"] += 1
+            raise self._told_off(429, "rate_limited", Reason.POLL_INTERVAL_GUARD, topic, reader, entered)
+        limit = page_limit(asked.limit, entered.active_topics, self.limits)
+        page = await self._page(topic, asked.after, limit.applied, self.limits.poll_page_bytes_max)
+        window = page.window
+        behind = lag(window, asked.after)
+        strikes, refused = (0, False) if behind is None else self._consumers.judge(key, asked.after, behind)
+        if refused:
+            self._counts["slow_consumer_evictions"] += 1
+            told = _slow_details(topic, window, behind or 0, strikes, self.limits)
+            raise self._told_off(409, "slow_consumer_evicted", Reason.SLOW_CONSUMER_EVICTED, topic, reader, told)
+        other = asked.log_epoch not in (None, "", self.log_epoch)
+        stale = judge_cursor(window, asked.after, of.replay_budget_events, other_epoch=other)
+        if stale is not None:
+            self.count_stale(topic, stale)
+            self.cause(Reason.STALE_CURSOR)
+            details = stale_details(topic, of, asked.after, window, stale, self.log_epoch)
+            raise stale_refused(details, stale)
+        assert isinstance(page, LivePage), (window, asked.after)
+        said = self.messages(topic, page.events, self.limits.poll_page_bytes_max)
+        self._count_served(limit, len(said))
+        ahead = asked.after > window.head > 0
+        self._cursors_ahead += ahead
+        return {
+            **_page_body(topic, window, asked.after, said),
+            "driver": self.fanout.name,
+            "limit_applied": limit.applied,
+            "limit_capped": limit.capped,
+            "consumer_lag": behind,
+            "slow_consumer_strikes": strikes,
+            "slow_consumer_max_strikes": self.limits.strikes_max,
+            "recommended_reconnect_backoff_ms": reconnect_ms(key, asked.after, self.limits),
+            "fairness_applied": limit.fair,
+            "active_topic_count": entered.active_topics,
+            "outbound_queue_limit": self.limits.outbound_items_max,
+            "log_epoch": self.log_epoch,
+            "cursor_ahead": ahead,
+        }
+
+    async def _page(self, topic: Topic, after: Seq, limit: int, bytes_max: int) -> LivePage | StaleCursor:
+        stream = topic.stream()
+        if stream is None:
+            return LivePage((), LiveWindow(1, 0))
+        return await self.fanout.page(stream, after, limit, bytes_max)
+
+    def _told_off(
+        self, status: int, error: str, reason: Reason, topic: Topic, reader: Reader, told: Guarded | Mapping[str, Any]
+    ) -> LiveRefused:
+        """The limits on readers: counted as denials, and among the causes."""
+        self._denied[reason.value] += 1
+        self._observe(AccessDenied("live", topic.kind, reason, _subject(reader)))
+        self.cause(Reason.RATE_LIMITED if isinstance(told, Guarded) else reason)
+        if isinstance(told, Guarded):
+            after = told.retry_after_ms
+            return LiveRefused(status, error, reason, f"polls are {after} ms too close", retry_after_ms=after)
+        return LiveRefused(status, error, reason, "far behind and not moving: go on from suggested_after_seq", told)
+
+    def _count_served(self, limit: PageLimit, messages: int) -> None:
+        self._counts["total_polls"] += 1
+        self._counts["limited_polls"] += limit.capped
+        self._counts["fairness_limited_polls"] += limit.fair
+        self._counts["served_messages"] += messages
+
+    # Followers.
+
+    async def _followed(
+        self, after: Seq | None, tail_ms: int | None, topic: Topic, reader: Reader, authorization: str | None
+    ) -> Follower | Answer:
+        if self._draining:
+            wait = self.limits.defer_ms_max
+            raise LiveRefused(503, "draining", Reason.DRAINING, "this host is shutting down", retry_after_ms=wait)
+        self._has_room(reader, topic)
+        window = (await self._page(topic, 0 if after is None else after, 0, 0)).window
+        self._has_room(reader, topic)  # others came while it was read
+        cursor = window.head if after is None else after
+        of = self.class_of(topic)
+        stale = judge_cursor(window, cursor, of.replay_budget_events)
+        if stale is not None:
+            self.count_stale(topic, stale)
+            self.cause(Reason.STALE_CURSOR)
+            raise stale_refused(stale_details(topic, of, cursor, window, stale, self.log_epoch), stale)
+        self._cursors_ahead += cursor > window.head > 0
+        token = bearer(authorization) if self.settings.auth else None
+        assert not isinstance(token, Denied)
+        follower = Follower(self, topic, reader, token, cursor, window, tail_ms)
+        self._followers[follower] = None
+        return follower
+
+    def _has_room(self, reader: Reader, topic: Topic) -> None:
+        """The bound of one principal holds for those that a token tells apart."""
+        own = 0 if reader.everyone else sum(_principal(one.reader) == _principal(reader) for one in self._followers)
+        if len(self._followers) >= self.limits.followers_max or own >= self.limits.followers_per_principal_max:
+            hint = reconnect_ms(_consumer(reader, topic), 0, self.limits)
+            message = "too many open streams: close one, or poll"
+            raise LiveRefused(429, "rate_limited", Reason.TOO_MANY_FOLLOWERS, message, retry_after_ms=hint)
+
+    def left(self, follower: Follower) -> None:
+        self._followers.pop(follower, None)
+
+    def reconnect_ms(self, reader: Reader, topic: Topic, cursor: Seq) -> int:
+        return reconnect_ms(_consumer(reader, topic), cursor, self.limits)
+
+    async def paced(self, stream: str) -> None:
+        """Hold a follower that is about to wake to the start of the next second, while its topic is over its rate."""
+        topic = topic_of_stream(stream)
+        if topic is not None and (until := self._held_until(stream, topic)) is not None:
+            await trio.sleep((until - self.clock.now()) / (NANOS_PER_MS * 1_000))
+
+    def _held_until(self, stream: str, topic: Topic) -> Instant | None:
+        counts = self._topics.get(stream)
+        rate = self.class_of(topic).publish_per_second
+        return None if counts is None else counts.pace.held_until(self.clock.now(), rate)
+
+    # For both.
+
+    def class_of(self, topic: Topic) -> TopicClass:
+        return self.settings.classes[topic.kind]
+
+    def messages(self, topic: Topic, events: Sequence[Kept], bytes_max: int) -> list[tuple[Seq, bytes]]:
+        """Events as messages, as many as fit, at least one."""
+        of, render = self.class_of(topic), self._renderers.get(topic.kind)
+        said: list[tuple[Seq, bytes]] = []
+        total = 0
+        for event in events:
+            assert render is not None, topic.kind
+            data, omitted = message(topic, of, event, render)
+            total += len(data)
+            if said and total > bytes_max:
+                break
+            said.append((event.seq, data))
+            if omitted and (stream := topic.stream()) is not None:
+                counts = self._counts_of(stream)
+                counts.frame_size_rejected += 1
+                counts.last_violation = Reason.KHALA_FRAME_PAYLOAD_TOO_LARGE.value
+        return said
+
+    def cause(self, reason: Reason | None) -> None:
+        if reason is not None:
+            self._causes.append(reason.value)
+
+    def count_stale(self, topic: Topic, stale: Stale) -> None:
+        if (stream := topic.stream()) is not None:
+            counts = self._counts_of(stream)
+            counts.floor_breaches += Reason.RETENTION_FLOOR_BREACH in stale.reasons
+            counts.budget_exceeded += Reason.REPLAY_BUDGET_EXCEEDED in stale.reasons
+            counts.last_violation = stale.reasons[0].value
+
+    def _counts_of(self, stream: str) -> TopicCounts:
+        """Of a topic, the last one to be forgotten from now on."""
+        counts = self._topics.pop(stream, None) or TopicCounts()
+        if len(self._topics) >= self.limits.tails_max:
+            self._topics.popitem(last=False)
+        self._topics[stream] = counts
+        return counts
+
+    def _unavailable(self) -> LiveRefused:
+        self.cause(Reason.FANOUT_ERROR)
+        wait = self.limits.reconnect_base_ms
+        message = "the driver of live delivery does not answer; writes go on"
+        return LiveRefused(503, "fanout_unavailable", Reason.FANOUT_UNAVAILABLE, message, retry_after_ms=wait)
+
+
+_COUNTED: Final = (
+    *("total_polls", "throttled_polls", "limited_polls", "fairness_limited_polls"),
+    *("slow_consumer_evictions", "served_messages"),
+)
+_NOTES: Final = {True: "carries live delivery", False: "not used by this driver"}
+_CLOSED: Final[Mapping[Reason, Reason]] = {
+    Reason.TOKEN_EXPIRED: Reason.TOKEN_EXPIRED,
+    Reason.TOKEN_TOO_OLD: Reason.TOKEN_EXPIRED,
+    Reason.OWNER_MISMATCH: Reason.OWNER_MISMATCH,
+    Reason.FORBIDDEN_TOPIC: Reason.SCOPE_CHANGED,
+    Reason.MISSING_SCOPE: Reason.SCOPE_CHANGED,
+}
+"""Why a follower would not be let in again -> why it is closed. Anything else: its key or its id is gone."""
+
+
+def _principal(reader: Reader) -> tuple[int | None, str | None, str | None]:
+    return reader.user_id, reader.org_id, reader.device_id
+
+
+def _consumer(reader: Reader, topic: Topic) -> ConsumerKey:
+    return ConsumerKey(_principal(reader), topic.stream() or topic.name)
+
+
+def _subject(reader: Reader | None) -> str | None:
+    """User, organisation and device, where they are known."""
+    if reader is None:
+        return None
+    told = zip(("user", "org", "device"), _principal(reader), strict=True)
+    return " ".join(f"{name}={value}" for name, value in told if value is not None) or None
+
+
+def _corrupt() -> LiveRefused:
+    message = "the stream cannot be read: run `turnlane doctor` on the state directory"
+    return LiveRefused(500, "internal", Reason.CORRUPT_STREAM, message)
+
+
+# Queries.
+
+
+def _poll_of(request: LiveRequest) -> _Poll:
+    limit = _number(request, "limit", 0, CURSOR_MAX)
+    after = _number(request, "after_seq", 0, CURSOR_MAX)
+    return _Poll(after or 0, limit, _given(request, "log_epoch"))
+
+
+def _follow_of(request: LiveRequest, limits: Limits) -> tuple[Seq | None, int | None]:
+    """The cursor (None: from the head on) and how long the stream lasts."""
+    after = _number(request, "after_seq", 0, CURSOR_MAX)
+    tail_ms = _number(request, "tail_ms", 1, limits.tail_ms_max)
+    header = (request.last_event_id or "").strip()
+    last = _whole("Last-Event-ID", header, 0, CURSOR_MAX) if header else None
+    if after is not None and last is not None and after != last:
+        raise bad_request(Reason.CURSOR_CONFLICT, f"after_seq is {after} and Last-Event-ID is {last}: give one")
+    return (after if last is None else last), tail_ms
+
+
+def _given(request: LiveRequest, name: str) -> str | None:
+    values = [value for one, value in request.query if one == name]
+    if len(values) > 1:
+        raise bad_request(Reason.INVALID_QUERY, f"{name} is given {len(values)} times: give it once")
+    return values[0] if values else None
+
+
+def _number(request: LiveRequest, name: str, least: int, most: int) -> int | None:
+    text = _given(request, name)
+    return None if text is None else _whole(name, text, least, most)
+
+
+def _whole(name: str, text: str, least: int, most: int) -> int:
+    if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
+        raise bad_request(Reason.INVALID_QUERY, f"{name} has to be a whole number from {least} to {most}")
+    return int(text)
+
+
+# Bodies.
+
+
+def _page_body(topic: Topic, window: LiveWindow, after: Seq, said: Sequence[tuple[Seq, bytes]]) -> dict[str, Any]:
+    next_cursor = said[-1][0] if said else after
+    return {
+        "topic": topic.name,
+        "messages": [msgspec.Raw(data) for _, data in said],
+        "oldest_available_cursor": window.oldest_cursor,
+        "head_cursor": window.head_cursor,
+        "next_cursor": next_cursor,
+        "replay_complete": next_cursor >= window.head,
+        "queue_depth": window.depth,
+        "dropped_messages": window.dropped,
+    }
+
+
+def _slow_details(topic: Topic, window: LiveWindow, behind: int, strikes: int, limits: Limits) -> dict[str, Any]:
+    return {
+        "topic": topic.name,
+        "lag": behind,
+        "lag_threshold": limits.lag_threshold_items,
+        "strikes": strikes,
+        "max_strikes": limits.strikes_max,
+        "suggested_after_seq": window.oldest_cursor,
+        "recovery": "advance_cursor_or_rebootstrap",
+    }
