@@ -22,7 +22,8 @@ OfState = Annotated[Path | None, Parameter(help="state directory of a loopback d
 
 
 @token_app.command(
-    usage="Usage: turnlane token mint (--keys FILE | --state DIR | --operator | --sync) [--role ROLE | --scope SCOPE] [OPTIONS]"
+    usage="Usage: turnlane token mint (--keys FILE | --state DIR | --operator | --sync) [--role ROLE | --scope SCOPE] "
+    "[OPTIONS]"
 )
 def mint(
     *,
@@ -32,7 +33,9 @@ def mint(
     subject: Annotated[str, Parameter(help="who it speaks for (with --operator: its name)")] = "me",
     role: Annotated[Literal["observer", "talker", "worker", "operator"] | None, Parameter(help="usual rights")] = None,
     scope: Annotated[str | None, Parameter(help="rights, such as `sessions.read turns.start`")] = None,
-    session: Annotated[str | None, Parameter(help="only this session, or a prefix with `*` at its end")] = None,
+    session: Annotated[
+        str | None, Parameter(help="only this session, or a prefix with `*` (with --sync: its id)")
+    ] = None,
     tenant: Tenant = DEFAULT_TENANT,
     life: Annotated[int | None, Parameter(help="seconds until it expires")] = None,
     sync: Annotated[
@@ -44,15 +47,14 @@ def mint(
         str | None, Parameter(help="with --sync: organisation, a guest scope where no user is given")
     ] = None,
     device: Annotated[str | None, Parameter(help="with --sync: device")] = None,
-    client_session: Annotated[str | None, Parameter(help="with --sync: session id, by which it can be revoked")] = None,
     topic: Annotated[tuple[str, ...], Parameter(negative="", help="with --sync: only these topics")] = (),
     json: Json = False,
 ) -> int:
     """Make a token and print it. Of an operator token the settings keep only the hash, which is printed as well."""
     if sync:
-        if keys or state or operator or role or session:
+        if keys or state or operator or role:
             raise No(USAGE, "usage", "--sync takes its key from the settings (--config) and its rights from --scope")
-        ids = {"user": user, "org": org, "device": device, "session": client_session}
+        ids = {"user": user, "org": org, "device": device, "session": session}
         return _mint_sync(config, subject, scope, topic, life, ids, json)
     from ..daemon.access import ROLES, scope_of
 

@@ -54,7 +54,7 @@ def lag(window: LiveWindow, after: Seq) -> int | None:
 
 @frozen
 class PageLimit:
-    """How many messages a poll gets. `capped`: more was asked for; `fair`: cut, as the principal reads several topics."""
+    """How many messages a poll gets. `capped`: more was asked for; `fair`: cut, its principal has several topics."""
 
     applied: int
     capped: bool
