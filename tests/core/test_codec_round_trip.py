@@ -19,7 +19,7 @@ from turnlane.codec import CLASSES, DATA_TAGS, TAGS, Codec, UnknownEvent, decode
 from turnlane.core.ids import SessionId, TurnId
 from turnlane.core.instants import Instant, WallInstant
 from turnlane.core.step import Kept, Lane, Order
-from turnlane.machines import dispatch, effects_ledger, requests, session_state, turn
+from turnlane.machines import dispatch, effects_ledger, requests, revocation, session_state, turn
 from turnlane.machines.session import Session, evolve_session
 
 CODEC = Codec()
@@ -110,7 +110,7 @@ def test_every_event_class_has_one_tag() -> None:
     """What the machines can keep can be spelled, under a name of its own, `noun.past`."""
     events = {
         value
-        for room in (session_state, turn, dispatch, requests, effects_ledger)
+        for room in (session_state, turn, dispatch, requests, effects_ledger, revocation)
         for value in vars(room).values()
         if isinstance(value, type) and attrs.has(value) and value.__module__ == room.__name__
         if getattr(value, "__hash__", None)
@@ -142,6 +142,7 @@ SESSION_SCOPED = {
     effects_ledger.EffectResolved,
     effects_ledger.EffectSettledLate,
     turn.SessionDeauthorized,
+    revocation.TokenRevoked,
     *(kind for kind in TAGS if kind.__module__ in (session_state.__name__, dispatch.__name__)),
 }
 

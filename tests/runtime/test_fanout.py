@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,3 +151,18 @@ async def test_a_window_is_the_same_after_a_restart() -> None:
         again = await other.page(TOPIC, after, 5, 1 << 20)
         assert isinstance(again, StaleCursor) == (after < 28)
         assert again.window == await other.window(TOPIC)
+
+
+async def test_no_order_of_reads_changes_a_page() -> None:
+    """Whatever two readers read before, and with a tail that holds less than they read: each page is the same."""
+    store = MemoryStore()
+    await over(store).append(TOPIC, 8)
+    reads = list(itertools.product(range(8), (1, 3)))
+    for limits in (SMALL, evolve(SMALL, tail_bytes_max=100)):
+        for before in itertools.product(reads, repeat=2):
+            fanout = MemoryFanout(store, in_place, limits)
+            for after, limit in (*before, *reads):
+                page = await fanout.page(TOPIC, after, limit, 1 << 20)
+                assert isinstance(page, LivePage)
+                expected = list(range(after + 1, min(after + limit, 8) + 1))
+                assert [event.seq for event in page.events] == expected, before

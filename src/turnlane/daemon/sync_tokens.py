@@ -28,6 +28,7 @@ from .tokens import OneAlgorithm, read_part
 
 ALGORITHM: Final = "HS256"
 SYNC_AUDIENCE: Final = "turnlane-sync"
+_KINDS: Final = ("JWT", "jwt", "at+jwt")
 USER_ID_MAX: Final = (1 << 64) - 1
 _MICROS: Final = 1_000_000
 _LINKED_KEYS: Final = ("crit", "jwk", "jku", "x5u", "x5c", "b64", "zip", "enc")
@@ -164,7 +165,7 @@ class SyncTokens:
                 return Denied(reason)
         registry = jwt.JWTClaimsRegistry(
             now=wall // _MICROS,
-            leeway=self.limits.sync_clock_skew_s,
+            leeway=self.limits.sync_clock_skew_s + 1,  # it refuses the second at which we still accept
             iss={"essential": True, "value": self.issuer},
             aud={"essential": True, "value": self.audience},
             exp={"essential": True},
@@ -224,7 +225,8 @@ class SyncTokens:
         header, claims = read_part(text, 0, self.limits), read_part(text, 1, self.limits)
         if header is None or claims is None:
             return _invalid("not three parts of strict JSON in base64url, or too long")
-        if header.get("alg") != ALGORITHM or any(name in header for name in _LINKED_KEYS):
+        kind = header.get("typ", "JWT")
+        if header.get("alg") != ALGORITHM or kind not in _KINDS or any(name in header for name in _LINKED_KEYS):
             return _invalid("a header that is not HS256 alone")
         if not self._signed(text, header.get("kid")):
             return _invalid("no key of ours signed it")

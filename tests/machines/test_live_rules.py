@@ -156,7 +156,7 @@ READERS: dict[str, tuple[Reader, str | None]] = {
 @pytest.mark.parametrize("unowned", ["deny", "scope"])
 @pytest.mark.parametrize("kind", ["run_events", "worker_lifecycle"])
 def test_every_cell_of_reader_and_owner_is_as_the_table_says(kind: str, unowned: str) -> None:
-    """A user never equals a guest; what has no owner, and what is not there, is read by scope only where that is set."""
+    """A user never equals a guest; what has no owner or is not there is read by scope where that is set."""
     for (who, (reader, stands_for)), (whose, owner) in itertools.product(READERS.items(), OWNERS.items()):
         expected = whose == stands_for
         if whose in ("nobody", "absent"):
