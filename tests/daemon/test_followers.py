@@ -166,8 +166,8 @@ SMALL = smaller(
 )
 
 
-@settings(max_examples=60)
-@given(st.lists(ACTS, max_size=20))
+@settings(max_examples=150)
+@given(st.lists(ACTS, min_size=4, max_size=20))
 async def test_nothing_is_lost_or_repeated_where_history_meets_live(acts: list[tuple[str, int, int]]) -> None:
     """For any history of writes, reads, reconnects with the last id, and restarts: each event once and in order."""
     world = World(limits=SMALL)
@@ -522,6 +522,27 @@ async def test_streams_are_bounded_by_principal_and_by_process(autojump_clock: A
     open_ = World(limits=smaller(followers_per_principal_max=1), settings=evolve(SETTINGS, auth=False))
     for _ in range(3):
         assert isinstance(await open_.live.follow(LiveRequest(RUN_TOPIC)), Follower), "nobody is told apart"
+
+
+async def test_many_that_come_at_once_do_not_pass_the_bound_together(autojump_clock: Any) -> None:
+    gate = trio.Event()
+
+    async def slow(function: Any, /, *args: object) -> Any:
+        await gate.wait()
+        return function(*args)
+
+    world = World(limits=smaller(followers_per_principal_max=2), hop=slow)
+    found: list[Any] = []
+
+    async def ask() -> None:
+        found.append(await world.live.follow(asking(0)))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+    assert sum(isinstance(one, Follower) for one in found) == 2 == world.live.status().followers
 
 
 async def test_above_its_rate_a_topic_wakes_its_followers_once_a_second(autojump_clock: Any) -> None:

@@ -462,6 +462,8 @@ async def test_a_cursor_above_the_head_is_told_so_and_served_nothing() -> None:
     found = body(await world.poll(9))
     assert (found["messages"], found["next_cursor"], found["replay_complete"]) == ([], 9, True)
     assert found["cursor_ahead"] and found["consumer_lag"] == 0
+    at_head = body(await world.poll(3, authorization=bearer(oa_device_id="tablet")))
+    assert (at_head["messages"], at_head["replay_complete"], at_head["cursor_ahead"]) == ([], True, False)
     assert world.live.status().cursors_ahead_total == 1
 
 

@@ -272,8 +272,9 @@ def test_idle_and_surplus_consumers_are_forgotten() -> None:
         assert len(consumers) == min(n + 1, 3) == len(consumers._topics)
     consumers.forget_idle(Instant((60_000 + 8) * MS))
     assert len(consumers) == 2
-    consumers.forget_idle(Instant((60_000 + 9) * MS + 1))
-    assert (len(consumers), consumers._topics) == (0, {})
+    assert consumers.enter(ConsumerKey((9, None, None), "u"), 0, Instant((60_000 + 9) * MS)) == Entered(1)
+    assert consumers.enter(ConsumerKey((9, None, None), "v"), 0, Instant((120_000 + 9) * MS + 1)) == Entered(0)
+    assert (len(consumers), consumers._topics) == (1, {(9, None, None): 1})
 
 
 FREE = evolve(LIMITS, poll_min_interval_ms=0, lag_threshold_items=2)

@@ -166,3 +166,15 @@ async def test_no_order_of_reads_changes_a_page() -> None:
                 assert isinstance(page, LivePage)
                 expected = list(range(after + 1, min(after + limit, 8) + 1))
                 assert [event.seq for event in page.events] == expected, before
+
+
+@pytest.mark.parametrize("paged", [False, True])
+async def test_what_was_written_before_the_driver_was_there_counts_as_moved(paged: bool) -> None:
+    """Nobody announced it: the head is read before the first wait, by whoever comes first."""
+    store = MemoryStore()
+    await over(store).append(TOPIC, 5)
+    fanout = MemoryFanout(store, in_place, SMALL)
+    with trio.fail_after(1):
+        if paged:
+            await fanout.page(TOPIC, 3, 0, 1)
+        await fanout.moved(TOPIC, 3)

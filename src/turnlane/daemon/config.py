@@ -26,12 +26,12 @@ from attrs import evolve, fields, frozen
 
 from ..core.limits import DEFAULT_LIMITS, Limits
 from ..machines.admission import Quotas
-from ..machines.live import CLASSES, UNOWNED, TopicClass
+from . import settings_live
 from . import settings_values as values
-from .keys import Key, load_keys, private_file_fault, secret_text
+from .keys import Key, load_keys, private_file_fault
 from .settings import Address, LiveSettings, OperatorSettings, ProfileSettings, Settings, SyncSettings, TlsFiles
 from .settings_values import Reader
-from .sync_tokens import SYNC_AUDIENCE, SyncKey, sync_key
+from .sync_tokens import SyncKey
 from .tokens import AUDIENCE, ISSUER
 
 OVERLAPS: Final = ("queue", "reject", "interrupt", "steer", "merge", "latest")
@@ -60,44 +60,8 @@ _UNITS: Final = {"ms": "milliseconds", "s": "seconds", "bytes": "bytes", "percen
 
 
 def _limit_key(name: str, default: int | None) -> _Key:
-    return _Key(values.whole(0 if default == 0 else 1, _unit(name)), default)
-
-
-def _unit(name: str) -> str:
-    return next((_UNITS[word] for word in reversed(name.split("_")) if word in _UNITS), "")
-
-
-ALIASES: Final[Mapping[str, tuple[str, int]]] = {
-    "journal.map_bytes_max": ("map_bytes_max", 1),
-    "live.live_window_items_max": ("live_window_items_max", 1),
-    "live.tails_max": ("tails_max", 1),
-    "live.tails_bytes_max": ("tails_bytes_max", 1),
-    "live.poll_limit_default": ("poll_items", 1),
-    "live.poll_limit_max": ("poll_items_max", 1),
-    "live.outbound_queue_limit": ("outbound_items_max", 1),
-    "live.poll_page_bytes_max": ("poll_page_bytes_max", 1),
-    "live.poll_min_interval_ms": ("poll_min_interval_ms", 0),
-    "live.consumers_max": ("consumers_max", 1),
-    "live.consumer_idle_ms_max": ("consumer_idle_ms_max", 1),
-    "live.lag_threshold": ("lag_threshold_items", 0),
-    "live.max_strikes": ("strikes_max", 2),
-    "live.fair_topic_slice": ("fair_slice_items", 1),
-    "live.reconnect_base_ms": ("reconnect_base_ms", 0),
-    "live.reconnect_jitter_ms": ("reconnect_jitter_ms", 0),
-    "live.sse_page_bytes_max": ("sse_page_bytes_max", 1),
-    "live.sse_keepalive_ms": ("sse_keepalive_ms", 1),
-    "live.tail_ms_max": ("tail_ms_max", 1),
-    "live.followers_max": ("followers_max", 1),
-    "live.followers_per_principal_max": ("followers_per_principal_max", 1),
-    "sync.clock_skew_seconds": ("sync_clock_skew_s", 0),
-    "sync.max_age_seconds": ("sync_age_s_max", 1),
-}
-"""Key -> the limit that it sets, and its least value: names that the compatibility contract gives to limits of ours."""
-
-
-def _alias_key(key: str) -> _Key:
-    limit, least = ALIASES[key]
-    return _Key(values.whole(least, _unit(limit)), getattr(DEFAULT_LIMITS, limit))
+    unit = next((_UNITS[word] for word in reversed(name.split("_")) if word in _UNITS), "")
+    return _Key(values.whole(0 if default == 0 else 1, unit), default)
 
 
 KEYS: Final[Mapping[str, _Key]] = {
@@ -123,17 +87,8 @@ KEYS: Final[Mapping[str, _Key]] = {
     "profile.turn_budget_ms": _Key(values.whole(0, "milliseconds"), 120_000),
     "profile.on_detach": _Key(values.word("continue", "cancel"), "continue"),
     "profile.history_cut": _Key(values.word("none", "delivered", "acked"), "delivered"),
-    "live.auth": _Key(values.switch, True),
-    "live.allowed_origins": _Key(values.origins, ()),
-    "live.enforce_origin": _Key(values.boolean, True),
-    "live.unowned_runs": _Key(values.word(*UNOWNED)),
-    "live.driver": _Key(values.word("memory"), "memory"),
-    "sync.issuer": _Key(values.text, ISSUER),
-    "sync.audience": _Key(values.text, SYNC_AUDIENCE),
-    "sync.keys": _Key(values.sync_keys, (), secret=True),
-    "sync.require_jti": _Key(values.boolean, True),
-    "sync.revoked_jtis": _Key(values.texts, ()),
-    **{key: _alias_key(key) for key in ALIASES},
+    **{key: _Key(*spec, secret=key == "sync.keys") for key, spec in settings_live.KEYS.items()},
+    "journal.map_bytes_max": _Key(values.whole(1, "bytes"), DEFAULT_LIMITS.map_bytes_max),
     "gc": _Key(values.boolean, True),
     "short_frames": _Key(values.boolean, True),
     "log.format": _Key(values.word("auto", "human", "json"), "auto"),
@@ -147,7 +102,8 @@ _NOT_BUILT: Final = {
 }
 _TABLES: Final = ("operator.tokens", "sync.keys")
 """Keys that only a file can hold."""
-_OF_A_CLASS: Final = ("publish_per_second", "replay_budget_events", "payload_bytes_max")
+_ALIASES: Final = {"journal.map_bytes_max": "map_bytes_max", **settings_live.LIMIT_OF}
+"""Key -> the limit that it sets under a name of its own."""
 _QUOTAS: Final = tuple(one.name for one in fields(Quotas))
 _VARIABLES: Final = {f"TURNLANE_{key.replace('.', '_').upper()}": key for key in KEYS if key not in _TABLES}
 _OTHER_VARIABLES: Final = ("TURNLANE_CONFIG", "TURNLANE_LEVEL", "TURNLANE_AGENT_PACE_MS")
@@ -206,12 +162,9 @@ class _Reading:
                     self.fault(source, f"{key}: {fault}")
             return
         if parts[:2] == ["live", "classes"] and len(parts) == 4:
-            if parts[2] not in CLASSES or parts[3] not in _OF_A_CLASS:
-                known = tuple(CLASSES) if parts[2] not in CLASSES else _OF_A_CLASS
-                self.fault(source, f"unknown key {key}; expected one of {', '.join(known)} there")
-                return
             try:
-                self.classes.setdefault(parts[2], {})[parts[3]] = values.whole(1)(value)
+                number = settings_live.read_of_class(parts[2], parts[3], value)
+                self.classes.setdefault(parts[2], {})[parts[3]] = number
                 self.origins[key] = source
             except ValueError as fault:
                 self.fault(source, f"{key}: {fault}")
@@ -305,7 +258,7 @@ def _lines(text: str) -> dict[str, int]:
 def _limits(reading: _Reading) -> Limits:
     """The limits with what was overridden. A relation that does not hold is named by the rule that states it."""
     given = {key.removeprefix("limits."): reading.values[key] for key in reading.origins if key.startswith("limits.")}
-    for key, (limit, _) in ALIASES.items():
+    for key, limit in _ALIASES.items():
         if key not in reading.origins:
             continue
         if limit in given:
@@ -316,7 +269,7 @@ def _limits(reading: _Reading) -> Limits:
     except AssertionError as fault:
         frame = traceback.extract_tb(fault.__traceback__)[-1]
         rule = linecache.getline(frame.filename, frame.lineno or 0).strip().removeprefix("assert ")
-        keys = [*(f"limits.{name}" for name in given), *(key for key, (limit, _) in ALIASES.items() if limit in given)]
+        keys = [*(f"limits.{name}" for name in given), *(key for key, limit in _ALIASES.items() if limit in given)]
         sources = ", ".join(sorted({reading.origins[key] for key in keys if key in reading.origins}))
         numbers = f" {fault}" if fault.args and isinstance(fault.args[0], tuple) else ""
         reading.fault(sources, f"limits: a relation does not hold: {rule.replace('self.', '')}{numbers}")
@@ -334,14 +287,10 @@ def _keys(reading: _Reading, environ: Mapping[str, str], limits: Limits) -> tupl
 
 
 def _sync_keys(reading: _Reading, environ: Mapping[str, str], limits: Limits) -> tuple[SyncKey, ...]:
-    found = []
-    for table in reading.values["sync.keys"]:
-        try:
-            secret = secret_text(table, "secret", reading.folder, environ)
-            found.append(sync_key(table["kid"], secret, limits))
-        except ValueError as fault:
-            reading.fault(reading.source("sync.keys"), f"sync.keys: key {table['kid']}: {fault}")
-    return tuple(found)
+    keys, problems = settings_live.load_sync_keys(reading.values["sync.keys"], reading.folder, environ, limits)
+    for problem in problems:
+        reading.fault(reading.source("sync.keys"), f"sync.keys: {problem}")
+    return keys
 
 
 def _check_together(reading: _Reading, keys: tuple[Key, ...]) -> None:
@@ -374,13 +323,8 @@ def _check_together(reading: _Reading, keys: tuple[Key, ...]) -> None:
     if not listens["operator."].loopback and value["operator.auth"] and not value["operator.tokens"]:
         fault(source("operator.listen"), "operator.listen is not loopback and there are no operator.tokens")
     if not listens["operator."].loopback:
-        listen = listens["operator."]
-        if not value["live.auth"]:
-            message = f"live.auth = off with operator.listen {listen}, which is not loopback: everyone reads everything"
-            fault(source("live.auth"), message)
-        if not value["live.enforce_origin"]:
-            message = f"live.enforce_origin = false with operator.listen {listen}, which is not loopback"
-            fault(source("live.enforce_origin"), f"{message}: any page in a browser may ask")
+        for key, message in settings_live.unsafe(value):
+            fault(source(key), f"{message} with operator.listen {listens['operator.']}, which is not loopback")
     if listens[""] == listens["operator."] and listens[""].port:
         fault(source("operator.listen", "listen"), "listen and operator.listen are the same address")
 
@@ -404,7 +348,7 @@ def _settings(reading: _Reading, keys: tuple[Key, ...], sync_keys: tuple[SyncKey
             enforce_origin=value["live.enforce_origin"],
             unowned_runs=value["live.unowned_runs"] or ("deny" if value["operator.auth"] else "scope"),
             driver=value["live.driver"],
-            classes=_classes(reading),
+            classes=settings_live.classes(reading.classes),
         ),
         sync=SyncSettings(
             issuer=value["sync.issuer"],
@@ -435,11 +379,6 @@ def _settings(reading: _Reading, keys: tuple[Key, ...], sync_keys: tuple[SyncKey
         tenants=tenants,
         resolved=_resolved(reading, keys),
     )
-
-
-def _classes(reading: _Reading) -> Mapping[str, TopicClass]:
-    given: Mapping[str, Mapping[str, Any]] = reading.classes
-    return {name: evolve(of, **given.get(name, {})) for name, of in CLASSES.items()}
 
 
 def _named_quotas(limits: Limits) -> Quotas:
