@@ -306,13 +306,8 @@ secret_file = "old.secret"
 """
 
 
-def private(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o600)
-
-
 def test_live_delivery_and_its_token_are_set_in_two_sections(tmp_path: Path) -> None:
-    """Names of the contract set limits of ours; a class changes in what is given; keys come from where they are named."""
+    """Names of the contract set limits of ours; a class changes in what is given; keys come from their places."""
     private(tmp_path / "old.secret", "o" * 32 + "\n")
     settings = good(LIVE, tmp_path, {"SYNC_SECRET": "s" * 32})
     assert settings.live.auth and settings.live.enforce_origin and settings.live.driver == "memory"
@@ -376,11 +371,6 @@ def test_a_wrong_setting_of_live_delivery_is_told(text: str, words: str, tmp_pat
 
 
 def test_live_delivery_without_its_defences_is_refused_off_loopback() -> None:
-    public = {
-        "operator__listen": "10.0.0.1:2",
-        "tls": "elsewhere",
-        "live__auth": "off",
-        "live__enforce_origin": "false",
-    }
-    found = "\n".join(faults(**public))
+    public = {"operator__listen": "10.0.0.1:2", "tls": "elsewhere"}
+    found = "\n".join(faults(**public, live__auth="off", live__enforce_origin="false"))
     assert "live.auth = off" in found and "live.enforce_origin = false" in found

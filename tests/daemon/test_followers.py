@@ -566,3 +566,19 @@ async def test_above_its_rate_a_topic_wakes_its_followers_once_a_second(autojump
     (row,) = (await world.live.metrics())["topic_windows"]
     assert row["publish_rate_limited_count"] == 7
     assert row["last_violation_reason"] == "khala_publish_rate_limited"
+
+
+async def test_the_pace_of_a_topic_pushes_no_follower_out_of_the_window(autojump_clock: Any) -> None:
+    """Many windows in a second: who is held is let go when half a window has gathered, and misses nothing."""
+    classes = {name: evolve(of, publish_per_second=1) for name, of in SETTINGS.classes.items()}
+    world = World(limits=smaller(live_window_items_max=10), settings=evolve(SETTINGS, classes=classes))
+    peer = Peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon((await world.follow(0)).serve, peer.send)
+        for number in range(300):
+            await trio.testing.wait_all_tasks_blocked()
+            world.append(1)
+            await trio.sleep(0.001)
+            assert number + 1 - len(seqs(peer.events)) <= 5
+        nursery.cancel_scope.cancel()
+    assert seqs(peer.events) == list(range(1, len(seqs(peer.events)) + 1))

@@ -189,7 +189,7 @@ class Follower:
             if stream is None:
                 await trio.sleep_forever()
             await self.live.fanout.moved(stream, self.cursor)
-            await self.live.paced(stream)
+            await self.live.paced(stream, self.cursor)
             self.head = self.cursor + 1
         self._scope = None
         return not scope.cancelled_caught or self.why is not None or trio.current_time() < quiet

@@ -409,11 +409,14 @@ class LiveDelivery:
     def reconnect_ms(self, reader: Reader, topic: Topic, cursor: Seq) -> int:
         return reconnect_ms(_consumer(reader, topic), cursor, self.limits)
 
-    async def paced(self, stream: str) -> None:
-        """Hold a follower that is about to wake to the start of the next second, while its topic is over its rate."""
+    async def paced(self, stream: str, cursor: Seq) -> None:
+        """Hold a follower that is about to wake to the start of the next second, while its topic is over its rate.
+
+        It is let go when half a window has gathered: pace must not push it out of the window."""
         topic = topic_of_stream(stream)
         if topic is not None and (until := self._held_until(stream, topic)) is not None:
-            await trio.sleep((until - self.clock.now()) / (NANOS_PER_MS * 1_000))
+            with trio.move_on_after((until - self.clock.now()) / (NANOS_PER_MS * 1_000)):
+                await self.fanout.moved(stream, cursor + self.limits.live_window_items_max // 2)
 
     def _held_until(self, stream: str, topic: Topic) -> Instant | None:
         counts = self._topics.get(stream)
