@@ -35,7 +35,7 @@ from live_world import (
 from turnlane.core.instants import WallInstant
 from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.observations import AccessDenied
-from turnlane.core.ports import Owner
+from turnlane.core.ports import CorruptStream, Owner
 from turnlane.core.reasons import Reason
 from turnlane.core.step import Step
 from turnlane.daemon.followers import Follower
@@ -555,6 +555,15 @@ async def test_a_driver_that_is_down_is_said_and_writes_go_on() -> None:
     assert told(await world.live.follow(asking(0)))[0] == 503
     world.live.announce(RUN_STREAM, 2)
     assert not world.live.status().driver_up
+
+
+async def test_a_stream_that_is_damaged_is_said_so() -> None:
+    def damaged(*_: Any) -> Any:
+        raise CorruptStream(RUN_STREAM, 1, "does not match its seal")
+
+    world = World()
+    world.store.read = damaged  # type: ignore[method-assign]
+    assert told(await world.poll()) == (500, "internal", "corrupt_stream")
 
 
 async def test_what_is_shown_to_the_operator() -> None:

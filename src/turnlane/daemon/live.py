@@ -39,10 +39,17 @@ from .live_messages import (
     Renderer,
     answered,
     bad_request,
+    corrupt,
     denied,
+    disabled,
+    draining,
     message,
     stale_details,
     stale_refused,
+    too_many,
+    too_slow,
+    too_soon,
+    unavailable,
 )
 from .settings import LiveSettings
 from .sync_tokens import SyncTokens
@@ -139,10 +146,8 @@ class LiveDelivery:
             return answered(await self._polled(asked, topic, reader))
         except LiveRefused as no:
             return no.answer()
-        except CorruptStream:
-            return _corrupt().answer()
-        except StoreError:
-            return self._unavailable().answer()
+        except StoreError as fault:
+            return self._failed(fault).answer()
 
     async def follow(self, request: LiveRequest) -> Follower | Answer:
         """An open stream to be iterated and closed, or why not."""
@@ -153,10 +158,8 @@ class LiveDelivery:
             return await self._followed(after, tail_ms, topic, reader, request.authorization)
         except LiveRefused as no:
             return no.answer()
-        except CorruptStream:
-            return _corrupt().answer()
-        except StoreError:
-            return self._unavailable().answer()
+        except StoreError as fault:
+            return self._failed(fault).answer()
 
     async def may_read(self, request: LiveRequest) -> Answer | None:
         """For the routes at which a stale reader starts anew: None, or the denial. `topic` is that of the id there."""
@@ -255,8 +258,7 @@ class LiveDelivery:
 
     def _enabled(self) -> None:
         if self.settings.auth and not len(self.tokens):
-            message = "live delivery is off: there are no sync keys (sync.keys in the settings)"
-            raise LiveRefused(503, "live_delivery_disabled", Reason.LIVE_DELIVERY_DISABLED, message)
+            raise disabled()
 
     async def _admitted(self, request: LiveRequest) -> tuple[Topic, Reader]:
         """Topic, origin, token, rights, in this order."""
@@ -264,12 +266,12 @@ class LiveDelivery:
         if isinstance(topic, Rejected):
             raise bad_request(topic.reason, topic.message)
         if self.settings.enforce_origin and not origin_allowed(request.origin, self.settings.allowed_origins):
-            raise self._deny(Reason.ORIGIN_NOT_ALLOWED, topic)
+            raise self._refused(denied(Reason.ORIGIN_NOT_ALLOWED), topic)
         reader = self._reader(request.authorization)
         if isinstance(reader, Denied):
-            raise self._deny(reader.reason, topic, detail=reader.detail)
+            raise self._refused(denied(reader.reason), topic, detail=reader.detail)
         if (reason := await self._forbids(topic, reader)) is not None:
-            raise self._deny(reason, topic, reader)
+            raise self._refused(denied(reason), topic, reader)
         return topic, reader
 
     def _reader(self, authorization: str | None) -> Reader | Denied:
@@ -286,12 +288,12 @@ class LiveDelivery:
         held = topics.owns(reader, topic, owner, self.settings.unowned_runs)
         return None if held else Reason.OWNER_MISMATCH
 
-    def _deny(self, reason: Reason, topic: Topic, reader: Reader | None = None, detail: str = "") -> LiveRefused:
-        self._denied[reason.value] += 1
-        self._observe(AccessDenied("live", topic.kind, reason, _subject(reader), detail))
-        if reason in (Reason.TOKEN_EXPIRED, Reason.TOKEN_REVOKED):
-            self.cause(reason)
-        return denied(reason)
+    def _refused(self, no: LiveRefused, topic: Topic, reader: Reader | None = None, detail: str = "") -> LiveRefused:
+        """Counted, observed, and among the causes where it is one."""
+        self._denied[no.reason.value] += 1
+        self._observe(AccessDenied("live", topic.kind, no.reason, _subject(reader), detail))
+        self.cause(_CAUSES.get(no.reason))
+        return no
 
     async def judged_again(self, topic: Topic, token: Secret | None) -> Reason | None:
         """Whether an open follower would still be let in; the reason with which it is closed if not."""
@@ -308,7 +310,7 @@ class LiveDelivery:
         entered = self._consumers.enter(key, asked.after, self.clock.now())
         if isinstance(entered, Guarded):
             self._counts["throttled_polls"] += 1
-            raise self._told_off(429, "rate_limited", Reason.POLL_INTERVAL_GUARD, topic, reader, entered)
+            raise self._refused(too_soon(entered.retry_after_ms), topic, reader)
         limit = page_limit(asked.limit, entered.active_topics, self.limits)
         page = await self._page(topic, asked.after, limit.applied, self.limits.poll_page_bytes_max)
         window = page.window
@@ -316,8 +318,7 @@ class LiveDelivery:
         strikes, refused = (0, False) if behind is None else self._consumers.judge(key, asked.after, behind)
         if refused:
             self._counts["slow_consumer_evictions"] += 1
-            told = _slow_details(topic, window, behind or 0, strikes, self.limits)
-            raise self._told_off(409, "slow_consumer_evicted", Reason.SLOW_CONSUMER_EVICTED, topic, reader, told)
+            raise self._refused(too_slow(topic, window, asked.after, strikes, self.limits), topic, reader)
         other = asked.log_epoch not in (None, "", self.log_epoch)
         stale = judge_cursor(window, asked.after, of.replay_budget_events, other_epoch=other)
         if stale is not None:
@@ -352,18 +353,6 @@ class LiveDelivery:
             return LivePage((), LiveWindow(1, 0))
         return await self.fanout.page(stream, after, limit, bytes_max)
 
-    def _told_off(
-        self, status: int, error: str, reason: Reason, topic: Topic, reader: Reader, told: Guarded | Mapping[str, Any]
-    ) -> LiveRefused:
-        """The limits on readers: counted as denials, and among the causes."""
-        self._denied[reason.value] += 1
-        self._observe(AccessDenied("live", topic.kind, reason, _subject(reader)))
-        self.cause(Reason.RATE_LIMITED if isinstance(told, Guarded) else reason)
-        if isinstance(told, Guarded):
-            after = told.retry_after_ms
-            return LiveRefused(status, error, reason, f"polls are {after} ms too close", retry_after_ms=after)
-        return LiveRefused(status, error, reason, "far behind and not moving: go on from suggested_after_seq", told)
-
     def _count_served(self, limit: PageLimit, messages: int) -> None:
         self._counts["total_polls"] += 1
         self._counts["limited_polls"] += limit.capped
@@ -376,8 +365,7 @@ class LiveDelivery:
         self, after: Seq | None, tail_ms: int | None, topic: Topic, reader: Reader, authorization: str | None
     ) -> Follower | Answer:
         if self._draining:
-            wait = self.limits.defer_ms_max
-            raise LiveRefused(503, "draining", Reason.DRAINING, "this host is shutting down", retry_after_ms=wait)
+            raise draining(self.limits.defer_ms_max)
         self._has_room(reader, topic)
         window = (await self._page(topic, 0 if after is None else after, 0, 0)).window
         self._has_room(reader, topic)  # others came while it was read
@@ -400,8 +388,7 @@ class LiveDelivery:
         own = 0 if reader.everyone else sum(_principal(one.reader) == _principal(reader) for one in self._followers)
         if len(self._followers) >= self.limits.followers_max or own >= self.limits.followers_per_principal_max:
             hint = reconnect_ms(_consumer(reader, topic), 0, self.limits)
-            message = "too many open streams: close one, or poll"
-            raise LiveRefused(429, "rate_limited", Reason.TOO_MANY_FOLLOWERS, message, retry_after_ms=hint)
+            raise self._refused(too_many(hint), topic, reader)
 
     def left(self, follower: Follower) -> None:
         self._followers.pop(follower, None)
@@ -465,11 +452,9 @@ class LiveDelivery:
         self._topics[stream] = counts
         return counts
 
-    def _unavailable(self) -> LiveRefused:
+    def _failed(self, fault: StoreError) -> LiveRefused:
         self.cause(Reason.FANOUT_ERROR)
-        wait = self.limits.reconnect_base_ms
-        message = "the driver of live delivery does not answer; writes go on"
-        return LiveRefused(503, "fanout_unavailable", Reason.FANOUT_UNAVAILABLE, message, retry_after_ms=wait)
+        return corrupt() if isinstance(fault, CorruptStream) else unavailable(self.limits.reconnect_base_ms)
 
 
 _COUNTED: Final = (
@@ -477,6 +462,13 @@ _COUNTED: Final = (
     *("slow_consumer_evictions", "served_messages"),
 )
 _NOTES: Final = {True: "carries live delivery", False: "not used by this driver"}
+_CAUSES: Final[Mapping[Reason, Reason]] = {
+    Reason.TOKEN_EXPIRED: Reason.TOKEN_EXPIRED,
+    Reason.TOKEN_REVOKED: Reason.TOKEN_REVOKED,
+    Reason.POLL_INTERVAL_GUARD: Reason.RATE_LIMITED,
+    Reason.SLOW_CONSUMER_EVICTED: Reason.SLOW_CONSUMER_EVICTED,
+}
+"""Why a request was refused -> what stands in `recent_disconnect_causes`."""
 _CLOSED: Final[Mapping[Reason, Reason]] = {
     Reason.TOKEN_EXPIRED: Reason.TOKEN_EXPIRED,
     Reason.TOKEN_TOO_OLD: Reason.TOKEN_EXPIRED,
@@ -501,11 +493,6 @@ def _subject(reader: Reader | None) -> str | None:
         return None
     told = zip(("user", "org", "device"), _principal(reader), strict=True)
     return " ".join(f"{name}={value}" for name, value in told if value is not None) or None
-
-
-def _corrupt() -> LiveRefused:
-    message = "the stream cannot be read: run `turnlane doctor` on the state directory"
-    return LiveRefused(500, "internal", Reason.CORRUPT_STREAM, message)
 
 
 # Queries.
@@ -560,16 +547,4 @@ def _page_body(topic: Topic, window: LiveWindow, after: Seq, said: Sequence[tupl
         "replay_complete": next_cursor >= window.head,
         "queue_depth": window.depth,
         "dropped_messages": window.dropped,
-    }
-
-
-def _slow_details(topic: Topic, window: LiveWindow, behind: int, strikes: int, limits: Limits) -> dict[str, Any]:
-    return {
-        "topic": topic.name,
-        "lag": behind,
-        "lag_threshold": limits.lag_threshold_items,
-        "strikes": strikes,
-        "max_strikes": limits.strikes_max,
-        "suggested_after_seq": window.oldest_cursor,
-        "recovery": "advance_cursor_or_rebootstrap",
     }

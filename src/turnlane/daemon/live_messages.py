@@ -16,11 +16,12 @@ from attrs import field, frozen
 
 from ..core.canonical import sha256_hex
 from ..core.ids import Seq
+from ..core.limits import Limits
 from ..core.ports import LiveWindow
 from ..core.reasons import Reason
 from ..core.step import Kept
 from ..machines.live import RUN_EVENTS, WORKER_LIFECYCLE, Topic, TopicClass
-from ..machines.live_windows import Stale
+from ..machines.live_windows import Stale, lag
 from .access import API, MESSAGES
 
 encode: Final = msgspec.json.Encoder().encode
@@ -152,6 +153,50 @@ def stale_details(
 def stale_refused(details: Mapping[str, Any], stale: Stale) -> LiveRefused:
     message = "the cursor cannot be served: read state and cursor from replay_bootstrap.state_href, then go on there"
     return LiveRefused(410, "stale_cursor", stale.reasons[0], message, details)
+
+
+def too_soon(retry_after_ms: int) -> LiveRefused:
+    message = f"polls of one reader need more time between them: come back in {retry_after_ms} ms"
+    return LiveRefused(429, "rate_limited", Reason.POLL_INTERVAL_GUARD, message, retry_after_ms=retry_after_ms)
+
+
+def too_slow(topic: Topic, window: LiveWindow, after: Seq, strikes: int, limits: Limits) -> LiveRefused:
+    details = {
+        "topic": topic.name,
+        "lag": lag(window, after),
+        "lag_threshold": limits.lag_threshold_items,
+        "strikes": strikes,
+        "max_strikes": limits.strikes_max,
+        "suggested_after_seq": window.oldest_cursor,
+        "recovery": "advance_cursor_or_rebootstrap",
+    }
+    message = "far behind and not moving: go on from suggested_after_seq"
+    return LiveRefused(409, "slow_consumer_evicted", Reason.SLOW_CONSUMER_EVICTED, message, details)
+
+
+def too_many(retry_after_ms: int) -> LiveRefused:
+    message = "too many open streams: close one, or poll"
+    return LiveRefused(429, "rate_limited", Reason.TOO_MANY_FOLLOWERS, message, retry_after_ms=retry_after_ms)
+
+
+def disabled() -> LiveRefused:
+    message = "live delivery is off: there are no sync keys (sync.keys in the settings)"
+    return LiveRefused(503, "live_delivery_disabled", Reason.LIVE_DELIVERY_DISABLED, message)
+
+
+def draining(retry_after_ms: int) -> LiveRefused:
+    message = "this host is shutting down"
+    return LiveRefused(503, "draining", Reason.DRAINING, message, retry_after_ms=retry_after_ms)
+
+
+def unavailable(retry_after_ms: int) -> LiveRefused:
+    message = "the driver of live delivery does not answer; writes go on"
+    return LiveRefused(503, "fanout_unavailable", Reason.FANOUT_UNAVAILABLE, message, retry_after_ms=retry_after_ms)
+
+
+def corrupt() -> LiveRefused:
+    message = "the stream cannot be read: run `turnlane doctor` on the state directory"
+    return LiveRefused(500, "internal", Reason.CORRUPT_STREAM, message)
 
 
 # Server-sent events.
