@@ -18,8 +18,9 @@ from turnlane.core.ports import Owner
 from turnlane.core.secret import Secret
 from turnlane.core.step import Batch, Kept, Lane, Order
 from turnlane.daemon.followers import Follower
-from turnlane.daemon.live import LiveDelivery, LiveRequest
+from turnlane.daemon.live import LiveDelivery
 from turnlane.daemon.live_messages import Answer, Rendered
+from turnlane.daemon.live_queries import LiveRequest
 from turnlane.daemon.settings import LiveSettings
 from turnlane.daemon.sync_tokens import SyncTokens, sync_key
 from turnlane.journal.memory import MemoryStore
@@ -130,6 +131,8 @@ class World:
 
     def append(self, count: int = 1, *, stream: str = RUN_STREAM, size: int = 0, announce: bool = True) -> int:
         head = self.store.head(stream).seq
+        if not count:
+            return head
         events = [
             Kept(seq, 1, self.clock.now(), self.clock.wall(), "run.note", Lane.CONTROL, Order.FREE, None, 1,
                  b'{"n":%d,"x":"%s"}' % (seq, b"x" * size))

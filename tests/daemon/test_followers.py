@@ -37,8 +37,8 @@ from turnlane.core.ports import Owner
 from turnlane.core.reasons import Reason
 from turnlane.core.step import Step
 from turnlane.daemon.followers import Follower
-from turnlane.daemon.live import LiveRequest
 from turnlane.daemon.live_messages import Answer
+from turnlane.daemon.live_queries import LiveRequest
 from turnlane.machines import revocation
 from turnlane.machines.revocation import Revocations, RevokeTokens
 from turnlane.machines.turn import Stamp
@@ -316,6 +316,28 @@ async def test_a_revocation_between_two_frames_ends_the_stream_with_the_next(aut
     assert ended(found) == ("token_revoked", 0) and len(found) == 1
 
 
+@pytest.mark.parametrize("end", ["revoked", "drained"])
+async def test_an_end_that_is_ordered_while_a_stream_is_being_opened_is_not_missed(end: str) -> None:
+    gate = trio.Event()
+
+    async def slow(function: Any, /, *args: object) -> Any:
+        await gate.wait()
+        return function(*args)
+
+    world = World(hop=slow)
+    found: list[Any] = []
+    async with trio.open_nursery() as nursery:
+
+        async def open_() -> None:
+            found.append(await world.live.follow(asking(0)))
+
+        nursery.start_soon(open_)
+        await trio.testing.wait_all_tasks_blocked()
+        revoke(world, jtis=("token_1",)) if end == "revoked" else world.live.drain()
+        gate.set()
+    assert told(found[0])[2] == ("token_revoked" if end == "revoked" else "draining")
+
+
 async def test_rights_are_judged_again_every_half_minute(autojump_clock: Any) -> None:
     """An owner that changed, scopes that changed, a key that is gone: each ends the stream with its reason."""
     for reason in ("owner_mismatch", "scope_changed", "token_revoked"):
@@ -369,7 +391,7 @@ async def test_a_driver_that_fails_ends_the_stream(autojump_clock: Any) -> None:
     await next_frames(follower)
     world.store.break_with("gone")
     assert ended(await rest(follower)) == ("fanout_unavailable", 0)
-    assert list(world.live._causes) == ["fanout_error"]
+    assert list(world.live.counts.causes) == ["fanout_error"]
 
 
 # who does not read
@@ -401,7 +423,7 @@ async def test_a_peer_that_takes_nothing_is_left_after_the_bound(autojump_clock:
     begun = trio.current_time()
     await (await world.follow(0)).serve(peer.send)
     assert peer.cut and trio.current_time() - begun == pytest.approx(30)
-    assert world.live.status().followers == 0 and list(world.live._causes) == ["slow_consumer_evicted"]
+    assert world.live.status().followers == 0 and list(world.live.counts.causes) == ["slow_consumer_evicted"]
 
 
 async def test_a_reader_that_comes_back_too_late_hears_why(autojump_clock: Any) -> None:
@@ -428,7 +450,7 @@ async def test_a_stalled_write_does_not_keep_a_stream_whose_rights_ended(why: st
             revoke(world, jtis=("token_1",))
     assert peer.cut and trio.current_time() - over <= 1
     expected = "token_revoked" if why == "revoked" else "slow_consumer_evicted"
-    assert list(world.live._causes) == [expected]
+    assert list(world.live.counts.causes) == [expected]
 
 
 async def test_a_healthy_peer_hears_the_end_of_its_rights(autojump_clock: Any) -> None:
@@ -448,7 +470,7 @@ async def test_a_peer_that_is_gone_is_counted_and_told_to_the_caller(autojump_cl
     world = World()
     with pytest.raises(trio.BrokenResourceError):
         await (await world.follow(0)).serve(Peer(credit=0, broken=True).send)
-    assert world.live.status().followers == 0 and list(world.live._causes) == ["send_failed"]
+    assert world.live.status().followers == 0 and list(world.live.counts.causes) == ["send_failed"]
 
 
 async def test_a_follower_that_never_reads_disturbs_nobody(autojump_clock: Any) -> None:

@@ -39,9 +39,10 @@ from turnlane.core.ports import CorruptStream, Owner
 from turnlane.core.reasons import Reason
 from turnlane.core.step import Step
 from turnlane.daemon.followers import Follower
-from turnlane.daemon.live import LiveRequest
 from turnlane.daemon.live_messages import Answer
+from turnlane.daemon.live_queries import LiveRequest
 from turnlane.daemon.sync_tokens import SyncTokens
+from turnlane.journal.memory import MemoryStore
 from turnlane.machines import revocation
 from turnlane.machines.revocation import Revocations, RevokeTokens
 from turnlane.machines.turn import Stamp
@@ -117,10 +118,15 @@ PAIRS = [
 ]  # fmt: skip
 
 
+LOG = [MemoryStore()]
+"""Three thousand events of a run, written once: nothing here writes."""
+
+
 async def judged(asked: Asked, follow: bool = False) -> Answer | Follower:
     """The answer to a request after what came before it, of a reader that was in order then."""
-    world = World()
-    world.append(3_000)
+    world = World(store=LOG[0])
+    LOG[0] = world.store
+    world.append(3_000 - world.store.head(RUN_STREAM).seq)
     before = Asked(slow=asked.slow, stale=asked.stale)
     for _ in range((2 if asked.slow else 0) - asked.knocked):
         await world.live.poll(before.request)
@@ -481,7 +487,7 @@ async def test_a_poll_that_comes_too_soon_is_told_when_to_come(autojump_clock: A
     assert (await world.poll(authorization=bearer(oa_device_id="tablet"))).status == 200, "another device"
     await trio.sleep(0.15)
     assert (await world.poll()).status == 200
-    counts = world.live.status().counts
+    counts = world.live.status().polls
     assert (counts["total_polls"], counts["throttled_polls"]) == (3, 1)
 
 
@@ -501,7 +507,7 @@ async def test_a_reader_that_stands_still_far_behind_is_sent_on_and_starts_clean
         "recovery": "advance_cursor_or_rebootstrap",
     }
     assert body(await world.poll(1_000))["slow_consumer_strikes"] == 1
-    assert world.live.status().counts["slow_consumer_evictions"] == 1
+    assert world.live.status().polls["slow_consumer_evictions"] == 1
 
 
 @pytest.mark.parametrize("limit", [1, 7, 200])
@@ -528,7 +534,7 @@ async def test_topics_of_one_reader_share_and_those_of_others_do_not_count() -> 
     assert [one["fairness_applied"] for one in found] == [False, False, True, True]
     other = body(await world.poll(290, topic="worker:0:lifecycle", authorization=bearer(oa_device_id="tablet")))
     assert other["active_topic_count"] == 0
-    assert world.live.status().counts["fairness_limited_polls"] == 2
+    assert world.live.status().polls["fairness_limited_polls"] == 2
 
 
 async def test_any_number_of_readers_and_topics_takes_bounded_memory() -> None:
@@ -539,7 +545,7 @@ async def test_any_number_of_readers_and_topics_takes_bounded_memory() -> None:
         world.append(1, stream="default/session/s", announce=True)
         await world.live.poll(LiveRequest(f"worker:{number}:lifecycle"))
         await world.live.poll(LiveRequest(f"run:0199f3a2-7b10-7c44-9d2e-{number:012}:events"))
-    assert world.live.status().consumers <= 5 and len(world.live._topics) <= 4
+    assert world.live.status().consumers <= 5 and len(world.live.counts) <= 4
     assert world.live.fanout.status().topics <= 4
 
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .live import LiveDelivery
 
 _CAUSES: Final = {
-    Reason.STALE_CURSOR: Reason.STALE_CURSOR,
     Reason.SLOW_CONSUMER_EVICTED: Reason.SLOW_CONSUMER_EVICTED,
     Reason.TOKEN_EXPIRED: Reason.TOKEN_EXPIRED,
     Reason.TOKEN_REVOKED: Reason.TOKEN_REVOKED,
@@ -94,10 +93,10 @@ class Follower:
                     await send(chunk)
                 self._writing, self._scope = False, None
                 if scope.cancelled_caught:
-                    self.live.cause(_CAUSES.get(self.why or Reason.SLOW_CONSUMER_EVICTED))
+                    self.live.counts.cause(_CAUSES.get(self.why or Reason.SLOW_CONSUMER_EVICTED))
                     return
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            self.live.cause(Reason.SEND_FAILED)
+            self.live.counts.cause(Reason.SEND_FAILED)
             raise
         finally:
             self.close()
@@ -169,7 +168,7 @@ class Follower:
         stale = judge_cursor(window, self.cursor, of.replay_budget_events)
         if isinstance(page, StaleCursor) or stale is not None:
             assert stale is not None, window
-            self.live.count_stale(self.topic, stale)
+            self.live.counts.stale(self.topic, stale)
             self._details = stale_details(self.topic, of, self.cursor, window, stale, self.live.log_epoch)
             self.why = Reason.STALE_CURSOR
             return b""
@@ -218,7 +217,7 @@ class Follower:
 
     def _closed(self, reason: Reason) -> bytes:
         self._over = True
-        self.live.cause(_CAUSES.get(reason))
+        self.live.counts.cause(_CAUSES.get(reason))
         self.live.left(self)
         return sse("closed", encode({"reason_code": reason.value, "next_cursor": self.cursor, **self._details}))
 

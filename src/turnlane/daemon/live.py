@@ -9,13 +9,11 @@ Source: docs/live-delivery.md.
 from __future__ import annotations
 
 import re
-from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 import trio
-from attrs import define, field, frozen
 
 from ..core.ids import Seq
 from ..core.instants import NANOS_PER_MS, Instant
@@ -27,12 +25,13 @@ from ..core.secret import Secret
 from ..core.step import Kept
 from ..machines import live as topics
 from ..machines.live import Reader, Topic, TopicClass, topic_of, topic_of_stream
-from ..machines.live_readers import ConsumerKey, Consumers, Guarded, Pace, published, reconnect_ms
-from ..machines.live_windows import CURSOR_MAX, PageLimit, Stale, judge_cursor, lag, page_limit
+from ..machines.live_readers import ConsumerKey, Consumers, Guarded, published, reconnect_ms
+from ..machines.live_windows import judge_cursor, lag, page_limit
 from ..machines.revocation import Revocations, TokenRevoked, evolve
 from .access import Denied, bearer
 from .followers import Follower
 from .handshake import origin_allowed
+from .live_counts import LiveCounts, LiveStatus
 from .live_messages import (
     Answer,
     LiveRefused,
@@ -51,6 +50,7 @@ from .live_messages import (
     too_soon,
     unavailable,
 )
+from .live_queries import LiveRequest, PollQuery, follow_of, poll_of
 from .settings import LiveSettings
 from .sync_tokens import SyncTokens
 
@@ -58,51 +58,6 @@ _WHOLE: Final = re.compile(r"[0-9]{1,16}")
 BACKENDS: Final = ("nats", "redis", "postgres_notify")
 TOPICS_SHOWN: Final = 20
 TOPICS_SHOWN_MAX: Final = 200
-
-
-@frozen
-class LiveRequest:
-    """What of an HTTP request is looked at. `topic`: the path segment, percent-decoded; `query`: pairs as they came."""
-
-    topic: str
-    query: Sequence[tuple[str, str]] = ()
-    authorization: str | None = field(default=None, repr=False)
-    origin: str | None = None
-    last_event_id: str | None = None
-
-
-@define(slots=True, eq=False)
-class TopicCounts:
-    """What is counted of one topic, until it is forgotten for others."""
-
-    pace: Pace = field(factory=Pace)
-    publish_rate_limited: int = 0
-    frame_size_rejected: int = 0
-    budget_exceeded: int = 0
-    floor_breaches: int = 0
-    last_violation: str | None = None
-
-
-@frozen
-class LiveStatus:
-    """For metrics: `turnlane_live_denied_total`, `turnlane_live_driver_up`, followers, and what polls came to."""
-
-    driver: str
-    driver_up: bool
-    followers: int
-    consumers: int
-    cursors_ahead_total: int
-    denied_total: Mapping[str, int]
-    counts: Mapping[str, int]
-
-
-@frozen
-class _Poll:
-    """The query of a poll, read."""
-
-    after: Seq
-    limit: int | None
-    log_epoch: str | None
 
 
 class LiveDelivery:
@@ -128,11 +83,7 @@ class LiveDelivery:
         self._owners, self._renderers, self._observe = owners, renderers, observe
         self._consumers = Consumers(limits)
         self._followers: dict[Follower, None] = {}
-        self._topics: OrderedDict[str, TopicCounts] = OrderedDict()
-        self._counts: Counter[str] = Counter()
-        self._denied: Counter[str] = Counter()
-        self._causes: deque[str] = deque(maxlen=limits.disconnect_causes_max)
-        self._cursors_ahead = 0
+        self.counts = LiveCounts(limits)
         self._draining = False
 
     # What comes from outside.
@@ -141,7 +92,7 @@ class LiveDelivery:
         """One page after a cursor, at once."""
         try:
             self._enabled()
-            asked = _poll_of(request)
+            asked = poll_of(request)
             topic, reader = await self._admitted(request)
             return answered(await self._polled(asked, topic, reader))
         except LiveRefused as no:
@@ -153,7 +104,7 @@ class LiveDelivery:
         """An open stream to be iterated and closed, or why not."""
         try:
             self._enabled()
-            after, tail_ms = _follow_of(request, self.limits)
+            after, tail_ms = follow_of(request, self.limits)
             topic, reader = await self._admitted(request)
             return await self._followed(after, tail_ms, topic, reader, request.authorization)
         except LiveRefused as no:
@@ -175,7 +126,7 @@ class LiveDelivery:
         topic = topic_of_stream(stream)
         if topic is None:
             return
-        counts = self._counts_of(stream)
+        counts = self.counts.of(stream)
         counts.pace = published(counts.pace, head, self.clock.now())
         if self._held_until(stream, topic) is not None:
             counts.publish_rate_limited += 1
@@ -185,10 +136,8 @@ class LiveDelivery:
     def revoked(self, event: TokenRevoked) -> None:
         """A revocation was kept. In force for the next poll; open followers that it concerns end now."""
         self.revocations = evolve(self.revocations, event, 0)
-        wall = self.clock.wall()
         for one in tuple(self._followers):
-            ids = {"session": one.reader.session_id, "device": one.reader.device_id, "jti": one.reader.jti}
-            if self.revocations.revokes(wall, **ids):
+            if self._is_revoked(one.reader):
                 one.end(Reason.TOKEN_REVOKED)
 
     def drain(self) -> None:
@@ -206,21 +155,25 @@ class LiveDelivery:
             driver_up=told.up,
             followers=len(self._followers),
             consumers=len(self._consumers),
-            cursors_ahead_total=self._cursors_ahead,
-            denied_total=dict(self._denied),
-            counts={name: self._counts[name] for name in _COUNTED},
+            cursors_ahead_total=self.counts.cursors_ahead,
+            denied_total=dict(self.counts.denied),
+            polls=self.counts.of_polls(),
         )
 
     async def metrics(self, topic_limit: int = TOPICS_SHOWN) -> dict[str, Any]:
         """`GET /khala/fanout/metrics`."""
         self._consumers.forget_idle(self.clock.now())
         delivery = {
-            **{name: self._counts[name] for name in _COUNTED},
+            **self.counts.of_polls(),
             "active_consumers": len(self._consumers),
-            "recent_disconnect_causes": list(self._causes),
+            "recent_disconnect_causes": list(self.counts.causes),
         }
         found = await self.fanout.windows(min(max(topic_limit, 1), TOPICS_SHOWN_MAX))
-        rows = [self._row(stream, window) for stream, window in found]
+        rows = [
+            self.counts.row(topic, self.class_of(topic), stream, window)
+            for stream, window in found
+            if (topic := topic_of_stream(stream)) is not None
+        ]
         return {"driver": self.fanout.name, "delivery_metrics": delivery, "topic_windows": rows}
 
     async def hooks(self) -> dict[str, Any]:
@@ -231,28 +184,6 @@ class LiveDelivery:
             for one in BACKENDS
         ]
         return {"hooks": told, **await self.metrics()}
-
-    def _row(self, stream: str, window: LiveWindow) -> dict[str, Any]:
-        topic = topic_of_stream(stream)
-        assert topic is not None, stream
-        of, counts = self.class_of(topic), self._topics.get(stream) or TopicCounts()
-        return {
-            "topic": topic.name,
-            "topic_class": of.name,
-            "qos_tier": of.tier,
-            "oldest_sequence": window.oldest,
-            "head_sequence": window.head,
-            "queue_depth": window.depth,
-            "dropped_messages": window.dropped,
-            "replay_budget_events": of.replay_budget_events,
-            "publish_rate_limit_per_second": of.publish_per_second,
-            "max_payload_bytes": of.payload_bytes_max,
-            "publish_rate_limited_count": counts.publish_rate_limited,
-            "frame_size_rejected_count": counts.frame_size_rejected,
-            "stale_cursor_budget_exceeded_count": counts.budget_exceeded,
-            "stale_cursor_retention_floor_count": counts.floor_breaches,
-            "last_violation_reason": counts.last_violation,
-        }
 
     # Who may read.
 
@@ -280,6 +211,10 @@ class LiveDelivery:
         token = bearer(authorization if authorization and authorization.strip() else None)
         return token if isinstance(token, Denied) else self.tokens.check(token, self.clock.wall(), self.revocations)
 
+    def _is_revoked(self, reader: Reader) -> bool:
+        ids = {"session": reader.session_id, "device": reader.device_id, "jti": reader.jti}
+        return self.revocations.revokes(self.clock.wall(), **ids)
+
     async def _forbids(self, topic: Topic, reader: Reader) -> Reason | None:
         if (reason := topics.forbids(reader, topic)) is not None or not topic.owned or reader.everyone:
             return reason
@@ -290,9 +225,9 @@ class LiveDelivery:
 
     def _refused(self, no: LiveRefused, topic: Topic, reader: Reader | None = None, detail: str = "") -> LiveRefused:
         """Counted, observed, and among the causes where it is one."""
-        self._denied[no.reason.value] += 1
+        self.counts.denied[no.reason.value] += 1
         self._observe(AccessDenied("live", topic.kind, no.reason, _subject(reader), detail))
-        self.cause(_CAUSES.get(no.reason))
+        self.counts.cause(_CAUSES.get(no.reason))
         return no
 
     async def judged_again(self, topic: Topic, token: Secret | None) -> Reason | None:
@@ -305,11 +240,11 @@ class LiveDelivery:
 
     # Polls.
 
-    async def _polled(self, asked: _Poll, topic: Topic, reader: Reader) -> dict[str, Any]:
+    async def _polled(self, asked: PollQuery, topic: Topic, reader: Reader) -> dict[str, Any]:
         key, of = _consumer(reader, topic), self.class_of(topic)
         entered = self._consumers.enter(key, asked.after, self.clock.now())
         if isinstance(entered, Guarded):
-            self._counts["throttled_polls"] += 1
+            self.counts.polls["throttled_polls"] += 1
             raise self._refused(too_soon(entered.retry_after_ms), topic, reader)
         limit = page_limit(asked.limit, entered.active_topics, self.limits)
         page = await self._page(topic, asked.after, limit.applied, self.limits.poll_page_bytes_max)
@@ -317,20 +252,19 @@ class LiveDelivery:
         behind = lag(window, asked.after)
         strikes, refused = (0, False) if behind is None else self._consumers.judge(key, asked.after, behind)
         if refused:
-            self._counts["slow_consumer_evictions"] += 1
+            self.counts.polls["slow_consumer_evictions"] += 1
             raise self._refused(too_slow(topic, window, asked.after, strikes, self.limits), topic, reader)
         other = asked.log_epoch not in (None, "", self.log_epoch)
         stale = judge_cursor(window, asked.after, of.replay_budget_events, other_epoch=other)
         if stale is not None:
-            self.count_stale(topic, stale)
-            self.cause(Reason.STALE_CURSOR)
+            self.counts.stale(topic, stale)
             details = stale_details(topic, of, asked.after, window, stale, self.log_epoch)
             raise stale_refused(details, stale)
         assert isinstance(page, LivePage), (window, asked.after)
         said = self.messages(topic, page.events, self.limits.poll_page_bytes_max)
-        self._count_served(limit, len(said))
+        self.counts.served(limit, len(said))
         ahead = asked.after > window.head > 0
-        self._cursors_ahead += ahead
+        self.counts.cursors_ahead += ahead
         return {
             **_page_body(topic, window, asked.after, said),
             "driver": self.fanout.name,
@@ -353,38 +287,33 @@ class LiveDelivery:
             return LivePage((), LiveWindow(1, 0))
         return await self.fanout.page(stream, after, limit, bytes_max)
 
-    def _count_served(self, limit: PageLimit, messages: int) -> None:
-        self._counts["total_polls"] += 1
-        self._counts["limited_polls"] += limit.capped
-        self._counts["fairness_limited_polls"] += limit.fair
-        self._counts["served_messages"] += messages
-
     # Followers.
 
     async def _followed(
         self, after: Seq | None, tail_ms: int | None, topic: Topic, reader: Reader, authorization: str | None
     ) -> Follower | Answer:
-        if self._draining:
-            raise draining(self.limits.defer_ms_max)
-        self._has_room(reader, topic)
+        self._lets_in(reader, topic)
         window = (await self._page(topic, 0 if after is None else after, 0, 0)).window
-        self._has_room(reader, topic)  # others came while it was read
+        self._lets_in(reader, topic)  # others came while it was read, or an end was ordered
         cursor = window.head if after is None else after
         of = self.class_of(topic)
         stale = judge_cursor(window, cursor, of.replay_budget_events)
         if stale is not None:
-            self.count_stale(topic, stale)
-            self.cause(Reason.STALE_CURSOR)
+            self.counts.stale(topic, stale)
             raise stale_refused(stale_details(topic, of, cursor, window, stale, self.log_epoch), stale)
-        self._cursors_ahead += cursor > window.head > 0
+        self.counts.cursors_ahead += cursor > window.head > 0
         token = bearer(authorization) if self.settings.auth else None
         assert not isinstance(token, Denied)
         follower = Follower(self, topic, reader, token, cursor, window, tail_ms)
         self._followers[follower] = None
         return follower
 
-    def _has_room(self, reader: Reader, topic: Topic) -> None:
+    def _lets_in(self, reader: Reader, topic: Topic) -> None:
         """The bound of one principal holds for those that a token tells apart."""
+        if self._draining:
+            raise draining(self.limits.defer_ms_max)
+        if self._is_revoked(reader):
+            raise self._refused(denied(Reason.TOKEN_REVOKED), topic, reader)
         own = 0 if reader.everyone else sum(_principal(one.reader) == _principal(reader) for one in self._followers)
         if len(self._followers) >= self.limits.followers_max or own >= self.limits.followers_per_principal_max:
             hint = reconnect_ms(_consumer(reader, topic), 0, self.limits)
@@ -406,9 +335,9 @@ class LiveDelivery:
                 await self.fanout.moved(stream, cursor + self.limits.live_window_items_max // 2)
 
     def _held_until(self, stream: str, topic: Topic) -> Instant | None:
-        counts = self._topics.get(stream)
+        pace = self.counts.known(stream).pace
         rate = self.class_of(topic).publish_per_second
-        return None if counts is None else counts.pace.held_until(self.clock.now(), rate)
+        return pace.held_until(self.clock.now(), rate)
 
     # For both.
 
@@ -427,40 +356,15 @@ class LiveDelivery:
             if said and total > bytes_max:
                 break
             said.append((event.seq, data))
-            if omitted and (stream := topic.stream()) is not None:
-                counts = self._counts_of(stream)
-                counts.frame_size_rejected += 1
-                counts.last_violation = Reason.KHALA_FRAME_PAYLOAD_TOO_LARGE.value
+            if omitted:
+                self.counts.omitted(topic)
         return said
 
-    def cause(self, reason: Reason | None) -> None:
-        if reason is not None:
-            self._causes.append(reason.value)
-
-    def count_stale(self, topic: Topic, stale: Stale) -> None:
-        if (stream := topic.stream()) is not None:
-            counts = self._counts_of(stream)
-            counts.floor_breaches += Reason.RETENTION_FLOOR_BREACH in stale.reasons
-            counts.budget_exceeded += Reason.REPLAY_BUDGET_EXCEEDED in stale.reasons
-            counts.last_violation = stale.reasons[0].value
-
-    def _counts_of(self, stream: str) -> TopicCounts:
-        """Of a topic, the last one to be forgotten from now on."""
-        counts = self._topics.pop(stream, None) or TopicCounts()
-        if len(self._topics) >= self.limits.tails_max:
-            self._topics.popitem(last=False)
-        self._topics[stream] = counts
-        return counts
-
     def _failed(self, fault: StoreError) -> LiveRefused:
-        self.cause(Reason.FANOUT_ERROR)
+        self.counts.cause(Reason.FANOUT_ERROR)
         return corrupt() if isinstance(fault, CorruptStream) else unavailable(self.limits.reconnect_base_ms)
 
 
-_COUNTED: Final = (
-    *("total_polls", "throttled_polls", "limited_polls", "fairness_limited_polls"),
-    *("slow_consumer_evictions", "served_messages"),
-)
 _NOTES: Final = {True: "carries live delivery", False: "not used by this driver"}
 _CAUSES: Final[Mapping[Reason, Reason]] = {
     Reason.TOKEN_EXPIRED: Reason.TOKEN_EXPIRED,
@@ -493,44 +397,6 @@ def _subject(reader: Reader | None) -> str | None:
         return None
     told = zip(("user", "org", "device"), _principal(reader), strict=True)
     return " ".join(f"{name}={value}" for name, value in told if value is not None) or None
-
-
-# Queries.
-
-
-def _poll_of(request: LiveRequest) -> _Poll:
-    limit = _number(request, "limit", 0, CURSOR_MAX)
-    after = _number(request, "after_seq", 0, CURSOR_MAX)
-    return _Poll(after or 0, limit, _given(request, "log_epoch"))
-
-
-def _follow_of(request: LiveRequest, limits: Limits) -> tuple[Seq | None, int | None]:
-    """The cursor (None: from the head on) and how long the stream lasts."""
-    after = _number(request, "after_seq", 0, CURSOR_MAX)
-    tail_ms = _number(request, "tail_ms", 1, limits.tail_ms_max)
-    header = (request.last_event_id or "").strip()
-    last = _whole("Last-Event-ID", header, 0, CURSOR_MAX) if header else None
-    if after is not None and last is not None and after != last:
-        raise bad_request(Reason.CURSOR_CONFLICT, f"after_seq is {after} and Last-Event-ID is {last}: give one")
-    return (after if last is None else last), tail_ms
-
-
-def _given(request: LiveRequest, name: str) -> str | None:
-    values = [value for one, value in request.query if one == name]
-    if len(values) > 1:
-        raise bad_request(Reason.INVALID_QUERY, f"{name} is given {len(values)} times: give it once")
-    return values[0] if values else None
-
-
-def _number(request: LiveRequest, name: str, least: int, most: int) -> int | None:
-    text = _given(request, name)
-    return None if text is None else _whole(name, text, least, most)
-
-
-def _whole(name: str, text: str, least: int, most: int) -> int:
-    if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
-        raise bad_request(Reason.INVALID_QUERY, f"{name} has to be a whole number from {least} to {most}")
-    return int(text)
 
 
 # Bodies.
