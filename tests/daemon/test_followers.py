@@ -205,8 +205,8 @@ async def test_a_page_is_bounded_by_bytes(autojump_clock: Any) -> None:
 
 
 async def test_silence_is_broken_by_a_comment(autojump_clock: Any) -> None:
-    """Every `sse_keepalive_ms` without a frame, counted from the last one."""
-    world = World()
+    """Every `sse_keepalive_ms` without a frame, counted from the last one, whatever else is done meanwhile."""
+    world = World(limits=smaller(sse_recheck_ms=7_000))
     follower = await world.follow()
     await next_frames(follower)
     begun = trio.current_time()
@@ -382,6 +382,15 @@ async def test_a_drain_ends_all_streams_and_lets_none_begin(autojump_clock: Any)
     refused = await world.live.follow(asking(0))
     assert told(refused) == (503, "draining", "draining") and isinstance(refused, Answer)
     assert (await world.poll()).status == 200
+
+
+async def test_of_two_ends_the_first_is_told(autojump_clock: Any) -> None:
+    world = World()
+    follower = await world.follow(0)
+    await next_frames(follower)
+    revoke(world, jtis=("token_1",))
+    world.live.drain()
+    assert ended(await rest(follower)) == ("token_revoked", 0)
 
 
 async def test_a_driver_that_fails_ends_the_stream(autojump_clock: Any) -> None:

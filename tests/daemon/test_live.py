@@ -459,7 +459,9 @@ async def test_another_log_epoch_is_a_reason_of_its_own() -> None:
         answer = await world.poll(0, log_epoch="e0", authorization=bearer(oa_device_id=f"d{head}"))
         assert told(answer) == (410, "stale_cursor", "cursor_epoch_changed")
         assert body(answer)["details"]["reason_codes"] == ["cursor_epoch_changed"]
-    assert (await world.poll(2_999, log_epoch="e1")).status == 200
+    for number, same in enumerate(("e1", "")):
+        answer = await world.poll(2_999, log_epoch=same, authorization=bearer(oa_device_id=f"same-{number}"))
+        assert answer.status == 200
 
 
 async def test_a_cursor_above_the_head_is_told_so_and_served_nothing() -> None:
@@ -621,6 +623,13 @@ async def test_what_is_shown_to_the_operator() -> None:
         ("redis", "not_configured"),
         ("postgres_notify", "not_configured"),
     ]
+
+
+async def test_readers_that_went_away_are_not_shown(autojump_clock: Any) -> None:
+    world = World()
+    await world.poll()
+    await trio.sleep(61)
+    assert (await world.live.metrics())["delivery_metrics"]["active_consumers"] == 0
 
 
 async def test_only_the_last_causes_are_remembered() -> None:

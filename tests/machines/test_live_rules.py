@@ -277,6 +277,14 @@ def test_idle_and_surplus_consumers_are_forgotten() -> None:
     assert (len(consumers), consumers._topics) == (1, {(9, None, None): 1})
 
 
+def test_who_polled_last_is_forgotten_last() -> None:
+    consumers = Consumers(evolve(LIMITS, consumers_max=2))
+    for at_ms, name in ((0, "a"), (1, "b"), (300, "a"), (301, "c")):
+        consumers.enter(ConsumerKey(ME, name), 0, Instant(at_ms * MS))
+    assert isinstance(consumers.enter(ConsumerKey(ME, "a"), 0, Instant(302 * MS)), Guarded), "a is known"
+    assert isinstance(consumers.enter(ConsumerKey(ME, "b"), 0, Instant(302 * MS)), Entered), "b is not"
+
+
 FREE = evolve(LIMITS, poll_min_interval_ms=0, lag_threshold_items=2)
 
 

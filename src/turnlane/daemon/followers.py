@@ -131,7 +131,7 @@ class Follower:
             try:
                 if self.head > self.cursor and (chunk := await self._page()):
                     return chunk + self._told_caught_up()
-                if self.why is None and self.head <= self.cursor and not await self._move():
+                if self.why is None and not await self._move():
                     return KEEPALIVE
             except StoreError:
                 self.why = self.why or Reason.FANOUT_UNAVAILABLE
