@@ -60,8 +60,8 @@ class Follower:
     _caught_up: bool = False
     _over: bool = False
     _began: float = field(factory=trio.current_time)
-    _handed: float | None = None
-    """When the last chunk was handed on."""
+    _handed: float = field(factory=trio.current_time)
+    """When the last chunk was handed on, or it was opened."""
     _judged: float = field(factory=trio.current_time)
     _scope: trio.CancelScope | None = None
     _writing: bool = False
@@ -74,7 +74,7 @@ class Follower:
         limits = self.live.limits
         if self._over:
             raise StopAsyncIteration
-        if self._handed is not None and now - self._handed > limits.write_stall_ms_max / 1000:
+        if now - self._handed > limits.write_stall_ms_max / 1000:
             self.why = self.why or Reason.SLOW_CONSUMER_EVICTED
         await trio.lowlevel.checkpoint()
         chunk = await self._next()
@@ -179,8 +179,8 @@ class Follower:
     async def _move(self) -> bool:
         """Wait until the head is past the cursor (then true), or for something else to do; false: it was quiet."""
         stream = self.topic.stream()
-        now, limits = trio.current_time(), self.live.limits
-        quiet = (self._handed or now) + limits.sse_keepalive_ms / 1000
+        limits = self.live.limits
+        quiet = self._handed + limits.sse_keepalive_ms / 1000
         with trio.CancelScope(
             deadline=min(quiet, self._ends_at(), self._judged + limits.sse_recheck_ms / 1000)
         ) as scope:
