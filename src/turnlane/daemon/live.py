@@ -8,7 +8,6 @@ Source: docs/live-delivery.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -54,7 +53,6 @@ from .live_queries import LiveRequest, PollQuery, follow_of, poll_of
 from .settings import LiveSettings
 from .sync_tokens import SyncTokens
 
-_WHOLE: Final = re.compile(r"[0-9]{1,16}")
 BACKENDS: Final = ("nats", "redis", "postgres_notify")
 TOPICS_SHOWN: Final = 20
 TOPICS_SHOWN_MAX: Final = 200
