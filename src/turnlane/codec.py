@@ -19,7 +19,18 @@ from attrs import evolve, fields, frozen
 from .core.ids import Epoch, Seq
 from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
-from .machines import dispatch, effects_ledger, queue_state, requests, reservation, run, session, turn, worker
+from .machines import (
+    dispatch,
+    effects_ledger,
+    queue_state,
+    requests,
+    reservation,
+    revocation,
+    run,
+    session,
+    turn,
+    worker,
+)
 from .machines.session import Session
 
 SCHEMA_VERSION: Final = 1
@@ -83,6 +94,7 @@ TAGS: Final[Mapping[type, str]] = {
     worker.WorkerStalled: "worker.stalled",
     worker.WorkerRecovered: "worker.recovered",
     dispatch.DispatchRemoved: "dispatch.removed",
+    revocation.TokenRevoked: "token.revoked",
 }
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}
@@ -124,6 +136,7 @@ _ANSWERS: Final[Mapping[str, type]] = {
         reservation.Reserved,
         run.RunAppended,
         worker.WorkerAnswer,
+        revocation.Revoked,
     )
 }
 
