@@ -62,7 +62,7 @@ def revoke(world: World, **ids: tuple[str, ...]) -> None:
     stamp = Stamp(world.clock.now(), world.clock.wall(), 0, 1)
     step = revocation.decide(Revocations(), RevokeTokens(**ids), stamp, world.limits)
     assert isinstance(step, Step)
-    world.live.revoked(step.events[0])
+    world.live.revoked(revocation.evolve(Revocations(), step.events[0], 1))
 
 
 # catching up and following

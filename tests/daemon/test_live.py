@@ -40,13 +40,20 @@ from turnlane.core.ports import CorruptStream
 from turnlane.core.reasons import Reason
 from turnlane.core.step import Step
 from turnlane.daemon.followers import Follower
-from turnlane.daemon.live_messages import Answer
+from turnlane.daemon.live_messages import Answer, LiveRefused
 from turnlane.daemon.live_queries import LiveRequest
 from turnlane.daemon.sync_tokens import SyncTokens
 from turnlane.journal.memory import MemoryStore
 from turnlane.machines import revocation
+from turnlane.machines.live import Reader
 from turnlane.machines.revocation import Revocations, RevokeTokens
 from turnlane.machines.turn import Stamp
+
+
+def refusal(found: Reader | LiveRefused) -> tuple[int, str, str]:
+    assert isinstance(found, LiveRefused), found
+    return told(found.answer())
+
 
 # the order of the checks
 
@@ -168,8 +175,13 @@ async def test_of_two_failing_checks_the_first_answers(first: Any, second: Any, 
 async def test_nothing_is_judged_while_there_are_no_keys() -> None:
     world = World(tokens=SyncTokens())
     for asked in (asking(3), asking(), LiveRequest("", [("after_seq", "x")])):
-        for answer in (await world.live.poll(asked), await world.live.follow(asked), await world.live.may_read(asked)):
-            assert told(answer) == (503, "live_delivery_disabled", "live_delivery_disabled")
+        reading = await world.live.may_read(asked)
+        for answer in (await world.live.poll(asked), await world.live.follow(asked), reading):
+            assert (refusal(answer) if isinstance(answer, LiveRefused) else told(answer)) == (
+                503,
+                "live_delivery_disabled",
+                "live_delivery_disabled",
+            )
 
 
 @pytest.mark.parametrize(
@@ -260,8 +272,9 @@ async def test_without_authentication_everybody_reads_everything() -> None:
 
 async def test_the_token_that_reads_a_topic_reads_its_bootstrap() -> None:
     world = World()
-    assert await world.live.may_read(asking()) is None
-    assert told(await world.live.may_read(asking(topic="worker:foreign:lifecycle")))[2] == "owner_mismatch"
+    reader = await world.live.may_read(asking())
+    assert isinstance(reader, Reader) and reader.user_id == 7
+    assert refusal(await world.live.may_read(asking(topic="worker:foreign:lifecycle")))[2] == "owner_mismatch"
 
 
 # pages
@@ -490,7 +503,7 @@ async def test_a_poll_that_comes_too_soon_is_told_when_to_come(autojump_clock: A
     assert (await world.poll(authorization=bearer(oa_device_id="tablet"))).status == 200, "another device"
     await trio.sleep(0.15)
     assert (await world.poll()).status == 200
-    counts = world.live.status().polls
+    counts = world.live.counts.polls
     assert (counts["total_polls"], counts["throttled_polls"]) == (3, 1)
 
 
@@ -510,7 +523,7 @@ async def test_a_reader_that_stands_still_far_behind_is_sent_on_and_starts_clean
         "recovery": "advance_cursor_or_rebootstrap",
     }
     assert body(await world.poll(1_000))["slow_consumer_strikes"] == 1
-    assert world.live.status().polls["slow_consumer_evictions"] == 1
+    assert world.live.counts.polls["slow_consumer_evictions"] == 1
 
 
 @pytest.mark.parametrize("limit", [1, 7, 200])
@@ -537,7 +550,7 @@ async def test_topics_of_one_reader_share_and_those_of_others_do_not_count() -> 
     assert [one["fairness_applied"] for one in found] == [False, False, True, True]
     other = body(await world.poll(290, topic="worker:0:lifecycle", authorization=bearer(oa_device_id="tablet")))
     assert other["active_topic_count"] == 0
-    assert world.live.status().polls["fairness_limited_polls"] == 2
+    assert world.live.counts.polls["fairness_limited_polls"] == 2
 
 
 async def test_any_number_of_readers_and_topics_takes_bounded_memory() -> None:
@@ -649,7 +662,7 @@ async def test_a_revocation_holds_for_the_next_poll(autojump_clock: Any) -> None
         DEFAULT_LIMITS,
     )
     assert isinstance(step, Step)
-    world.live.revoked(step.events[0])
+    world.live.revoked(revocation.evolve(Revocations(), step.events[0], 1))
     assert told(await world.poll()) == (401, "unauthorized", "token_revoked")
     assert (await world.poll(authorization=bearer(oa_device_id="tablet"))).status == 200
 

@@ -8,9 +8,10 @@ from ..core.reasons import Reason
 from . import book_pages as pages
 from . import operator_shapes as shapes
 from .access import API, Need, Reach
-from .operation import ABSENT, NDJSON, Operation, Refusals, together
+from .operation import ABSENT, NDJSON, OR_SYNC, Operation, Refusals, together
 
 _RUN_READ: Final = Need(Reach.TENANT, ("runs.read",))
+_RUN_OR_SYNC: Final = Need(Reach.TENANT, ("runs.read",), or_sync=True)
 _RUN_WRITE: Final = Need(Reach.TENANT, ("runs.write",))
 _WORKER_READ: Final = Need(Reach.TENANT, ("workers.read",))
 _WORKER_WRITE: Final = Need(Reach.TENANT, ("workers.write",))
@@ -133,12 +134,12 @@ BOOKS: Final[tuple[Operation, ...]] = (
         "read_run_events",
         "GET",
         f"{API}/runs/{{run_id}}/events",
-        _RUN_READ,
+        _RUN_OR_SYNC,
         pages.read_run_events,
         "A page of the events of a run after a place, in order.",
         {200: shapes.RunEvents},
         {"events": [_EVENT], "events_page": _PAGE},
-        _RUN_PATH,
+        together(_RUN_PATH, OR_SYNC),
         query=shapes.EventsQuery,
     ),
     Operation(

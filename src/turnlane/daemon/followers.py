@@ -37,6 +37,8 @@ _CAUSES: Final = {
 }
 """Why it was closed -> what stands in `recent_disconnect_causes`; other ends are nobody's trouble."""
 
+_GONE: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+
 
 @define(slots=True, eq=False)
 class Follower:
@@ -81,25 +83,47 @@ class Follower:
         self._handed = trio.current_time()
         return chunk
 
-    async def serve(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+    async def serve(self, send: Callable[[bytes], Awaitable[None]], cut: Callable[[], None] = lambda: None) -> None:
         """Write to a peer until the end. One that takes nothing for `write_stall_ms_max` is left, mid-frame if need be.
 
-        Raises what `send` raises, after counting it. The caller closes the socket."""
+        `cut` closes the socket: it is called when the time of a write is over, since what sends may be shielded below
+        us. Raises what `send` raises, after counting it. The caller closes the socket."""
         try:
             async for chunk in self:
                 self._scope = scope = trio.CancelScope(deadline=self._write_until())
                 self._writing = True
                 with scope:
-                    await send(chunk)
+                    await self._sent(send, chunk, scope, cut)
                 self._writing, self._scope = False, None
                 if scope.cancelled_caught:
-                    self.live.counts.cause(_CAUSES.get(self.why or Reason.SLOW_CONSUMER_EVICTED))
                     return
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        except _GONE:
             self.live.counts.cause(Reason.SEND_FAILED)
             raise
         finally:
             self.close()
+
+    async def _sent(
+        self, send: Callable[[bytes], Awaitable[None]], chunk: bytes, scope: trio.CancelScope, cut: Callable[[], None]
+    ) -> None:
+        failed: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cut_when_late, scope, cut)
+            try:
+                await send(chunk)
+            except _GONE as error:
+                failed = error  # raised outside: what leaves a nursery is a group
+            nursery.cancel_scope.cancel(reason="the chunk is written")
+        if failed is not None:
+            raise failed
+
+    async def _cut_when_late(self, scope: trio.CancelScope, cut: Callable[[], None]) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            if trio.current_time() >= scope.deadline:
+                self.live.counts.cause(_CAUSES.get(self.why or Reason.SLOW_CONSUMER_EVICTED))
+                cut()
 
     def end(self, reason: Reason) -> None:
         """Order the end: the reader hears `closed` with this reason, or is cut when it takes too long to hear."""
@@ -125,10 +149,10 @@ class Follower:
         while True:
             if (reason := self._ended()) is not None:
                 return self._closed(reason)
-            if trio.current_time() - self._judged >= self.live.limits.sse_recheck_ms / 1000:
-                await self._judge_again()
-                continue
             try:
+                if trio.current_time() - self._judged >= self.live.limits.sse_recheck_ms / 1000:
+                    await self._judge_again()
+                    continue
                 if self.head > self.cursor and (chunk := await self._page()):
                     return chunk + self._told_caught_up()
                 if self.why is None and not await self._move():

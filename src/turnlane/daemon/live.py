@@ -21,16 +21,17 @@ from ..core.observations import AccessDenied
 from ..core.ports import Clock, CorruptStream, Fanout, LivePage, LiveWindow, StaleCursor, StoreError, TopicOwners
 from ..core.reasons import Reason, Rejected
 from ..core.secret import Secret
+from ..core.status import LiveStatus
 from ..core.step import Kept
 from ..machines import live as topics
 from ..machines.live import Reader, Topic, TopicClass, topic_of, topic_of_stream
 from ..machines.live_readers import ConsumerKey, Consumers, Guarded, published, reconnect_ms
 from ..machines.live_windows import judge_cursor, lag, page_limit
-from ..machines.revocation import Revocations, TokenRevoked, evolve
+from ..machines.revocation import Revocations
 from .access import Denied, bearer
 from .followers import Follower
 from .handshake import origin_allowed
-from .live_counts import LiveCounts, LiveStatus
+from .live_counts import LiveCounts
 from .live_messages import (
     Answer,
     LiveRefused,
@@ -88,15 +89,21 @@ class LiveDelivery:
 
     async def poll(self, request: LiveRequest) -> Answer:
         """One page after a cursor, at once."""
+        told = "ok"
         try:
             self._enabled()
             asked = poll_of(request)
             topic, reader = await self._admitted(request)
             return answered(await self._polled(asked, topic, reader))
         except LiveRefused as no:
+            told = no.reason.value
             return no.answer()
         except StoreError as fault:
-            return self._failed(fault).answer()
+            failed = self._failed(fault)
+            told = failed.reason.value
+            return failed.answer()
+        finally:
+            self.counts.answers[told] += 1
 
     async def follow(self, request: LiveRequest) -> Follower | Answer:
         """An open stream to be iterated and closed, or why not."""
@@ -110,14 +117,15 @@ class LiveDelivery:
         except StoreError as fault:
             return self._failed(fault).answer()
 
-    async def may_read(self, request: LiveRequest) -> Answer | None:
-        """For the routes at which a stale reader starts anew: None, or the denial. `topic` is that of the id there."""
+    async def may_read(self, request: LiveRequest) -> Reader | LiveRefused:
+        """For the routes at which a stale reader starts anew: who it is, or the denial. `topic` is that of the id."""
         try:
             self._enabled()
-            await self._admitted(request)
+            return (await self._admitted(request))[1]
         except LiveRefused as no:
-            return no.answer()
-        return None
+            return no
+        except StoreError as fault:
+            return self._failed(fault)
 
     def announce(self, stream: str, head: Seq) -> None:
         """A commit moved the head of a stream. Cheap, synchronous, never raises; streams that are no topic pass."""
@@ -131,9 +139,9 @@ class LiveDelivery:
             counts.last_violation = Reason.KHALA_PUBLISH_RATE_LIMITED.value
         self.fanout.announce(stream, head)
 
-    def revoked(self, event: TokenRevoked) -> None:
-        """A revocation was kept. In force for the next poll; open followers that it concerns end now."""
-        self.revocations = evolve(self.revocations, event, 0)
+    def revoked(self, now: Revocations) -> None:
+        """What is revoked from now on. In force for the next poll; open followers that it concerns end now."""
+        self.revocations = now
         for one in tuple(self._followers):
             if self._is_revoked(one.reader):
                 one.end(Reason.TOKEN_REVOKED)
@@ -155,7 +163,8 @@ class LiveDelivery:
             consumers=len(self._consumers),
             cursors_ahead_total=self.counts.cursors_ahead,
             denied_total=dict(self.counts.denied),
-            polls=self.counts.of_polls(),
+            answers_total=dict(self.counts.answers),
+            messages_total=dict(self.counts.messages),
         )
 
     async def metrics(self, topic_limit: int = TOPICS_SHOWN) -> dict[str, Any]:
@@ -185,8 +194,13 @@ class LiveDelivery:
 
     # Who may read.
 
+    @property
+    def open(self) -> bool:
+        """Whether anybody can be let in."""
+        return not self.settings.auth or len(self.tokens) > 0
+
     def _enabled(self) -> None:
-        if self.settings.auth and not len(self.tokens):
+        if not self.open:
             raise disabled()
 
     async def _admitted(self, request: LiveRequest) -> tuple[Topic, Reader]:
@@ -356,6 +370,7 @@ class LiveDelivery:
             said.append((event.seq, data))
             if omitted:
                 self.counts.omitted(topic)
+        self.counts.messages[topic.kind] += len(said)
         return said
 
     def _failed(self, fault: StoreError) -> LiveRefused:

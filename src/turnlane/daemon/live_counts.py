@@ -7,10 +7,9 @@ it survives a restart, and nothing depends on it but the pace of wake-ups.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping
 from typing import Any, Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from ..core.limits import Limits
 from ..core.ports import LiveWindow
@@ -37,19 +36,6 @@ class TopicCounts:
     last_violation: str | None = None
 
 
-@frozen
-class LiveStatus:
-    """For metrics: `turnlane_live_denied_total`, `turnlane_live_driver_up`, followers, and what polls came to."""
-
-    driver: str
-    driver_up: bool
-    followers: int
-    consumers: int
-    cursors_ahead_total: int
-    denied_total: Mapping[str, int]
-    polls: Mapping[str, int]
-
-
 class LiveCounts:
     def __init__(self, limits: Limits) -> None:
         self._topics_max = limits.tails_max
@@ -57,6 +43,10 @@ class LiveCounts:
         self.polls: Counter[str] = Counter()
         self.denied: Counter[str] = Counter()
         self.causes: deque[str] = deque(maxlen=limits.disconnect_causes_max)
+        self.answers: Counter[str] = Counter()
+        """Polls by `ok` or the reason of the refusal."""
+        self.messages: Counter[str] = Counter()
+        """What was delivered, to polls and followers, by class of topic."""
         self.cursors_ahead = 0
 
     def __len__(self) -> int:

@@ -10,17 +10,17 @@ import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ..core.limits import Limits
 from ..core.write_mode import WriteMode
 from ..machines.admission import Quotas
 from ..machines.canary import Canary
-from ..machines.live import TopicClass
+from ..machines.live import CLASSES, TopicClass
 from .handshake import DoorRules
 from .keys import Key
-from .sync_tokens import SyncKey
-from .tokens import OperatorToken
+from .sync_tokens import SYNC_AUDIENCE, SyncKey
+from .tokens import ISSUER, OperatorToken
 
 
 @frozen
@@ -60,23 +60,23 @@ class OperatorSettings:
 class LiveSettings:
     """Live delivery. `unowned_runs`: who reads a run without owner, "deny" nobody, "scope" whoever holds the scope."""
 
-    auth: bool
-    allowed_origins: tuple[str, ...]
-    enforce_origin: bool
-    unowned_runs: str
-    driver: str
-    classes: Mapping[str, TopicClass]
+    auth: bool = True
+    allowed_origins: tuple[str, ...] = ()
+    enforce_origin: bool = True
+    unowned_runs: str = "deny"
+    driver: str = "memory"
+    classes: Mapping[str, TopicClass] = field(factory=lambda: CLASSES)
 
 
 @frozen
 class SyncSettings:
     """The token of live delivery. The first key mints."""
 
-    issuer: str
-    audience: str
-    keys: tuple[SyncKey, ...]
-    require_jti: bool
-    revoked_jtis: tuple[str, ...]
+    issuer: str = ISSUER
+    audience: str = SYNC_AUDIENCE
+    keys: tuple[SyncKey, ...] = ()
+    require_jti: bool = True
+    revoked_jtis: tuple[str, ...] = ()
 
 
 @frozen

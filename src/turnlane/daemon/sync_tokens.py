@@ -154,6 +154,10 @@ class SyncTokens:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def signed(self, token: Secret) -> bool:
+        """Whether it is a token of ours at all, good or not: of the right form, and signed with one of the keys."""
+        return not isinstance(self._claims(token), Denied)
+
     def check(self, token: Secret, wall: WallInstant, revocations: Revocations) -> Reader | Denied:
         """Who presents this token now. Form, signature, types, then `_CHECKS`: the first fault answers."""
         claims = self._claims(token)

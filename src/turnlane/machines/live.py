@@ -95,8 +95,10 @@ def topic_of(name: str, limits: Limits) -> Topic | Rejected:
 
 
 def topic_of_stream(stream: str) -> Topic | None:
-    """The topic under which a stream is followed; None for streams that are none."""
-    _, kind, inside = stream.split("/", 2)
+    """The topic under which a stream is followed; None for streams that are none. Sync tokens know one tenant."""
+    tenant, kind, inside = stream.split("/", 2)
+    if tenant != DEFAULT_TENANT:
+        return None
     for name, prefix, suffix in _FORMS:
         if _KINDS[name] == kind:
             return Topic(f"{prefix}{inside}{suffix}", name, inside)
