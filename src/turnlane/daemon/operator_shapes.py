@@ -683,13 +683,16 @@ class FanoutMetrics:
     topic_windows: Sequence[TopicWindow]
 
 
+Ids1000 = Annotated[Sequence[str], Meta(max_length=1_000)]
+
+
 @frozen
 class RevokeSync:
     """1 to 1,000 ids in all, none of them blank."""
 
-    session_ids: Sequence[str] = ()
-    device_ids: Sequence[str] = ()
-    jtis: Sequence[str] = ()
+    session_ids: Ids1000 = ()
+    device_ids: Ids1000 = ()
+    jtis: Ids1000 = ()
     reason: Annotated[str, Meta(max_length=512)] | None = None
 
 
