@@ -20,6 +20,7 @@ from .core.ids import Epoch, Seq
 from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
 from .machines import (
+    authority,
     dispatch,
     effects_ledger,
     queue_state,
@@ -95,6 +96,11 @@ TAGS: Final[Mapping[type, str]] = {
     worker.WorkerRecovered: "worker.recovered",
     dispatch.DispatchRemoved: "dispatch.removed",
     revocation.TokenRevoked: "token.revoked",
+    authority.AuthorityGranted: "authority.granted",
+    authority.AuthorityRenewed: "authority.renewed",
+    authority.AuthorityDrainOrdered: "authority.drain_ordered",
+    authority.AuthorityReleased: "authority.released",
+    authority.AuthorityLost: "authority.lost",
 }
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}

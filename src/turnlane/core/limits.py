@@ -129,6 +129,16 @@ class Limits:
     keys_cached_max: int = 256
     tail_items_max: int = 256
     tail_bytes_max: int = 4_194_304
+    # authority
+    lease_ttl_ms: int = 5_000
+    lease_ttl_ms_min: int = 1_000
+    lease_ttl_ms_max: int = 60_000
+    lease_margin_ms_min: int = 250
+    """The holder falls silent so long before its lease runs out, or a tenth of it where that is more."""
+    lease_retry_ms: int = 100
+    authority_wait_ms_max: int = 7_000
+    """An opening waits so long for the lease of a former owner to run out."""
+    lose_grace_ms_max: int = 600_000
     # the wire
     message_bytes_max: int = 1_048_576
     outgoing_message_bytes_max: int = 8_388_608
@@ -245,6 +255,9 @@ class Limits:
         assert self.strikes_max >= 2
         assert self.live_window_items_max >= 1
         assert self.sse_page_bytes_max <= self.poll_page_bytes_max
+        assert self.lease_ttl_ms_min <= self.lease_ttl_ms <= self.lease_ttl_ms_max
+        assert self.lease_margin_ms_min * 2 < self.lease_ttl_ms_min
+        assert 0 < self.lease_retry_ms < self.lease_ttl_ms_min // 6
         assert 0 < self.map_grow_percent < self.map_reserve_percent < 100
         for bound in fields(Limits):
             assert getattr(self, bound.name) >= 0, bound.name

@@ -117,6 +117,12 @@ class Reason(Enum):
     INVALID_TRANSITION = "invalid_transition", _R, False, CONFLICT_NUMBER, 409
     WORKER_LOST = "worker_lost", _E, False, REFUSED_NUMBER, 200
     WORKER_STOPPED = "worker_stopped", _N, False, REFUSED_NUMBER, 200
+    # authority
+    LEASE_HELD = "lease_held", _R, True, CONFLICT_NUMBER, 409
+    LEASE_OWNER_MISMATCH = "lease_owner_mismatch", _R, False, CONFLICT_NUMBER, 409
+    LEASE_EXPIRED = "lease_expired", _R, False, CONFLICT_NUMBER, 409
+    LEASE_LOST = "lease_lost", _R, False, CONFLICT_NUMBER, 409
+    LEASE_NOT_HELD = "lease_not_held", _R, False, CONFLICT_NUMBER, 409
     # requests and effects
     ALREADY_ANSWERED = "already_answered", _R, False, CONFLICT_NUMBER, 409
     REQUEST_CLOSED = "request_closed", _R, False, CONFLICT_NUMBER, 409

@@ -58,6 +58,7 @@ from .session_state import known_end as known_end
 from .session_state import open_requests as open_requests
 from .session_state import open_turn as open_turn
 from .session_state import recovered_effects as recovered_effects
+from .session_state import wakes_at as wakes_at
 from .starts import cancelled_before, open_queued, start
 from .turn import EndTurn, Stamp
 from .turn_rows import ROW_COMMANDS, choose_mode, decide_row

@@ -446,6 +446,11 @@ def due(state: Session) -> int:
     return DUE_NEVER if state.parent is None or state.phase is SessionPhase.ENDED else DUE_NOW
 
 
+def wakes_at(state: Session) -> WallInstant | None:
+    """When its rows need somebody here, who may have left memory: a wait that ends, or a lease that runs out."""
+    return queue.next_due(state.rows) if state.mode is Mode.RUNTIME else queue.next_lapse(state.rows)
+
+
 def recovered_effects(state: Session, limits: Limits) -> tuple[Any, ...]:
     """The wishes that are still pending after a fold; those of turns end with the turns, but for one run elsewhere."""
     effects: list[Any] = []
