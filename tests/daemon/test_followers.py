@@ -33,10 +33,11 @@ from live_world import (
 )
 
 from turnlane.core.ids import Seq
-from turnlane.core.ports import Owner
+from turnlane.core.owners import Owner
 from turnlane.core.reasons import Reason
 from turnlane.core.step import Step
 from turnlane.daemon.followers import Follower
+from turnlane.daemon.live import PAGES_HELD_MAX
 from turnlane.daemon.live_messages import Answer
 from turnlane.daemon.live_queries import LiveRequest
 from turnlane.machines import revocation
@@ -613,3 +614,28 @@ async def test_the_pace_of_a_topic_pushes_no_follower_out_of_the_window(autojump
             assert number + 1 - len(seqs(peer.events)) <= 5
         nursery.cancel_scope.cancel()
     assert seqs(peer.events) == list(range(1, len(seqs(peer.events)) + 1))
+
+
+async def test_followers_at_the_same_place_are_told_by_one_rendering(autojump_clock: Any) -> None:
+    """What is shared is the work: each gets its frames, and each is counted."""
+    world = World()
+    made: list[int] = []
+    render = world.live._renderers["run_events"]
+
+    def counting(topic: Any, event: Any) -> Any:
+        made.append(event.seq)
+        return render(topic, event)
+
+    world.live._renderers = {**world.live._renderers, "run_events": counting}
+    world.append(3)
+    for number in range(4):
+        follower = await world.follow(0, authorization=bearer(oa_device_id=f"d-{number}"))
+        await next_frames(follower)
+        assert seqs(await next_frames(follower)) == [1, 2, 3]
+        follower.close()
+    assert made == [1, 2, 3] and world.live.counts.messages == {"run_events": 12}
+    for head in range(4, 40):
+        world.append(1)
+        assert body(await world.poll(head - 1, authorization=bearer(jti=f"p-{head}")))["messages"]
+        await trio.sleep(1)
+    assert len(world.live._rendered) == PAGES_HELD_MAX

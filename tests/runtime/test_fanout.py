@@ -178,3 +178,69 @@ async def test_what_was_written_before_the_driver_was_there_counts_as_moved(page
         if paged:
             await fanout.page(TOPIC, 3, 0, 1)
         await fanout.moved(TOPIC, 3)
+
+
+# one read for many
+
+
+class Slow:
+    """A hop whose calls wait until they are let through, one list entry each."""
+
+    def __init__(self) -> None:
+        self.waiting: list[trio.Event] = []
+
+    async def __call__(self, function: Any, /, *args: object) -> Any:
+        self.waiting.append(event := trio.Event())
+        found = function(*args)  # what is read is what was there when it began
+        await event.wait()
+        return found
+
+
+async def test_followers_at_the_same_place_share_one_read(autojump_clock: Any) -> None:
+    store, hop = MemoryStore(), Slow()
+    subject = over(store)
+    await subject.append(TOPIC, 2)
+    fanout, pages = MemoryFanout(store, hop, SMALL), list[LivePage]()
+
+    async def one() -> None:
+        page = await fanout.page(TOPIC, 0, 10, 1 << 20)
+        assert isinstance(page, LivePage)
+        pages.append(page)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(one)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(hop.waiting) == 1
+        await subject.append(TOPIC, 1)
+        fanout.announce(TOPIC, 3)
+        nursery.start_soon(one)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(hop.waiting) == 2, "who comes after the head has moved is shown what moved it"
+        for event in hop.waiting:
+            event.set()
+    assert sorted(page.window.head for page in pages) == [2, 2, 2, 2, 2, 3]
+    assert [event.seq for event in max(pages, key=lambda page: page.window.head).events] == [1, 2, 3]
+
+
+async def test_a_reader_that_leaves_leaves_nobody_behind(autojump_clock: Any) -> None:
+    """Whoever shared its read reads for himself, and a fault is everybody's own."""
+    store, hop = MemoryStore(), Slow()
+    await over(store).append(TOPIC, 2)
+    fanout, pages = MemoryFanout(store, hop, SMALL), list[Any]()
+
+    async def one() -> None:
+        pages.append(await fanout.page(TOPIC, 0, 10, 1 << 20))
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as leaving:
+            async with trio.open_nursery() as first:
+                first.start_soon(one)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(one)
+                await trio.testing.wait_all_tasks_blocked()
+                leaving.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(hop.waiting) == 2 and not pages
+        hop.waiting[1].set()
+    assert [[event.seq for event in page.events] for page in pages] == [[1, 2]]

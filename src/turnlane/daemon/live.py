@@ -8,7 +8,8 @@ Source: docs/live-delivery.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -57,6 +58,8 @@ from .sync_tokens import SyncTokens
 BACKENDS: Final = ("nats", "redis", "postgres_notify")
 TOPICS_SHOWN: Final = 20
 TOPICS_SHOWN_MAX: Final = 200
+PAGES_HELD_MAX: Final = 16
+"""Pages that were rendered last, so that followers of one topic share the work. Each is at most a page of a poll."""
 
 
 class LiveDelivery:
@@ -84,6 +87,7 @@ class LiveDelivery:
         self._followers: dict[Follower, None] = {}
         self.counts = LiveCounts(limits)
         self._draining = False
+        self._rendered: OrderedDict[tuple[str, Seq, Seq, int], list[tuple[Seq, bytes, bool]]] = OrderedDict()
 
     # What comes from outside.
 
@@ -358,20 +362,28 @@ class LiveDelivery:
 
     def messages(self, topic: Topic, events: Sequence[Kept], bytes_max: int) -> list[tuple[Seq, bytes]]:
         """Events as messages, as many as fit, at least one."""
-        of, render = self.class_of(topic), self._renderers.get(topic.kind)
-        said: list[tuple[Seq, bytes]] = []
-        total = 0
-        for event in events:
-            assert render is not None, topic.kind
-            data, omitted = message(topic, of, event, render)
-            total += len(data)
-            if said and total > bytes_max:
-                break
-            said.append((event.seq, data))
+        if not events:
+            return []
+        key = topic.name, events[0].seq, events[-1].seq, bytes_max
+        if (found := self._rendered.get(key)) is None:
+            found = self._rendered[key] = list(self._messages(topic, events, bytes_max))
+            if len(self._rendered) > PAGES_HELD_MAX:
+                self._rendered.popitem(last=False)
+        for _, _, omitted in found:
             if omitted:
                 self.counts.omitted(topic)
-        self.counts.messages[topic.kind] += len(said)
-        return said
+        self.counts.messages[topic.kind] += len(found)
+        return [(seq, data) for seq, data, _ in found]
+
+    def _messages(self, topic: Topic, events: Sequence[Kept], bytes_max: int) -> Iterator[tuple[Seq, bytes, bool]]:
+        of, render = self.class_of(topic), self._renderers[topic.kind]
+        total = 0
+        for event in events:
+            data, omitted = message(topic, of, event, render)
+            total += len(data)
+            if event is not events[0] and total > bytes_max:
+                return
+            yield event.seq, data, omitted
 
     def _failed(self, fault: StoreError) -> LiveRefused:
         self.counts.cause(Reason.FANOUT_ERROR)

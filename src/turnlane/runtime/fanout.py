@@ -27,6 +27,14 @@ T = TypeVar("T")
 
 
 @define(slots=True, eq=False)
+class _Reading:
+    """A read under way. `page` stays None when whoever reads fails or leaves."""
+
+    done: trio.Event = field(factory=trio.Event)
+    page: Page | None = None
+
+
+@define(slots=True, eq=False)
 class _Topic:
     """What is remembered of one stream."""
 
@@ -37,6 +45,8 @@ class _Topic:
     """The tail: in a row, up to the last one read."""
     bytes: int = 0
     waiting: int = 0
+    readings: dict[tuple[Seq, int, Seq], _Reading] = field(factory=dict)
+    """By cursor, limit, and the head when it began."""
     lot: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
 
     def moved_to(self, head: Seq) -> None:
@@ -83,7 +93,7 @@ class MemoryFanout:
     async def page(self, stream: str, after: Seq, limit: int, bytes_max: int) -> LivePage | StaleCursor:
         topic = self._topic(stream)
         held = () if marks.buggify("fanout.tail_forgotten") else topic.after(after, limit)
-        read = await self._read(stream, after + len(held), limit - len(held))
+        read = await self._shared(topic, stream, after + len(held), limit - len(held))
         topic.read = True
         topic.moved_to(read.head)
         window = window_of(read.floor, read.head, self._limits.live_window_items_max)
@@ -131,6 +141,21 @@ class MemoryFanout:
             tail_bytes=self._bytes,
             waiting=sum(topic.waiting for topic in topics),
         )
+
+    async def _shared(self, topic: _Topic, stream: str, after: Seq, limit: int) -> Page:
+        """One read for all followers at the same place. Not for who comes after the head has moved: that is newer."""
+        key = after, limit, topic.head
+        while (reading := topic.readings.get(key)) is not None:
+            await reading.done.wait()
+            if reading.page is not None:
+                return reading.page
+        reading = topic.readings[key] = _Reading()
+        try:
+            reading.page = await self._read(stream, after, limit)
+            return reading.page
+        finally:
+            del topic.readings[key]
+            reading.done.set()
 
     async def _read(self, stream: str, after: Seq, limit: int) -> Page:
         return await self._asked(self._store.read, stream, after, limit)
