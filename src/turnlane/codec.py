@@ -26,6 +26,7 @@ from .machines import (
     queue_state,
     requests,
     reservation,
+    revocation,
     run,
     session,
     turn,
@@ -94,6 +95,7 @@ TAGS: Final[Mapping[type, str]] = {
     worker.WorkerStalled: "worker.stalled",
     worker.WorkerRecovered: "worker.recovered",
     dispatch.DispatchRemoved: "dispatch.removed",
+    revocation.TokenRevoked: "token.revoked",
     authority.AuthorityGranted: "authority.granted",
     authority.AuthorityRenewed: "authority.renewed",
     authority.AuthorityDrainOrdered: "authority.drain_ordered",
@@ -140,6 +142,7 @@ _ANSWERS: Final[Mapping[str, type]] = {
         reservation.Reserved,
         run.RunAppended,
         worker.WorkerAnswer,
+        revocation.Revoked,
     )
 }
 

@@ -35,10 +35,11 @@ from turnlane.core.owners import Owner
 from turnlane.core.reasons import Reason
 from turnlane.daemon.access import API, RIGHTS, Need, Reach
 from turnlane.daemon.calls import Answer, Call
+from turnlane.daemon.live_sources import live_delivery
 from turnlane.daemon.operations import OPERATIONS, Operation
 from turnlane.daemon.operator_api import OperatorApi, serve_operator
 from turnlane.daemon.operator_pages import Pages
-from turnlane.daemon.settings import Address, OperatorSettings
+from turnlane.daemon.settings import Address, LiveSettings, OperatorSettings
 from turnlane.daemon.tokens import OperatorTokens, mint_operator
 from turnlane.journal.memory import MemoryStore
 from turnlane.machines.projection import Drift, drift_row
@@ -124,7 +125,7 @@ def served() -> Iterator[Served]:
     tokens: list[trio.lowlevel.TrioToken] = []
 
     async def serve() -> None:
-        limits = evolve(DEFAULT_LIMITS, tail_ms_max=20)
+        limits = evolve(DEFAULT_LIMITS, tail_ms_max=20, poll_min_interval_ms=0)
         secret, token = mint_operator("driver", sorted(RIGHTS))
         async with turnlane.open_runtime(store=MemoryStore(limits=limits), agent=speaker, limits=limits) as runtime:
             session = await runtime.open_session("s-1")
@@ -134,7 +135,10 @@ def served() -> Iterator[Served]:
             await runtime.workers.register(THERE["worker_id"], owner=Owner(7))
             THERE["run_id"] = (await runtime.runs.create()).run.run_id
             rules = OperatorSettings(Address("127.0.0.1", 0), True, (), (), ())
-            api = OperatorApi(runtime, rules, Metrics(), OperatorTokens([token]), operations=[*TABLE, LIE])
+            THERE["topic"] = f"run:{THERE['run_id']}:events"
+            live = live_delivery(runtime, LiveSettings(auth=False))
+            tokens_ = OperatorTokens([token])
+            api = OperatorApi(runtime, rules, Metrics(), tokens_, operations=[*TABLE, LIE], live=live)
             async with trio.open_nursery() as nursery:
                 address = await nursery.start(serve_operator, api)
                 made.url = f"http://{address}"
@@ -186,7 +190,7 @@ def test_an_operation_answers_as_its_document_says(
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def drive(case: Any) -> None:
-        if name == "stream_session":  # bounded by the listener's `tail_ms_max`, when it is there
+        if name in ("stream_session", "follow_topic"):  # bounded by the listener's `tail_ms_max`, when it is there
             case.query = {"tail_ms": 1, **(case.query or {})}
         seen.add(told(case))
         if mode is GenerationMode.POSITIVE:  # and once for what is there, as its owner

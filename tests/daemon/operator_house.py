@@ -21,18 +21,24 @@ from turnlane.core.owners import Owner
 from turnlane.core.reasons import Reason
 from turnlane.core.secret import Secret
 from turnlane.core.write_mode import WriteMode
+from turnlane.daemon.live_sources import live_delivery
 from turnlane.daemon.operation import Operation
 from turnlane.daemon.operations import OPERATIONS
 from turnlane.daemon.operator_api import OperatorApi, serve_operator
-from turnlane.daemon.settings import Address, OperatorSettings
+from turnlane.daemon.settings import Address, LiveSettings, OperatorSettings, SyncSettings
 from turnlane.daemon.tokens import OperatorTokens, mint_operator
 from turnlane.journal.memory import MemoryStore
 from turnlane.machines.projection import Drift, drift_row
 from turnlane.observe import Observers
 from turnlane.observe.metrics import Metrics
 
-ALL = ("sessions.read", "status.read", "metrics.read", "runs.*", "workers.*", "projections.*", "cutover.read")
+ALL = (
+    *("sessions.read", "status.read", "metrics.read", "runs.*", "workers.*", "projections.*", "cutover.read"),
+    *("live.*", "sync.*"),
+)
 API = "/internal/v1"
+EVERYBODY_FOLLOWS = LiveSettings(auth=False)
+NO_KEYS = SyncSettings()
 
 
 class Kept:
@@ -184,6 +190,8 @@ async def house(
     state: Path | None = None,
     commit_hop: Any = None,
     operations: Sequence[Operation] = OPERATIONS,
+    live: LiveSettings = EVERYBODY_FOLLOWS,
+    sync: SyncSettings = NO_KEYS,
     write_mode: WriteMode = WriteMode.AUTHORITATIVE,
     **settings: Any,
 ) -> AsyncIterator[House]:
@@ -201,7 +209,9 @@ async def house(
         await until(lambda: runtime.follower.recovered)
         rules = OperatorSettings(Address("127.0.0.1", 0), auth, (), (), ())
         tokens = OperatorTokens([token])
-        api = OperatorApi(runtime, evolve(rules, **settings), metrics, tokens, tls, operations=operations)
+        delivery = live_delivery(runtime, live, sync)
+        rules = evolve(rules, **settings)
+        api = OperatorApi(runtime, rules, metrics, tokens, tls, operations=operations, live=delivery)
         async with trio.open_nursery() as nursery:
 
             async def serve(task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:

@@ -57,8 +57,10 @@ def test_an_operation_is_documented_whole(operation: Operation) -> None:
     said = DOCUMENT["paths"][operation.path][operation.method.lower()]
 
     assert said["operationId"] == operation.name and said["summary"].endswith(".")
-    ways = [{"operator": [*operation.need.rights]}, *([{"sync": []}] if operation.need.or_sync else [])]
-    assert said["security"] == ([] if operation.need.reach is Reach.OPEN else ways)
+    ways = [{"operator": [*operation.need.rights]}] if operation.need.rights else []
+    if operation.need.reach is Reach.SYNC or operation.need.or_sync:
+        ways.append({"sync": []})
+    assert said["security"] == ways and bool(ways) == (operation.need.reach is not Reach.OPEN)
     assert set(said["responses"]) == {str(status) for status in (*operation.answers, *operation.all_refusals())}
     for status, reasons in operation.all_refusals().items():
         text = json.dumps(said["responses"][str(status)]["content"][JSON]["schema"])

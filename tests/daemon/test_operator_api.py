@@ -27,6 +27,7 @@ from turnlane.core.ports import StoreError
 from turnlane.core.reasons import Reason
 from turnlane.core.status import Blocker
 from turnlane.daemon import operator_api
+from turnlane.daemon.access import Reach
 from turnlane.daemon.operation import PATH_VALUES
 from turnlane.daemon.operations import OPERATIONS
 from turnlane.daemon.operator_api import OperatorApi, serve_operator
@@ -40,8 +41,9 @@ from turnlane.observe.metrics import Metrics
 GUARDED = [
     (one.method, one.path.format(**{name: PATH_VALUES[name].example for name in one.path_names}))
     for one in OPERATIONS
-    if one.guarded
+    if one.guarded and one.need.reach is not Reach.SYNC
 ]
+"""Those that take operator tokens."""
 ALWAYS_THERE = {
     path: path + {"stream": "?tail_ms=1", "route": "?key=user:7"}.get(path.rpartition("/")[2], "")
     for method, path in GUARDED

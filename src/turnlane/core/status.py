@@ -137,6 +137,23 @@ def parts_ready(blockers: Iterable[Blocker]) -> dict[str, bool]:
     return {part: part not in cleared for part in ("authority_ready", "projector_ready", "workers_ready")}
 
 
+@frozen
+class LiveStatus:
+    """What live delivery over HTTP holds and has done since the start."""
+
+    driver: str
+    driver_up: bool
+    followers: int
+    consumers: int
+    cursors_ahead_total: int
+    denied_total: Mapping[str, int]
+    """By reason."""
+    answers_total: Mapping[str, int]
+    """Polls by `ok` or the reason of the refusal."""
+    messages_total: Mapping[str, int]
+    """Delivered to polls and followers, by class of topic."""
+
+
 def readiness(status: RuntimeStatus, limits: Limits) -> tuple[Blocker, ...]:
     """Empty means ready. Codes and their order: docs/operator.md."""
     found: list[Blocker] = []

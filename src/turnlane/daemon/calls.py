@@ -84,6 +84,8 @@ class Call:
     """The answer has begun, bit by bit: there can be no other."""
     recheck: Callable[[], Reason | None] = lambda: None
     """Whether the token still holds, asked again: None, or why not."""
+    cut: Callable[[], None] = lambda: None
+    """Close the socket now, whatever is being written to it."""
     leave_flight: Callable[[], None] = lambda: None
     """The request goes on as a follower: it counts no longer among those in flight."""
 

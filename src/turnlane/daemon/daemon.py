@@ -41,6 +41,7 @@ from ..runtime.agent import Agent
 from ..runtime.runtime import Runtime
 from .access import ROLES, scope_of
 from .keys import LOCAL_SUBJECT, LocalTokens, local_key, write_local_tokens
+from .live_sources import live_delivery
 from .operator_api import OperatorApi, serve_operator
 from .server import Server
 from .settings import Address, Settings
@@ -232,7 +233,13 @@ class Daemon:
         tokens = OperatorTokens((*settings.operator.tokens, *self._local_operator_token()))
         notices = () if settings.auth else (Blocker("auth_off", "the websocket listener takes everybody"),)
         self.api = OperatorApi(
-            self.runtime, settings.operator, self.metrics, tokens, notices=notices, canary=settings.cutover.canary
+            self.runtime,
+            settings.operator,
+            self.metrics,
+            tokens,
+            notices=notices,
+            canary=settings.cutover.canary,
+            live=live_delivery(self.runtime, settings.live, settings.sync),
         )
 
     def _local_operator_token(self) -> tuple[OperatorToken, ...]:

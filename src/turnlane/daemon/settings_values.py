@@ -181,3 +181,26 @@ def _owner(table: Mapping[str, Any]) -> Owner | None:
     if isinstance(owner, Rejected):
         raise ValueError(f"user_id or guest_scope of a token: {owner.message}")
     return owner
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """As `listed`, with letters as they are: ids."""
+    if isinstance(value, str):
+        value = [entry for entry in value.split(",") if entry.strip()]
+    if not isinstance(value, list | tuple) or not all(isinstance(entry, str) and entry.strip() for entry in value):
+        raise ValueError("expected a list of texts")
+    return tuple(entry.strip() for entry in value)
+
+
+def sync_keys(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """The tables of `sync.keys` as they stand; what they name is fetched once all layers are read."""
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        raise ValueError("expected tables [[sync.keys]] of kid, and secret or secret_file or secret_env")
+    for table in value:
+        for name in table:
+            if name not in ("kid", "secret", "secret_file", "secret_env"):
+                raise ValueError(f"a sync key has no member {name!r}; it has kid, secret, secret_file, secret_env")
+        text(table.get("kid"))
+    if len({table["kid"] for table in value}) < len(value):
+        raise ValueError("two sync keys have the same kid")
+    return tuple(value)

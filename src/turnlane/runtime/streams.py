@@ -100,7 +100,7 @@ class Streams:
     """The owners of one runtime's streams of these kinds, by stream, least recently used first."""
 
     runtime: Runtime
-    announce: Callable[[str, int], None] = lambda _stream, _head: None
+    listeners: list[Callable[[str, int], None]] = field(factory=list)
     """Told after each commit that the head of a stream has moved. Synchronous; must not block or raise."""
     kinds: dict[str, Kind] = field(factory=dict)
     """Those that a start may have to wake."""
@@ -171,6 +171,11 @@ class Streams:
                 if fits(state):
                     found.append(state)
         return found, None
+
+    def announce(self, stream: str, head: int) -> None:
+        """Say that the head of a stream has moved. May be said again, or for a head that has not."""
+        for told in self.listeners:
+            told(stream, head)
 
     def soon(self, kind: Kind, tenant: Tenant, name: str, command: Any, keyed: Keyed | None = None) -> None:
         """Have a command of our own carried out when there is time. It is offered again while there is no room."""
