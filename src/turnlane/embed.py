@@ -174,7 +174,7 @@ async def open_runtime(
         opened, held = store, leases or StoreLeases(store)
     else:
         assert state is not None
-        lmdb_store = await trio.to_thread.run_sync(_open_journal, Path(state), limits, write_mode)
+        lmdb_store = await trio.to_thread.run_sync(open_journal, Path(state), limits, write_mode)
         opened, held = lmdb_store, leases or LmdbLeases(lmdb_store)
     chosen = {name: Profile(name, name) for name in named} if profiles is None else dict(profiles)
     ports = Ports(
@@ -207,8 +207,11 @@ def journal_of(state: str | Path) -> Path:
     return Path(state) / JOURNAL
 
 
-def _open_journal(state: Path, limits: Limits, mode: WriteMode) -> LmdbStore:
-    """A directory that holds something else is left alone; one of ours has a journal, or is being created."""
+def open_journal(state: Path, limits: Limits, mode: WriteMode) -> LmdbStore:
+    """The journal of a state directory, opened as a mode needs it.
+
+    A directory that holds something else is left alone; one of ours has a journal, or is being created.
+    """
     journal = journal_of(state)
     if not mode.writes:
         return LmdbStore.open(journal, limits=limits, readonly=True, still=mode is WriteMode.FROZEN)

@@ -128,8 +128,9 @@ class Streams:
     async def state(self, kind: Kind, tenant: Tenant, name: str) -> tuple[Any, int]:
         """State and head now; those before seq 1 for a stream that does not exist. Raises Refused."""
         folded = await self._awake(kind, stream := stream_of(tenant, kind.name, name))
-        if not folded.owner.head and folded.idle:
-            self._folded.pop(stream, None)  # nobody's: a name that does not exist takes no room
+        if not (folded.owner.head and self.runtime.writes) and folded.idle:
+            # A name that does not exist takes no room; and where others write, what is here is old at once.
+            self._folded.pop(stream, None)
         return folded.owner.state, folded.owner.tail.head
 
     async def scan(
@@ -290,8 +291,12 @@ def fold_stream(
     if (snapshot := store.load_snapshot(stream)) is not None:
         marks.sometimes(True, "streams.woken_from_a_snapshot")
         after, state = snapshot[0], encoder.decode_state(snapshot[1])
-    head, snapshot_seq = store.head(stream).seq, after
-    if after + 1 < store.floor(stream):
+    head, snapshot_seq, floor = store.head(stream).seq, after, store.floor(stream)
+    if after + 1 < floor and rules.tombstone is not None:
+        first = store.read(stream, floor - 1, 1).events
+        if first and isinstance(encoder.decode(first[0]), rules.tombstone):
+            after, state = floor - 1, new
+    if after + 1 < floor:
         raise CorruptStream(stream, after + 1, "the log begins later and no snapshot covers what is gone")
     if after > head:
         after, snapshot_seq, state = 0, 0, new
