@@ -104,6 +104,8 @@ class Streams:
         Raises Refused for every no: those of the machine, `overloaded` when too many wait for the same stream, the
         reasons of the journal.
         """
+        if (forbidden := self.runtime.writer.forbidden) is not None:
+            raise forbidden
         stream = stream_of(tenant, kind.name, name)
         while True:
             folded = await self._entered(kind, stream)
@@ -215,8 +217,8 @@ class Streams:
         runtime = self.runtime
         if not runtime.serving:
             raise Refused(Reason.DRAINING, "this runtime serves no more: ask elsewhere or later", AGAIN_S)
-        if (refusal := runtime.writer.refusal) is not None:
-            raise Refused(refusal.reason, refusal.message)
+        if (broken := runtime.writer.broken) is not None:
+            raise Refused(broken.reason, broken.message)
         ports, folding = runtime.ports, trio.Event()
         self._folding[stream] = folding
         new = kind.new(stream.split("/", 2)[2])
@@ -230,8 +232,9 @@ class Streams:
             folding.set()
         self._make_room()
         folded = self._folded[stream] = _Folded(self._owner(kind, stream, state, head))
-        for effect in kind.recovered(state, ports.clock.wall(), runtime.limits):
-            self._perform(kind, stream, effect)
+        if runtime.writes:
+            for effect in kind.recovered(state, ports.clock.wall(), runtime.limits):
+                self._perform(kind, stream, effect)
         return folded
 
     def _perform(self, kind: Kind, stream: str, effect: Any) -> None:
