@@ -95,6 +95,8 @@ KEYS: Final[Mapping[str, _Key]] = {
     "cutover.canary.allow": _Key(values.exact, ()),
     "cutover.canary.deny": _Key(values.exact, ()),
     "cutover.canary.key": _Key(values.word(*(one.value for one in KeyOf)), KeyOf.OWNER.value),
+    "cutover.legacy_freeze": _Key(values.boolean, False),
+    "cutover.legacy_mounts": _Key(values.mounts, ()),
     "gc": _Key(values.boolean, True),
     "short_frames": _Key(values.boolean, True),
     "log.format": _Key(values.word("auto", "human", "json"), "auto"),
@@ -108,7 +110,9 @@ _NOT_BUILT: Final = {
     "trusted_proxies": "is not built: forwarded addresses are not believed",
 }
 _QUOTAS: Final = tuple(one.name for one in fields(Quotas))
-_VARIABLES: Final = {f"TURNLANE_{key.replace('.', '_').upper()}": key for key in KEYS if key != "operator.tokens"}
+_TABLES: Final = ("operator.tokens", "cutover.legacy_mounts")
+"""Lists of tables: in the file only."""
+_VARIABLES: Final = {f"TURNLANE_{key.replace('.', '_').upper()}": key for key in KEYS if key not in _TABLES}
 WRITE_MODE_VARIABLE: Final = "RUNTIME_AUTHORITY_WRITE_MODE"
 """The setting `cutover.write_mode` under the name of the compatibility surface. Neither of the two wins."""
 _OTHER_VARIABLES: Final = ("TURNLANE_CONFIG", "TURNLANE_LEVEL", "TURNLANE_AGENT_PACE_MS")
@@ -352,7 +356,12 @@ def _settings(reading: _Reading, keys: tuple[Key, ...], limits: Limits) -> Setti
         log_format=value["log.format"],
         log_level=value["log.level"],
         tenants=tenants,
-        cutover=CutoverSettings(value["cutover.write_mode"], _canary(value)),
+        cutover=CutoverSettings(
+            value["cutover.write_mode"],
+            _canary(value),
+            value["cutover.legacy_freeze"],
+            value["cutover.legacy_mounts"],
+        ),
         resolved=_resolved(reading, keys),
     )
 
