@@ -18,6 +18,7 @@ import turnlane
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.owners import Owner
 from turnlane.core.secret import Secret
+from turnlane.daemon.legacy_mounts import Mounted
 from turnlane.daemon.operation import Operation
 from turnlane.daemon.operations import OPERATIONS
 from turnlane.daemon.operator_api import OperatorApi, serve_operator
@@ -180,6 +181,7 @@ async def house(
     state: Path | None = None,
     commit_hop: Any = None,
     operations: Sequence[Operation] = OPERATIONS,
+    legacy: Sequence[Mounted] = (),
     **settings: Any,
 ) -> AsyncIterator[House]:
     seen, metrics = Kept(), Metrics()
@@ -190,7 +192,9 @@ async def house(
     ) as runtime:
         rules = OperatorSettings(Address("127.0.0.1", 0), auth, (), (), ())
         tokens = OperatorTokens([token])
-        api = OperatorApi(runtime, evolve(rules, **settings), metrics, tokens, tls, operations=operations)
+        api = OperatorApi(
+            runtime, evolve(rules, **settings), metrics, tokens, tls, operations=operations, legacy=legacy
+        )
         async with trio.open_nursery() as nursery:
 
             async def serve(task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
