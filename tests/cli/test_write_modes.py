@@ -101,14 +101,14 @@ def test_a_daemon_that_may_not_write_needs_something_to_read(place: Any) -> None
     assert not place.state.exists()
 
 
-OTHER_RUNTIME = '''
+OTHER_RUNTIME = """
 async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b'"as ever"'})
 
 
 nothing = 7
-'''
+"""
 MOUNT = '[[cutover.legacy_mounts]]\nprefix = "/old"\napp = "other:{}"\n'
 
 
