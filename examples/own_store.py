@@ -5,6 +5,7 @@ comes before its first write, so that each batch of a transaction stands or fall
 checked by `turnlane.testing.check_event_store`, and described in docs/own-store.md.
 """
 
+import json
 import secrets
 import sqlite3
 import tempfile
@@ -14,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import trio
 
 import turnlane
 from turnlane.core.ids import Epoch, Seq
 from turnlane.core.instants import Instant, WallInstant
-from turnlane.core.ports import JournalBroken, JournalClosed, Lease, StoreStatus
+from turnlane.core.ports import JournalBroken, JournalClosed, Lease, LeasePhase, StoreStatus
 from turnlane.core.reasons import Reason, Rejected
 from turnlane.core.step import (
     DUE_NEVER,
@@ -39,6 +41,7 @@ from turnlane.core.step import (
     StoredKey,
     WrongSeq,
 )
+from turnlane.journal import Leases
 
 PAGE_BYTES_MAX = 4 << 20
 PAGE_ITEMS_MAX = 1_000
@@ -50,7 +53,7 @@ CREATE TABLE IF NOT EXISTS events (
   lane TEXT, ord INT, turn TEXT, schema INT, payload BLOB, UNIQUE (stream, seq));
 CREATE TABLE IF NOT EXISTS keys (stream TEXT, key TEXT, digest BLOB, answer BLOB, PRIMARY KEY (stream, key));
 CREATE TABLE IF NOT EXISTS beside (kind TEXT, stream TEXT, name TEXT, a, b, PRIMARY KEY (kind, stream, name));
-CREATE TABLE IF NOT EXISTS leases (scope TEXT PRIMARY KEY, owner TEXT, lease_id TEXT, epoch INT, wall INT, held INT);
+CREATE TABLE IF NOT EXISTS leases (scope TEXT PRIMARY KEY, lease TEXT);
 """
 EVENT = "position, seq, epoch, mono, wall, type, lane, ord, turn, schema, payload"
 
@@ -108,8 +111,8 @@ class SqliteStore:
             if (first := self.find_key(batch.stream, key.key)) is not None:
                 return Duplicate(first) if first.digest == key.digest else KeyConflict(first)
         head, epoch, floor = self._stream(batch.stream)
-        if batch.epoch < epoch:
-            return StaleEpoch(epoch)
+        if batch.epoch < (current := max(epoch, self._fence())):
+            return StaleEpoch(current)
         follows = [kept.seq for kept in batch.events] == list(range(head + 1, head + 1 + len(batch.events)))
         if batch.expected != head or not follows:
             return WrongSeq(head)
@@ -130,6 +133,14 @@ class SqliteStore:
             *(batch.stream, head, batch.epoch, floor, DUE_NEVER if batch.due == DUE_UNCHANGED else batch.due),
         )
         return Appended(head, position)
+
+    def fence(self, epoch: Epoch) -> None:
+        with self._lock:
+            self._save("fence", "", "", max(epoch, self._fence()), None)
+
+    def _fence(self) -> Epoch:
+        row = self._load("fence", "", "")
+        return row[0] if row else 0
 
     # reading
 
@@ -235,33 +246,33 @@ class SqliteStore:
             self._db = None
 
 
-class SqliteLeases:
-    """Implements the port `LeaseStore` in the same file: every life of the program gets a higher epoch."""
+class SqliteLeases(Leases):
+    """The port `LeaseStore` in the same file: `judge` says what a command means, here it is one transaction."""
 
     def __init__(self, store: SqliteStore) -> None:
-        self._run = store._run
+        super().__init__()
+        self._store = store
 
-    def _last(self, scope: str) -> tuple[Lease, bool] | None:
-        rows = self._run("SELECT * FROM leases WHERE scope = ?", scope)
-        return (Lease(*rows[0][:4], WallInstant(rows[0][4])), bool(rows[0][5])) if rows else None
-
-    def acquire(self, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Lease | Rejected:
-        if not all(1 <= len(name) <= 128 for name in (scope, owner, lease_id)):
-            return Rejected(Reason.INVALID_PARAMS, "names have 1 to 128 letters")
-        last, held = self._last(scope) or (None, False)
-        if last is not None and held and (last.owner, last.lease_id) == (owner, lease_id):
-            return last
-        lease = Lease(scope, owner, lease_id, last.epoch + 1 if last is not None else 1, wall)
-        self._run("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, 1)", scope, owner, lease_id, lease.epoch, wall)
-        return lease
+    def change(self, scope: str, command: Any, wall: WallInstant) -> Lease | Rejected:
+        with self._store._database() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                lease = self.judge(self.read(scope), scope, command, wall)
+                if isinstance(lease, Lease):
+                    row = json.dumps(attrs.asdict(lease) | {"phase": lease.phase.value})
+                    db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?)", (scope, row))
+                    if scope == "runtime":
+                        self._store.fence(lease.epoch)  # in the same transaction: nobody writes between the two
+                db.execute("COMMIT")
+                return lease
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
 
     def read(self, scope: str) -> Lease | None:
-        last, held = self._last(scope) or (None, False)
-        return last if held else None
-
-    def release(self, scope: str, owner: str, epoch: Epoch) -> bool:
-        where = "WHERE scope = ? AND owner = ? AND epoch = ? RETURNING 1"
-        return bool(self._run(f"UPDATE leases SET held = 0 {where}", scope, owner, epoch))
+        rows = self._store._run("SELECT lease FROM leases WHERE scope = ?", scope)
+        kept = json.loads(rows[0][0]) if rows else None
+        return None if kept is None else Lease(**kept | {"phase": LeasePhase(kept["phase"])})
 
 
 async def agent(turn: turnlane.Turn) -> None:

@@ -9,16 +9,28 @@ scanned and checked in `daemon/`, never here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any, Final
 
 import cattrs
 import msgspec
-from attrs import evolve, frozen
+from attrs import evolve, fields, frozen
 
 from .core.ids import Epoch, Seq
 from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
-from .machines import dispatch, effects_ledger, requests, reservation, run, session, turn, worker
+from .machines import (
+    authority,
+    dispatch,
+    effects_ledger,
+    queue_state,
+    requests,
+    reservation,
+    run,
+    session,
+    turn,
+    worker,
+)
 from .machines.session import Session
 
 SCHEMA_VERSION: Final = 1
@@ -26,6 +38,7 @@ SCHEMA_VERSION: Final = 1
 TAGS: Final[Mapping[type, str]] = {
     session.SessionCreated: "session.created",
     session.SessionActivated: "session.activated",
+    session.SessionModeChosen: "session.mode_chosen",
     session.SessionDraining: "session.draining",
     session.SessionEnded: "session.ended",
     session.SessionDegraded: "session.degraded",
@@ -56,6 +69,7 @@ TAGS: Final[Mapping[type, str]] = {
     effects_ledger.EffectSettledLate: "effect.settled_late",
     dispatch.DispatchQueued: "dispatch.queued",
     dispatch.DispatchClaimed: "dispatch.claimed",
+    dispatch.DispatchRenewed: "dispatch.renewed",
     dispatch.DispatchStarted: "dispatch.started",
     dispatch.DispatchRequeued: "dispatch.requeued",
     dispatch.DispatchDeferred: "dispatch.deferred",
@@ -80,6 +94,12 @@ TAGS: Final[Mapping[type, str]] = {
     worker.WorkerReleased: "worker.released",
     worker.WorkerStalled: "worker.stalled",
     worker.WorkerRecovered: "worker.recovered",
+    dispatch.DispatchRemoved: "dispatch.removed",
+    authority.AuthorityGranted: "authority.granted",
+    authority.AuthorityRenewed: "authority.renewed",
+    authority.AuthorityDrainOrdered: "authority.drain_ordered",
+    authority.AuthorityReleased: "authority.released",
+    authority.AuthorityLost: "authority.lost",
 }
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}
@@ -106,7 +126,13 @@ _ANSWERS: Final[Mapping[str, type]] = {
         session.StartAnswer,
         session.SteerAnswer,
         session.CloseAnswer,
+        session.ModeAnswer,
         session.Done,
+        dispatch.Row,
+        queue_state.EnqueueAnswer,
+        queue_state.ClaimAnswer,
+        queue_state.RowAnswer,
+        queue_state.RemoveAnswer,
         turn.CancelAnswer,
         turn.EndedTurn,
         requests.AnswerAccepted,
@@ -151,10 +177,31 @@ _headers: Final = {
     for cls, tag in TAGS.items()
 }
 _flushing: Final = evolve(_headers[turn.TurnAborted], order=Order.FLUSHES)
+_lean: Final = {
+    cls: (
+        tuple(names),
+        attrgetter(*names),
+        tuple((field.name, field.default) for field in fields(cls) if field.metadata == dispatch.LEAN),
+    )
+    for cls in TAGS
+    if len(names := [field.name for field in fields(cls)]) > 1
+    if any(field.metadata == dispatch.LEAN for field in fields(cls))
+}
+"""Classes with members that are left out at their default: all names, their reader, and those members."""
 _decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {
     tag: msgspec.json.Decoder(cls).decode for tag, cls in CLASSES.items()
 }
 _state_decoder: Final = msgspec.json.Decoder(Session)
+_queue_decoder: Final = msgspec.json.Decoder(queue_state.Queue)
+
+
+def _leaned(event: Any) -> dict[str, Any]:
+    names, read, lean = _lean[type(event)]
+    told = dict(zip(names, read(event), strict=True))
+    for name, default in lean:
+        if told[name] == default:
+            del told[name]
+    return told
 
 
 class Codec:
@@ -165,7 +212,8 @@ class Codec:
         cls = type(event)
         head = _flushing if cls is turn.TurnAborted and event.flushed else _headers[cls]
         of_turn = event.turn if head.of_a_turn else None
-        return Kept(seq, epoch, mono, wall, head.tag, head.lane, head.order, of_turn, SCHEMA_VERSION, _encode(event))
+        payload = _encode(_leaned(event) if cls in _lean else event)
+        return Kept(seq, epoch, mono, wall, head.tag, head.lane, head.order, of_turn, SCHEMA_VERSION, payload)
 
     def decode(self, kept: Kept) -> Any:
         """The event of a kept record. Raises ValueError where the payload does not fit its class."""
@@ -174,11 +222,14 @@ class Codec:
             return UnknownEvent(kept.type, decode_json(kept.payload))
         return decoder(kept.payload)
 
-    def encode_state(self, state: Session) -> bytes:
+    def encode_state(self, state: Session | queue_state.Queue) -> bytes:
         return _encode(state)
 
     def decode_state(self, data: bytes) -> Session:
         return _state_decoder.decode(data)
+
+    def decode_queue(self, data: bytes) -> queue_state.Queue:
+        return _queue_decoder.decode(data)
 
     def encode_answer(self, answer: Any) -> bytes:
         return _encode([type(answer).__name__, answer])

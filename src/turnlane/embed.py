@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -18,15 +20,18 @@ from .codec import Codec
 from .core.canonical import digest_of
 from .core.instants import Instant, WallInstant
 from .core.limits import DEFAULT_LIMITS, Limits
-from .core.ports import Clock, EventStore, Hop, Ids, LeaseStore, Observer, Ports, StoreError
+from .core.ports import Clock, EventStore, Hop, Ids, Lease, LeasePhase, LeaseStore, Observer, Ports, StoreError
 from .core.reasons import Reason, Refused, Rejected
 from .core.write_mode import WriteMode
 from .journal.cursor import StoreCursors
-from .journal.lease import LmdbLeases, StoreLeases
+from .journal.environment import Taken
+from .journal.lease import LmdbLeases, StoreLeases, lease_of
 from .journal.opening import beside, is_empty, make_directories, named_failures
 from .journal.store import LmdbStore
 from .machines.admission import Quotas
+from .machines.authority import RUNTIME, stale
 from .machines.plan import Bundle, Profile
+from .machines.session_state import Mode
 from .runtime.agent import Agent
 from .runtime.runtime import Runtime
 
@@ -149,6 +154,7 @@ async def open_runtime(
     leases: LeaseStore | None = None,
     commit_hop: Hop | None = None,
     read_hop: Hop | None = None,
+    lease_hop: Hop | None = None,
     observer: Observer | None = None,
     write_mode: WriteMode = WriteMode.AUTHORITATIVE,
 ) -> AsyncIterator[Runtime]:
@@ -158,6 +164,9 @@ async def open_runtime(
     is the default). Unfinished work of a former life is recovered before this yields. Leaving drains, at most
     `host_drain_ms_max`, then cancels; an exception in the body cancels at once. `clock`, `ids`, `store`, `leases`, the
     hops and `observer` replace the ports (a simulator does); `store` goes without `state`.
+
+    `dispatch_mode` says who claims the turns of sessions: "runtime" (the default where there is an agent) or "host",
+    where programs claim them (`session.dispatches`) and no agent is needed; docs/dispatch.md (Modes).
 
     With a `write_mode` that does not write the state directory must be there and stays as it is: sessions can be read
     and attached to, everything else is Refused `write_path_frozen` (docs/cutover.md).
@@ -171,12 +180,12 @@ async def open_runtime(
         raise TypeError("open_runtime needs either a state directory or a store")
     opened: EventStore
     if store is not None:
-        opened, held = store, leases or StoreLeases(store)
+        opened, held = store, leases or StoreLeases(store, limits)
     else:
         assert state is not None
-        lmdb_store = await trio.to_thread.run_sync(open_journal, Path(state), limits, write_mode)
-        opened, held = lmdb_store, leases or LmdbLeases(lmdb_store)
-    chosen = {name: Profile(name, name) for name in named} if profiles is None else dict(profiles)
+        lmdb_store = await _opened_journal(Path(state), limits, write_mode)
+        opened, held = lmdb_store, leases or LmdbLeases(lmdb_store, limits)
+    chosen = {name: Profile(name, name) for name in named or ("default",)} if profiles is None else dict(profiles)
     ports = Ports(
         opened,
         held,
@@ -187,15 +196,66 @@ async def open_runtime(
         LocalPlans(chosen),
         commit_hop or ThreadHop(1),
         read_hop or ThreadHop(READ_THREADS_MAX),
+        lease_hop or read_hop or ThreadHop(1),  # whoever replaces the others runs all of them in place
         observer or Silent(),
         limits,
     )
-    runtime = Runtime(ports, named, ports.ids.new("runtime"), quotas or {}, write_mode)
+    name, mode = ports.ids.new("runtime"), Mode(dispatch_mode or "runtime")
+    runtime = Runtime(ports, named, name, quotas or {}, write_mode, mode, owner_name(name))
     try:
+        if state is not None:  # ours alone now: whoever held it is dead, or cannot write here any more
+            left = held.read(RUNTIME)
+            if left is not None and left.phase is LeasePhase.HELD:
+                held.lose(RUNTIME, "owner_gone", ports.clock.wall())
         async with runtime.live():
             yield runtime
     finally:
         opened.close()
+
+
+def owner_name(runtime: str) -> str:
+    """Who holds a lease, for people: host, process, runtime."""
+    return f"{socket.gethostname()[:64]}:{os.getpid()}:{runtime}"
+
+
+@define(slots=True, eq=False)
+class Watch:
+    """Whether the process that holds a state directory has let its lease run out. Asked again and again.
+
+    The lock says that it lives, so the clock alone is not believed: a holder that is seen to renew is at work, and one
+    that was not seen to for half a lease, renewing each third, is not.
+    """
+
+    limits: Limits
+    first: Lease | None = None
+    began: Instant = Instant(0)
+    worth_waiting: bool = False
+
+    def may_take_over(self, taken: Taken) -> bool:
+        clock = SystemClock()
+        lease, now = lease_of(RUNTIME, taken.lease), clock.now()
+        if self.first is None:
+            self.first, self.began = lease, now
+        self.worth_waiting = False
+        if lease is None or lease != self.first or lease.phase is LeasePhase.FREE:
+            return False  # at work, or a tool that holds it without a lease
+        unseen_us, ttl_us = (now - self.began) // 1_000, lease.leased_until - lease.seen_at
+        ran_out = stale(lease, clock.wall())
+        let_go = unseen_us > (ttl_us / 2 if ran_out else ttl_us + self.limits.lease_margin_ms_min * 1_000)
+        self.worth_waiting = not let_go and unseen_us < self.limits.authority_wait_ms_max * 1_000
+        return let_go
+
+
+async def _opened_journal(state: Path, limits: Limits, mode: WriteMode) -> LmdbStore:
+    """Where a process holds it that stands still: wait for its lease to run out, at most `authority_wait_ms_max`."""
+    watch = Watch(limits)
+    while True:
+        try:
+            return await trio.to_thread.run_sync(open_journal, state, limits, mode, watch.may_take_over)
+        except StoreError as error:
+            if error.reason is not Reason.STATE_IN_USE or not watch.worth_waiting:
+                raise
+        await trio.sleep(limits.lease_retry_ms / 1000)
 
 
 JOURNAL = "journal"
@@ -207,7 +267,9 @@ def journal_of(state: str | Path) -> Path:
     return Path(state) / JOURNAL
 
 
-def open_journal(state: Path, limits: Limits, mode: WriteMode) -> LmdbStore:
+def open_journal(
+    state: Path, limits: Limits, mode: WriteMode, take_over: Callable[[Taken], bool] | None = None
+) -> LmdbStore:
     """The journal of a state directory, opened as a mode needs it.
 
     A directory that holds something else is left alone; one of ours has a journal, or is being created.
@@ -222,7 +284,7 @@ def open_journal(state: Path, limits: Limits, mode: WriteMode) -> LmdbStore:
             message = "there is something here, and it is not a state directory"
             raise StoreError(Reason.STATE_NOT_OURS, message, path=str(state), remedy="name another directory")
         make_directories(state)
-    return LmdbStore.open(journal, limits=limits)
+    return LmdbStore.open(journal, limits=limits, take_over=take_over)
 
 
 def _inside_trio() -> None:
@@ -238,10 +300,10 @@ def _checked_agents(
     named = dict(agents or {})
     if agent is not None:
         named = {"default": agent, **named}
-    if dispatch_mode not in (None, "runtime"):
-        raise Refused(Reason.DISPATCH_MODE_REQUIRED, "the one mode that is built is runtime: give an agent")
-    if not named:
-        message = "nobody would run a turn: give agent= or agents= (mode runtime)"
+    if dispatch_mode not in (None, *(mode.value for mode in Mode)):
+        raise Refused(Reason.DISPATCH_MODE_REQUIRED, f"dispatch_mode is runtime or host, not {dispatch_mode!r}")
+    if not named and dispatch_mode != "host":
+        message = "nobody would run a turn: give agent= or agents= (mode runtime), or say dispatch_mode='host'"
         raise Refused(Reason.DISPATCH_MODE_REQUIRED, message)
     for name, function in named.items():
         call = function if inspect.isfunction(function) or inspect.ismethod(function) else type(function).__call__

@@ -405,11 +405,73 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "not_found invalid_owner owner_mismatch illegal_in_phase key_conflict overloaded storage_full",
     ),
     "worker/read": ("The worker now.", "as above.", "not_found invalid_owner owner_mismatch"),
+    "dispatch/enqueue": (
+        "A durable wish ([dispatch.md](dispatch.md)): for a turn of a `session` (with `key`), or for a delivery to "
+        "`target` in a `queue` (default `main`). A repeated key gives the first ids and the phase of now.",
+        "`position` 1 goes first.",
+        "unknown_session session_ended input_too_large id_in_use key_conflict overloaded storage_full",
+    ),
+    "dispatch/claim": (
+        "Takes the one that goes first. Repeated with the same `key` and owner: the same one under a new token.",
+        "`claim`, with its token, or null with `next_at`.",
+        "unknown_session dispatch_mode_conflict worker_not_available storage_full",
+    ),
+    "dispatch/renew": (
+        "Holds it for longer.",
+        "the lease in effect.",
+        "unknown_dispatch claim_lost claim_token_required",
+    ),
+    "dispatch/start": (
+        "Begins. Execute only on `started: true`; of a session it opens the turn, behind its gate.",
+        "`started`, or why not.",
+        "unknown_dispatch not_claimed claim_lost claim_token_required turn_in_flight",
+    ),
+    "dispatch/complete": (
+        "It is done; its turn commits in the same batch.",
+        "the phase.",
+        "unknown_dispatch not_claimed claim_lost claim_token_required already_ended",
+    ),
+    "dispatch/fail": (
+        "It failed. With `retry` it waits for another attempt while there is one.",
+        "the phase, and `next_at` of another attempt.",
+        "unknown_dispatch not_claimed claim_lost claim_token_required already_ended",
+    ),
+    "dispatch/release": (
+        "Gives it back before it was started.",
+        "the phase.",
+        "unknown_dispatch not_claimed claim_lost",
+    ),
+    "dispatch/cancel": (
+        "Takes it back; a turn that runs is cancelled with its fence. What somebody else holds needs the right "
+        "`dispatch.cancel_any` or its token.",
+        "the phase, and `fence_seq` of a turn.",
+        "unknown_dispatch claim_lost claim_token_required already_ended",
+    ),
+    "dispatch/recover": ("Does not wait for the lapse of a claim.", "the phase.", "unknown_dispatch illegal_in_phase"),
+    "dispatch/redrive": ("Enqueues a dead letter once more.", "the new ids.", "unknown_dispatch illegal_in_phase"),
+    "dispatch/read": ("One row, by id or by turn, without its token.", "the row, or null.", "unknown_session"),
+    "dispatch/list": ("Rows that memory holds, by position.", "a page, and `next`.", "unknown_session"),
+    "dispatch/explain": (
+        "Why is it stuck? By default of what runs, else of what is next.",
+        "`stuck` names every cause.",
+        "unknown_session",
+    ),
+    "dispatch/mode": (
+        "Who claims the rows of this session: the runtime, or a host program and its workers. Kept.",
+        "the mode.",
+        "unknown_session claims_open",
+    ),
+    "turn/start_claimed": (
+        "Lets this runtime execute a claim. Turn and text have to be those of the row.",
+        "as `dispatch/start`.",
+        "unknown_session dispatch_mode_conflict claim_invalid claim_lost turn_in_flight",
+    ),
 }
 
 EVENTS: dict[str, str] = {
     "session.created": "The first event of each session.",
     "session.activated": "An owner serves it, under this epoch.",
+    "session.mode_chosen": "Who claims its dispatches: the runtime, or the host program.",
     "session.draining": "It finishes what it has and takes nothing new.",
     "session.ended": "The last event of a session.",
     "session.degraded": "An agent did not end in time and was disowned; the session goes on.",
@@ -441,13 +503,15 @@ EVENTS: dict[str, str] = {
     "effect.settled_late": "Its result came after the end of its turn.",
     "dispatch.queued": "A start was accepted, with its input.",
     "dispatch.claimed": "It is about to run.",
+    "dispatch.renewed": "Whoever holds it works on.",
     "dispatch.started": "It runs.",
-    "dispatch.requeued": "Its turn was lost; it will run again.",
+    "dispatch.requeued": "Its turn was lost, or it was given back; it will run again.",
     "dispatch.deferred": "The gate said not yet.",
     "dispatch.merged": "Another start joined it (or left it again).",
     "dispatch.completed": "Its turn completed.",
     "dispatch.failed": "Its turn failed.",
     "dispatch.cancelled": "It was taken back, or its turn was cancelled.",
+    "dispatch.removed": "Ended deliveries were taken out of the records.",
 }
 
 
@@ -704,6 +768,7 @@ async def _events(w: World) -> None:
     await wire.call("turn/cancel", session="s1", turn=stubborn)
     await trio.sleep(3)
     await wire.until_event("turn.closed", turn=await start("hello"))
+    await _books(wire)
     for name in ("s2", "s3", "s4"):
         await wire.call("session/open", session=name)
         await wire.call("turn/start", session=name, key="k", input="wait")
@@ -712,7 +777,6 @@ async def _events(w: World) -> None:
     except Exception:
         pass
     await _unknown_effect_resolved(wire, late)
-    await _books(wire)
     await wire.call("session/close", session="s1", mode="drain")
     await wire.until_event("session.ended")
     for told in wire.events():
@@ -734,6 +798,44 @@ async def _books(wire: Wire) -> None:
     results["worker/heartbeat"] = await wire.call("worker/heartbeat", metadata_patch={"load": 0.5}, **whose)
     results["worker/status"] = await wire.call("worker/status", status="stopping", **whose)
     results["worker/read"] = await wire.call("worker/read", **whose)
+    await _dispatches(wire)
+
+
+async def _dispatches(wire: Wire) -> None:
+    """A session of a host program, and each method once."""
+    results = _found["results"]
+
+    async def ask(method: str, **params: Any) -> Any:
+        results[method] = await wire.call(method, **params)
+        return results[method]
+
+    await wire.call("session/open", session="work", dispatch_mode="host")
+    for number in range(4):
+        await ask("dispatch/enqueue", session="work", key=f"d{number}", input="hello", attempts_max=1)
+    held = (await ask("dispatch/claim", session="work", owner="worker-1"))["claim"]
+    at = {"session": "work", "dispatch": held["dispatch"], "claim_token": held["claim_token"]}
+    await ask("dispatch/renew", **at, lease_ms=20_000)
+    await ask("dispatch/release", **at)
+    held = (await ask("dispatch/claim", session="work", owner="worker-1"))["claim"]
+    at = {"session": "work", "dispatch": held["dispatch"], "claim_token": held["claim_token"]}
+    await ask("dispatch/start", **at, executor_turn_id="theirs-7")
+    await ask("dispatch/explain", session="work")
+    await ask("dispatch/complete", **at)
+    held = (await wire.call("dispatch/claim", session="work", owner="worker-1"))["claim"]
+    at = {"session": "work", "dispatch": held["dispatch"], "claim_token": held["claim_token"]}
+    await ask("turn/start_claimed", **at, turn=held["turn"], input_text="hello")
+    await wire.call("turn/cancel", session="work", turn=held["turn"])
+    held = (await wire.call("dispatch/claim", session="work", owner="worker-1"))["claim"]
+    await wire.call("dispatch/start", session="work", dispatch=held["dispatch"], claim_token=held["claim_token"])
+    await ask("dispatch/recover", session="work", dispatch=held["dispatch"])
+    await ask("dispatch/redrive", session="work", dispatch=held["dispatch"], key="again-1")
+    held = (await wire.call("dispatch/claim", session="work", owner="worker-1"))["claim"]
+    at = {"session": "work", "dispatch": held["dispatch"], "claim_token": held["claim_token"]}
+    await ask("dispatch/fail", **at, reason="it broke", retry=False)
+    await ask("dispatch/read", session="work", dispatch=held["dispatch"])
+    left = (await ask("dispatch/list", session="work", phase="queued", limit=1))["dispatches"][0]
+    await ask("dispatch/cancel", session="work", dispatch=left["dispatch"])
+    await ask("dispatch/mode", session="work", mode="runtime")
 
 
 def _lost_turn() -> None:

@@ -53,7 +53,15 @@ def test_every_method_event_notification_and_close_code_is_explained() -> None:
     told = ["event", "live", "skipped", "mark", "caught_up", "detached", "refused"]
     assert {f"session/{name}" for name in told} | {"server/draining"} <= shown
     missing = re.findall(r"\| `([a-z_.]+)` \|.*not produced in the conversation of this page", TEXT)
-    assert missing == ["gate.summarised", "session.deauthorized", "effect.settled_late", "dispatch.deferred"]
+    assert missing == [
+        "session.mode_chosen",
+        "gate.summarised",
+        "session.deauthorized",
+        "effect.settled_late",
+        "dispatch.renewed",
+        "dispatch.deferred",
+        "dispatch.removed",
+    ]
 
 
 def test_the_refusals_listed_for_a_method_are_reasons_and_hold_those_that_tests_produce() -> None:

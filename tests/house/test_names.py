@@ -175,6 +175,7 @@ REVEALS = {
     "client/link.py": "sends the token of this client in the request for the upgrade",
     "cli/tokens.py": "prints a token that was asked for",
     "cli/reaching.py": "takes the local token of this user",
+    "runtime/dispatch.py": "hashes the token of a claim, and gives it once to whoever claimed",
     "demo.py": "takes the local token of its own daemon",
 }
 

@@ -106,6 +106,7 @@ QUEUES = {
     "client/lines.py:Lines._whole": "the lines of one read of 64 KiB",
     "inbox.py:Inbox._messages": "what one read of the socket held (`taken`), or one message of the library",
     "machines/delivery.py:Reader._control_of.found": "no queue between tasks: control events of two pages",
+    "runtime/dispatch.py:.DISPATCH": "no queue between tasks: the value of one; `dispatches_open_max`",
     "nodes/builtin.py:calculate.parser": "no queue between tasks: the tokens of one expression (EXPRESSION_CHARS_MAX)",
     "nodes/builtin.py:make_agent.builtin.speech": "no queue between tasks: the parts of one input, and its steering",
     "client/wire.py:Conversation._queue": "`calls_waiting_max` of its bounds, looked at in `ask`",

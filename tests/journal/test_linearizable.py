@@ -24,7 +24,8 @@ from attrs import define, evolve, field
 from turnlane.codec import Codec
 from turnlane.core.ids import DispatchId, TurnId
 from turnlane.core.instants import Instant, WallInstant
-from turnlane.core.ports import Lease
+from turnlane.core.ports import Lease, LeasePhase
+from turnlane.core.reasons import Rejected
 from turnlane.core.step import Appended, Batch, Duplicate, InDoubt, Kept, KeyConflict, Position, StoredKey
 from turnlane.journal import LmdbLeases, LmdbStore, MemoryLeases, MemoryStore
 from turnlane.machines import dispatch as queue
@@ -113,19 +114,22 @@ def hold_leases(leases: Any, me: Caller) -> Call:
     if operation == "acquire":
         lease_id = me.one_of("life-1", "life-2")
 
-        def acquire() -> int:
-            epoch: int = leases.acquire(scope, me.name, lease_id, WallInstant(0)).epoch
-            me.told[scope] = epoch
-            return epoch
+        def acquire() -> int | None:
+            lease = leases.acquire(scope, me.name, lease_id, WallInstant(0))
+            if isinstance(lease, Rejected):
+                return None
+            me.told[scope] = lease.epoch
+            return int(lease.epoch)
 
         return "acquire", (scope, me.name, lease_id), acquire
     if operation == "release":
         epoch = me.told.get(scope, 1)
-        return "release", (scope, me.name, epoch), lambda: leases.release(scope, me.name, epoch)
+        released = lambda: isinstance(leases.release(scope, me.name, epoch, WallInstant(0)), Lease)  # noqa: E731
+        return "release", (scope, me.name, epoch), released
 
     def read() -> Any:
         held: Lease | None = leases.read(scope)
-        return None if held is None else (held.owner, held.epoch)
+        return None if held is None or held.phase is LeasePhase.FREE else (held.owner, held.epoch)
 
     return "read", (scope,), read
 
@@ -360,22 +364,18 @@ class CursorsLate(MemoryStore):
 class TwoOwnersIn(MemoryLeases):
     """A grant does not raise the epoch, so that an older owner still passes for the holder."""
 
-    def acquire(self, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Any:
-        before, _ = self._row(scope)
-        lease = super().acquire(scope, owner, lease_id, wall)
-        if before is not None and isinstance(lease, Lease):
-            lease = evolve(lease, epoch=before.epoch)
-            self._keep(lease, held=True)
-        return lease
+    def judge(self, lease: Any, *args: Any) -> Any:
+        judged = super().judge(lease, *args)
+        return judged if lease is None or isinstance(judged, Rejected) else evolve(judged, epoch=lease.epoch)
 
 
 class EpochForgotten(MemoryLeases):
     """A release forgets the epoch together with the lease."""
 
-    def release(self, scope: str, owner: str, epoch: int) -> bool:
-        released = super().release(scope, owner, epoch)
-        if released:
-            del self._store._checkpoints[f"lease/{scope}"]
+    def release(self, scope: str, *args: Any) -> Any:
+        released = super().release(scope, *args)
+        if isinstance(released, Lease):
+            del self._store._checkpoints[f"lease/{scope}"]  # type: ignore[attr-defined]
         return released
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import lmdb
 import pytest
 
-from turnlane.core.ports import ForkedHandle, JournalClosed, StoreError
+from turnlane.core.instants import WallInstant
+from turnlane.core.ports import ForkedHandle, JournalClosed, Lease, LeasePhase, StoreError
 from turnlane.core.reasons import Reason
-from turnlane.journal import LmdbStore, backup, compact, doctor, layout, opening, retention
+from turnlane.journal import LmdbLeases, LmdbStore, backup, compact, doctor, layout, opening, retention
 from turnlane.testing.contracts import STREAM, batch
 
 CHILD = """
@@ -193,7 +194,7 @@ def test_a_file_that_is_replaced_while_open_stops_the_store(place: Path, tmp_pat
 
 def test_a_newer_format_is_refused_with_both_versions(place: Path) -> None:
     put_meta(place, layout.META_FORMAT, (9).to_bytes(4, "big"))
-    assert "format 9" in str(refused(place, Reason.FORMAT_TOO_NEW)) and "up to 1" in str(
+    assert "format 9" in str(refused(place, Reason.FORMAT_TOO_NEW)) and "up to 2" in str(
         refused(place, Reason.FORMAT_TOO_NEW)
     )
 
@@ -389,3 +390,27 @@ def test_compaction_gives_space_back_and_keeps_everything(place: Path) -> None:
         assert (store.log_epoch, list(store.read(STREAM, 999, 100).events)) == (epoch, rest)
         store.append([batch(1_040)])
     assert doctor(place).sound
+
+
+def test_a_directory_of_the_first_format_is_taken_up_with_its_lease_run_out(place: Path) -> None:
+    """What older programs kept opens: its lease had no end, the epoch goes on, and the format is ours from now on."""
+    key = layout.name_key("runtime")
+    row = layout.FIRST_LEASE.pack(7, 1_000, True, 4, 4) + b"host" + b"life"
+    with LmdbStore.open(place) as store:
+        store._update(lambda txn: txn.put(key, layout.seal(key, row), db=store._rows.tables["leases"]))
+    put_meta(place, layout.META_FORMAT, (1).to_bytes(4, "big"))
+    environment = lmdb.open(str(place), max_dbs=len(layout.TABLES))
+    with environment.begin(write=True, db=environment.open_db(b"meta")) as txn:
+        assert txn.delete(layout.META_WRITER)
+    environment.close()
+
+    with LmdbStore.open(place) as store:
+        leases = LmdbLeases(store)
+        left = leases.read("runtime")
+        assert left is not None and (left.owner, left.epoch, left.phase) == ("host", 7, LeasePhase.HELD)
+        taken = leases.acquire("runtime", "new", "life", WallInstant(2_000))
+        assert isinstance(taken, Lease) and taken.epoch == 8
+    with LmdbStore.open(place, readonly=True) as store:
+        assert LmdbLeases(store).read("runtime") == taken
+        with store._environment.begin(db=store._rows.tables["meta"]) as txn:
+            assert layout.unseal(layout.META_FORMAT, txn.get(layout.META_FORMAT)) == (2).to_bytes(4, "big")

@@ -50,6 +50,21 @@ ROW_MOVES: Final[Mapping[str | None, Mapping[type, str]]] = {
 }
 """The moves of a row in mode runtime, as the page has them: written down a second time on purpose."""
 
+HOST_MOVES: Final[Mapping[str | None, Mapping[type, str]]] = {
+    **ROW_MOVES,
+    "claimed": {
+        queue.DispatchClaimed: "claimed",
+        queue.DispatchRenewed: "claimed",
+        queue.DispatchStarted: "started",
+        queue.DispatchRequeued: "queued",
+        queue.DispatchCompleted: "completed",
+        queue.DispatchFailed: "failed",
+        queue.DispatchCancelled: "cancelled",
+    },
+    "started": {**ROW_MOVES["started"], queue.DispatchClaimed: "claimed", queue.DispatchRenewed: "started"},
+}
+"""The same where workers claim."""
+
 
 @frozen
 class Entry:
@@ -140,7 +155,8 @@ def judge_batch(before: World, after: World) -> None:
                 assert entry.event.fence_seq == entry.seq - 1
                 assert 0 <= entry.event.acked_through <= entry.event.delivered_through <= entry.event.fence_seq
                 assert batch[index + 1].event == turns.TurnClosed(entry.event.turn), "a terminal without its close"
-                assert isinstance(batch[index + 2].event, (*ROW_ENDS, queue.DispatchRequeued)), "the row lives on"
+                moved = (*ROW_ENDS, queue.DispatchRequeued, queue.DispatchClaimed)
+                assert isinstance(batch[index + 2].event, moved), "the row lives on"
             case turns.TurnClosed():
                 assert isinstance(batch[index - 1].event, TERMINALS)
                 open_turn = None
@@ -156,12 +172,14 @@ def judge_batch(before: World, after: World) -> None:
 
 def judge_state(state: Session) -> None:
     """What is true of a session between two batches."""
-    started = [row for row in state.rows.values() if row.phase is not queue.RowPhase.QUEUED]
+    claimed = [row for row in state.rows.values() if row.phase is queue.RowPhase.CLAIMED]
+    assert all(row.claim is not None and row.claim.token_sha256 for row in claimed), "the runtime's claim rests"
+    started = [row for row in state.rows.values() if row.phase is queue.RowPhase.STARTED]
     if state.turn is None:
         assert not started, "a row runs without a turn"
     else:
         assert [row.dispatch for row in started] == [state.turn.dispatch]
-        assert started[0].phase is queue.RowPhase.STARTED and started[0].turn == state.turn.turn
+        assert started[0].turn == state.turn.turn
         assert state.turn.phase is turns.TurnPhase.ACTIVE
         blocked = any(request.open for request in state.turn.requests.values())
         assert (state.turn.blocked_on == "user") == blocked
@@ -181,14 +199,15 @@ def judge_due(state: Session) -> None:
     if state.turn is not None or state.phase is SessionPhase.DRAINING:
         assert wanted == DUE_NOW
     elif state.rows:
-        assert wanted == max(DUE_NOW, min(row.not_before for row in state.rows.values()))
+        free = [row.not_before if row.claim is None else row.claim.leased_until for row in state.rows.values()]
+        assert wanted == max(DUE_NOW, min(free))
     elif state.parent is None or state.phase is SessionPhase.ENDED:
         assert wanted == DUE_NEVER
     else:
         assert wanted == DUE_NOW
 
 
-def judge_log(log: Iterable[Entry]) -> None:
+def judge_log(log: Iterable[Entry], moves: Mapping[str | None, Mapping[type, str]] = ROW_MOVES) -> None:
     """The laws of a whole log: each turn has one life, each row moves as its table says, the session ends once."""
     opened: dict[str, int] = {}
     ended: dict[str, int] = {}
@@ -210,7 +229,7 @@ def judge_log(log: Iterable[Entry]) -> None:
             assert ended[event.turn] == entry.seq - 1, "the close is not right behind the terminal"
             closed.add(event.turn)
         if isinstance(event, queue.DispatchEvent):
-            rows[event.dispatch] = ROW_MOVES[rows.get(event.dispatch)][type(event)]
+            rows[event.dispatch] = moves[rows.get(event.dispatch)][type(event)]
         if isinstance(event, queue.DispatchClaimed):
             assert event.generation == generations.get(event.dispatch, 0) + 1
             generations[event.dispatch] = event.generation
@@ -254,7 +273,7 @@ def pump(n: int | str, **more: Any) -> rules.OpenQueued:
 
 def pumped(world: World, **more: Any) -> tuple[Any, World]:
     """The pump as the shell runs it: the plan is frozen for the turn id that will run."""
-    row = queue.next_row(world.state.rows, world.wall)
+    row = queue.next_row(world.state.rows, world.wall, world.state.ring)
     fresh = f"r{world.head}"
     turn = fresh if row is None or row.attempts else row.turn
     return advance(world, rules.OpenQueued(TurnId(fresh), more.pop("plan", None) or plan_of(turn), **more))

@@ -33,6 +33,7 @@ from turnlane.machines import effects_ledger, requests
 from turnlane.machines import session as rules
 from turnlane.machines import turn as turns
 from turnlane.machines.overlap import Policy
+from turnlane.machines.queue_state import EnqueueDispatch
 
 Choice = Callable[[World, int], Any]
 """A command, given the world and the depth of the sequence (which makes fresh names)."""
@@ -68,6 +69,10 @@ OF_A_TURN: Final[dict[str, Choice]] = {
     "budget": lambda world, n: rules.TimerFired(f"budget:{open_turn(world)}"),
     "lose": lambda world, n: turns.LoseAuthority(),
 }
+
+
+def enqueue(n: int) -> EnqueueDispatch:
+    return EnqueueDispatch(DispatchId(f"d{n}"), f"input {n}", f"k{n}", TurnId(f"t{n}"), priority="high")
 
 
 def every_sequence(
@@ -178,6 +183,8 @@ OF_A_SESSION: Final[dict[str, Choice]] = {
     "resolve": lambda world, n: effects_ledger.ResolveEffect(EffectId("e1"), "completed", "ada"),
     "sub-session": lambda world, n: rules.StartSubSession(open_turn(world), SessionId(f"child-{n}")),
     "degraded": lambda world, n: rules.NoteDegraded("node_forced"),
+    "enqueue": lambda world, n: enqueue(n),
+    "mode host": lambda world, n: rules.ChooseMode(rules.Mode.HOST),
 }
 
 
@@ -208,10 +215,22 @@ def busy_with(*policies: Policy) -> World:
 def shape(world: World) -> bytes:
     """The state without its seqs and instants, which no rule looks at: worlds of one shape have the same futures."""
     state = world.state
-    rows = {
-        dispatch: evolve(row, position=n, not_before=WallInstant(max(0, row.not_before - world.wall)))
-        for n, (dispatch, row) in enumerate(state.rows.items())
-    }
+    rows, ended_rows = (
+        {
+            dispatch: evolve(
+                row,
+                position=n,
+                not_before=WallInstant(max(0, row.not_before - world.wall)),
+                wish=evolve(row.wish, queued_at=""),
+                claim=row.claim and evolve(row.claim, claimed_at=""),
+                began=row.began and evolve(row.began, at=""),
+                end=row.end and evolve(row.end, at=""),
+                updated_at="",
+            )
+            for n, (dispatch, row) in enumerate(some.items())
+        }
+        for some in (state.rows, state.ended_rows)
+    )
     turn = state.turn and evolve(
         state.turn,
         opened_seq=0,
@@ -225,6 +244,7 @@ def shape(world: World) -> bytes:
         evolve(
             state,
             rows=rows,
+            ended_rows=ended_rows,
             turn=turn,
             ended_turns=ended,
             ended_seq=0,

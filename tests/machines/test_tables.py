@@ -27,7 +27,7 @@ from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.reasons import Deferred, Kind, Reason, Rejected
 from turnlane.core.step import Step
 from turnlane.machines import dispatch as queue
-from turnlane.machines import effects_ledger, requests
+from turnlane.machines import effects_ledger, queue_state, requests
 from turnlane.machines import session as rules
 from turnlane.machines import turn as turns
 from turnlane.machines.overlap import ACTIONS, Action, Policy, Situation, overlap
@@ -81,6 +81,13 @@ COMMANDS: Final[Mapping[str, Any]] = {
     "expire": turns.ExpireTurn(T0, Reason.TURN_BUDGET_EXHAUSTED),
     "lose": turns.LoseAuthority(),
     "end": turns.EndTurn((turns.CommitTurn(T0), turns.CancelTurn(T0))),
+    "mode runtime": rules.ChooseMode(rules.Mode.RUNTIME),
+    "mode host": rules.ChooseMode(rules.Mode.HOST),
+    "enqueue": queue_state.EnqueueDispatch(DispatchId("d9"), "x", "k9", TurnId("t9")),
+    "claim": queue_state.ClaimDispatch("w1", "aa"),
+    "cancel row": queue_state.CancelDispatch(DispatchId("d0"), any_claim=True),
+    "recover row": queue_state.RecoverDispatch(DispatchId("d0")),
+    "sweep": queue_state.Sweep(),
     "degraded": rules.NoteDegraded("node_forced"),
     "summary": rules.SummariseGate({"draining": 3}),
     "timer": rules.TimerFired("budget:t0"),
@@ -118,6 +125,13 @@ fail             turn_closed      turn_closed       turn_closed      ok         
 expire           turn_closed      turn_closed       turn_closed      ok              ok              ok                turn_closed
 lose             turn_closed      turn_closed       turn_closed      ok              ok              ok                turn_closed
 end              turn_closed      turn_closed       turn_closed      ok              ok              ok                turn_closed
+mode runtime     unknown_session  ok                ok               ok              ok              ok                session_ended
+mode host        unknown_session  ok                ok               claims_open     claims_open     claims_open       session_ended
+enqueue          unknown_session  session_starting  ok               ok              ok              session_draining  session_ended
+claim            unknown_session  dispatch_mode_conflict dispatch_mode_conflict dispatch_mode_conflict dispatch_mode_conflict dispatch_mode_conflict session_ended
+cancel row       unknown_session  unknown_dispatch  already_ended    ok              ok              ok                ok
+recover row      unknown_session  unknown_dispatch  already_ended    ok              ok              ok                already_ended
+sweep            unknown_session  ok                ok               ok              ok              ok                session_ended
 degraded         unknown_session  ok                ok               ok              ok              ok                session_ended
 summary          unknown_session  ok                ok               ok              ok              ok                session_ended
 timer            ok               ok                ok               ok              ok              ok                ok
@@ -222,6 +236,7 @@ def test_the_turn_table_is_that_of_the_page() -> None:
 ROW_EVENTS: Final[Mapping[type, Any]] = {
     queue.DispatchQueued: queue.DispatchQueued(DispatchId("d"), "turn", T0, "k", "x", "normal", 3, "requeue", "queue"),
     queue.DispatchClaimed: queue.DispatchClaimed(DispatchId("d"), "runtime:r", 1, 1, T0),
+    queue.DispatchRenewed: queue.DispatchRenewed(DispatchId("d"), "2026-11-21T09:00:00.123456Z"),
     queue.DispatchStarted: queue.DispatchStarted(DispatchId("d")),
     queue.DispatchRequeued: queue.DispatchRequeued(DispatchId("d"), "lost", None, 1),
     queue.DispatchDeferred: queue.DispatchDeferred(DispatchId("d"), "draining", "2026-11-21T09:00:00.123456Z"),
@@ -235,6 +250,7 @@ ROW_TABLE: Final = """
                    absent  queued     claimed    started
 DispatchQueued     queued  -          -          -
 DispatchClaimed    -       claimed    claimed    claimed
+DispatchRenewed    -       -          claimed    started
 DispatchStarted    -       -          started    -
 DispatchRequeued   -       -          queued     queued
 DispatchDeferred   -       queued     -          -

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import turnlane
-from turnlane.journal.lease import MemoryLeases
+from turnlane.journal.lease import StoreLeases
 from turnlane.journal.memory import MemoryStore
 from turnlane.testing.checkers import Answer, Attached, Got, Seen, read_logs, violations
 from turnlane.testing.fakes import CountingIds, FakeClock
@@ -22,8 +22,12 @@ class Disk:
 
     def __init__(self) -> None:
         self.store = MemoryStore()
-        self.leases = MemoryLeases()
         self.ids = CountingIds()
+
+    @property
+    def leases(self) -> StoreLeases:
+        """Who may write the store that is open now."""
+        return StoreLeases(self.store)
 
     @asynccontextmanager
     async def runtime(self, agent: Any = None, *, world: Any = None, **options: Any) -> AsyncIterator[turnlane.Runtime]:

@@ -62,7 +62,7 @@ LINEARIZABLE = [
             ("claim", ("d", "ann"), None),
         ),
     ),
-    (LEASES, together(("acquire", ("s", "ann", "a"), 2), ("acquire", ("s", "bob", "b"), 1), ("read", "s", ("bob", 1)))),
+    (LEASES, together(("acquire", ("s", "ann", "a"), 2), ("acquire", ("s", "ann", "b"), 1), ("read", "s", ("ann", 1)))),
     (
         LEASES,
         in_turn(
@@ -83,10 +83,11 @@ NOT_LINEARIZABLE = [
     (DISPATCH_CLAIMS, together(("claim", ("d", "ann"), 1), ("claim", ("d", "bob"), 1))),
     (DISPATCH_CLAIMS, in_turn(("claim", ("d", "ann"), 1), ("complete", ("d", "bob", 1), True))),
     (LEASES, together(("acquire", ("s", "ann", "a"), 1), ("acquire", ("s", "bob", "b"), 1))),
-    (LEASES, in_turn(("acquire", ("s", "ann", "a"), 1), ("acquire", ("s", "bob", "b"), 2), ("read", "s", ("ann", 1)))),
+    (LEASES, in_turn(("acquire", ("s", "ann", "a"), 1), ("acquire", ("s", "ann", "b"), 2), ("read", "s", ("ann", 1)))),
+    (LEASES, in_turn(("acquire", ("s", "ann", "a"), 1), ("acquire", ("s", "bob", "b"), 2))),
     (
         LEASES,
-        in_turn(("acquire", ("s", "a", "a"), 1), ("acquire", ("s", "b", "b"), 2), ("release", ("s", "a", 1), True)),
+        in_turn(("acquire", ("s", "a", "a"), 1), ("acquire", ("s", "a", "b"), 2), ("release", ("s", "a", 1), True)),
     ),
     (IDEMPOTENCY_KEYS, in_turn(("put", ("k", "c", 1), ("kept", 1)), ("put", ("k", "c", 2), ("kept", 2)))),
     (IDEMPOTENCY_KEYS, in_turn(("put", ("k", "c", 1), ("kept", 1)), ("find", "k", None))),

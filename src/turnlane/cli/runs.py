@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import cyclopts
 from cyclopts import Parameter
 
+from ..core.ids import Epoch
 from ..core.limits import DEFAULT_LIMITS
 from ..core.reasons import Rejected
 from .frame import NO, OK, UNREACHABLE, USAGE, Json, No, app, print_json, safe
@@ -18,8 +19,6 @@ from .reaching import read_only
 from .state import StateDir
 
 if TYPE_CHECKING:
-    from ..core.ids import Epoch
-    from ..core.ports import Clock
     from ..journal.store import LmdbStore
     from ..runtime.run_files import RunFiles
 
@@ -56,15 +55,15 @@ def import_(state: StateDir, file: File, /, *, tenant: Tenant = "default", json:
 
     A daemon may serve the directory meanwhile in write mode shadow, in no other.
     """
+    from ..embed import SystemClock
+
     data = _bytes(file)
     with _writable(state) as store:
         files = _files(store, tenant)
         read = files.read(data)
         if isinstance(read, Rejected):
             _refuse(file, read)
-        if read.histories:
-            with _lease(store) as (epoch, clock):
-                files.take(read, epoch, clock)
+        files.take(read, _epoch(store), SystemClock())
     runs, events = len(read.histories), sum(len(history.new) for history in read.histories)
     if json:
         print_json({"runs": runs, "events": events, "torn_at": read.torn_at})
@@ -93,11 +92,10 @@ def prune(
         raise No(USAGE, "usage", "--older-than has to be 0 days or more")
     with _writable(state, create=False) as store:
         files = _files(store, tenant)
-        going = list(files.old(WallInstant(SystemClock().wall() - older_than * DAY_US)))
-        if going:
-            with _lease(store) as (epoch, clock):
-                for run_id in going:
-                    files.prune(run_id, epoch, clock, store)
+        clock, epoch = SystemClock(), _epoch(store)
+        going = list(files.old(WallInstant(clock.wall() - older_than * DAY_US)))
+        for run_id in going:
+            files.prune(run_id, epoch, clock, store)
     print_json({"runs": going}) if json else print(safe(f"{state}: {len(going)} runs pruned"))
     return OK
 
@@ -173,18 +171,10 @@ def _writable(state: Path, *, create: bool = True) -> Iterator[LmdbStore]:
         yield store
 
 
-@contextmanager
-def _lease(store: LmdbStore) -> Iterator[tuple[Epoch, Clock]]:
-    """The right to write, taken as a runtime takes it: a former owner that still breathes is fenced."""
-    from ..core.ids import Epoch
-    from ..core.ports import Lease
-    from ..embed import SystemClock, SystemIds
+def _epoch(store: LmdbStore) -> Epoch:
+    """A tool holds the directory by its lock alone, and writes under the epoch that was granted last."""
     from ..journal.lease import LmdbLeases
+    from ..machines.authority import RUNTIME
 
-    clock, leases, name = SystemClock(), LmdbLeases(store), SystemIds().new("command")
-    lease = leases.acquire("runtime", name, name, clock.wall())
-    assert isinstance(lease, Lease), lease
-    try:
-        yield Epoch(lease.epoch), clock
-    finally:
-        leases.release("runtime", name, lease.epoch)
+    lease = LmdbLeases(store).read(RUNTIME)
+    return Epoch(0 if lease is None else lease.epoch)

@@ -38,8 +38,9 @@ def wall_after_ms(at: WallInstant, ms: int) -> WallInstant:
     return WallInstant(at + ms * MICROS_PER_MS)
 
 
+@lru_cache(maxsize=64)
 def wall_text(at: WallInstant) -> str:
-    """`2026-11-21T09:00:00.123456Z`."""
+    """`2026-11-21T09:00:00.123456Z`. Remembered: the events of one batch say the same instant."""
     seconds, micros = divmod(at, 1_000_000)
     return f"{_second_text(seconds)}.{micros:06d}Z"
 

@@ -59,6 +59,14 @@ class Limits:
     dispatch_input_bytes_max: int = 1_048_576
     dispatch_metadata_bytes_max: int = 16_384
     dispatch_attempts: int = 3
+    dispatch_attempts_max: int = 100
+    dispatches_ended_max: int = 4_096
+    """Ended rows of a queue that are remembered; the log has all."""
+    target_chars_max: int = 256
+    claim_lease_ms: int = 15_000
+    claim_lease_ms_min: int = 1_000
+    claim_lease_ms_max: int = 600_000
+    worker_claims_max: int = 64
     dispatch_backoff_base_ms: int = 1_000
     dispatch_backoff_ms_max: int = 60_000
     list_items: int = 100
@@ -67,7 +75,6 @@ class Limits:
     worker_heartbeat_stale_ms: int = 120_000
     worker_heartbeats_per_second_max: int = 10
     worker_heartbeats_burst_max: int = 20
-    worker_claims_max: int = 64
     worker_recovery_grace_ms: int = 30_000
     worker_metadata_bytes_max: int = 65_536
     worker_id_chars_max: int = 200
@@ -122,6 +129,16 @@ class Limits:
     keys_cached_max: int = 256
     tail_items_max: int = 256
     tail_bytes_max: int = 4_194_304
+    # authority
+    lease_ttl_ms: int = 5_000
+    lease_ttl_ms_min: int = 1_000
+    lease_ttl_ms_max: int = 60_000
+    lease_margin_ms_min: int = 250
+    """The holder falls silent so long before its lease runs out, or a tenth of it where that is more."""
+    lease_retry_ms: int = 100
+    authority_wait_ms_max: int = 7_000
+    """An opening waits so long for the lease of a former owner to run out."""
+    lose_grace_ms_max: int = 600_000
     # the wire
     message_bytes_max: int = 1_048_576
     outgoing_message_bytes_max: int = 8_388_608
@@ -202,6 +219,11 @@ class Limits:
         assert self.soft_cancel_ms <= self.soft_cancel_ms_max
         assert self.defer_base_ms <= self.defer_ms_max
         assert self.worker_heartbeat_stale_ms >= 1
+        assert 0 < self.claim_lease_ms_min <= self.claim_lease_ms <= self.claim_lease_ms_max
+        assert 0 < self.dispatch_attempts <= self.dispatch_attempts_max
+        assert self.lease_ttl_ms_min <= self.lease_ttl_ms <= self.lease_ttl_ms_max
+        assert self.lease_margin_ms_min * 2 < self.lease_ttl_ms_min
+        assert 0 < self.lease_retry_ms < self.lease_ttl_ms_min // 6
         assert 0 < self.map_grow_percent < self.map_reserve_percent < 100
         for bound in fields(Limits):
             assert getattr(self, bound.name) >= 0, bound.name

@@ -122,6 +122,15 @@ class ActorFell:
 
 
 @frozen
+class AuthorityFell:
+    """This process lost its right to a scope, or could not confirm it in time: silent until it is granted anew."""
+
+    scope: str
+    epoch: int
+    detail: str
+
+
+@frozen
 class ConnectionFailed:
     """Something of ours failed while one connection was served. It ended that connection only."""
 

@@ -6,6 +6,7 @@ Each port has a contract check in `turnlane.testing` that every implementation p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
@@ -98,6 +99,10 @@ class EventStore(Protocol):
     def load_snapshot(self, stream: str) -> tuple[Seq, bytes] | None: ...
     def save_checkpoint(self, name: str, value: bytes) -> None: ...
     def load_checkpoint(self, name: str) -> bytes | None: ...
+    def fence(self, epoch: Epoch) -> None:
+        """From now on no batch of a lower epoch is kept, in any stream. Durable, and only rises."""
+        ...
+
     def reader_check(self) -> int: ...
     def status(self) -> StoreStatus: ...
     def close(self) -> None: ...
@@ -131,21 +136,70 @@ class Projections(Protocol):
         ...
 
 
+class LeasePhase(Enum):
+    FREE = "free"
+    """No holder; the epoch is remembered for ever."""
+    HELD = "held"
+    """Granted; may be stale by time, which is derived and never stored (`machines/authority.py:stale`)."""
+    LOST = "lost"
+    """Taken away: the old owner is still named and can do nothing."""
+
+
 @frozen
 class Lease:
+    """The timed right to write the streams of a scope. Instants are wall instants of the lease store."""
+
     scope: str
-    owner: str
-    lease_id: str
-    epoch: Epoch
-    granted_at: WallInstant
+    owner: str = ""
+    lease_id: str = ""
+    epoch: Epoch = 0
+    """The fencing number: one more with each grant, 0 before the first."""
+    granted_at: WallInstant = WallInstant(0)
+    leased_until: WallInstant = WallInstant(0)
+    phase: LeasePhase = LeasePhase.FREE
+    lost_reason: str | None = None
+    draining: str | None = None
+    """Why the holder was told to end by `leased_until`; its renewals are refused."""
+    seen_at: WallInstant = WallInstant(0)
+    """The greatest instant that the lease store has seen: a clock that steps back revives nothing."""
+    as_given: str | None = None
+    """`leased_until` as it was written, where a text came with the command (docs/contract.md)."""
 
 
 class LeaseStore(Protocol):
-    """Who may write. One host for now: the holder of the state directory; every opening raises the epoch."""
+    """Who may write, by scope: a compare-and-set on one `Lease`, decided by `machines/authority.py`.
 
-    def acquire(self, scope: str, owner: str, lease_id: str, wall: WallInstant) -> Lease | Rejected: ...
-    def read(self, scope: str) -> Lease | None: ...
-    def release(self, scope: str, owner: str, epoch: Epoch) -> bool: ...
+    The lease lasts `ttl_ms` from now (default `lease_ttl_ms`), or until the wall instant `until`. Answers are the
+    lease after the command, or why not. A grant for the scope `runtime` fences the store in the same transaction
+    (`EventStore.fence`). Raises StoreError where nothing is known: whoever asks assumes no grant.
+    """
+
+    def acquire(
+        self,
+        scope: str,
+        owner: str,
+        lease_id: str,
+        wall: WallInstant,
+        *,
+        ttl_ms: int | None = None,
+        until: WallInstant | None = None,
+    ) -> Lease | Rejected: ...
+    def renew(
+        self,
+        scope: str,
+        owner: str,
+        epoch: Epoch,
+        wall: WallInstant,
+        *,
+        ttl_ms: int | None = None,
+        until: WallInstant | None = None,
+        lease_id: str | None = None,
+    ) -> Lease | Rejected: ...
+    def release(self, scope: str, owner: str, epoch: Epoch, wall: WallInstant) -> Lease | Rejected: ...
+    def lose(self, scope: str, reason: str, wall: WallInstant, *, grace_ms: int | None = None) -> Lease | Rejected: ...
+    def read(self, scope: str) -> Lease | None:
+        """The lease as it is kept, None for a scope that was never granted. Asking changes nothing."""
+        ...
 
 
 class Clock(Protocol):
@@ -233,5 +287,7 @@ class Ports:
     """Runs writes: one at a time, never abandoned when the caller is cancelled."""
     read_hop: Hop
     """Runs reads of pages and recoveries."""
+    lease_hop: Hop
+    """Runs renewals of leases: beside commits and reads, so that neither keeps one waiting."""
     observer: Observer
     limits: Limits

@@ -103,6 +103,26 @@ class Reason(Enum):
     AUTHORITY_EPOCH_MISMATCH = "authority_epoch_mismatch", _R, False, REFUSED_NUMBER, 409
     STALE_EPOCH_REJECT = "stale_epoch_reject", _R, False, CONFLICT_NUMBER, 409
     DEAUTHORIZED_DRAIN = "deauthorized_drain", _R, False, REFUSED_NUMBER, 409
+    # dispatch
+    UNKNOWN_DISPATCH = "unknown_dispatch", _R, False, NOT_FOUND_NUMBER, 404
+    CLAIM_TOKEN_REQUIRED = "claim_token_required", _R, False, NOT_AUTHORISED_NUMBER, 403
+    CLAIM_LOST = "claim_lost", _R, False, CONFLICT_NUMBER, 409
+    CLAIM_INVALID = "claim_invalid", _R, False, CONFLICT_NUMBER, 409
+    ALREADY_ENDED = "already_ended", _R, False, CONFLICT_NUMBER, 409
+    NOT_CLAIMED = "not_claimed", _R, False, CONFLICT_NUMBER, 409
+    DISPATCH_MODE_CONFLICT = "dispatch_mode_conflict", _R, False, CONFLICT_NUMBER, 409
+    CLAIMS_OPEN = "claims_open", _R, False, CONFLICT_NUMBER, 409
+    EXTERNAL_CLAIM_ACTIVE = "external_claim_active", _R, True, CONFLICT_NUMBER, 409
+    WORKER_NOT_AVAILABLE = "worker_not_available", _R, True, CONFLICT_NUMBER, 409
+    INVALID_TRANSITION = "invalid_transition", _R, False, CONFLICT_NUMBER, 409
+    WORKER_LOST = "worker_lost", _E, False, REFUSED_NUMBER, 200
+    WORKER_STOPPED = "worker_stopped", _N, False, REFUSED_NUMBER, 200
+    # authority
+    LEASE_HELD = "lease_held", _R, True, CONFLICT_NUMBER, 409
+    LEASE_OWNER_MISMATCH = "lease_owner_mismatch", _R, False, CONFLICT_NUMBER, 409
+    LEASE_EXPIRED = "lease_expired", _R, False, CONFLICT_NUMBER, 409
+    LEASE_LOST = "lease_lost", _R, False, CONFLICT_NUMBER, 409
+    LEASE_NOT_HELD = "lease_not_held", _R, False, CONFLICT_NUMBER, 409
     # requests and effects
     ALREADY_ANSWERED = "already_answered", _R, False, CONFLICT_NUMBER, 409
     REQUEST_CLOSED = "request_closed", _R, False, CONFLICT_NUMBER, 409
@@ -210,7 +230,6 @@ class Reason(Enum):
     INVALID_WORKER_ID = "invalid_worker_id", _R, False, INVALID_PARAMS_NUMBER, 400
     METADATA_NOT_OBJECT = "metadata_not_object", _R, False, INVALID_PARAMS_NUMBER, 400
     HEARTBEAT_RATE = "heartbeat_rate", _R, True, OVERLOADED_NUMBER, 429
-    WORKER_NOT_AVAILABLE = "worker_not_available", _R, True, CONFLICT_NUMBER, 409
     PROJECTION_BEHIND = "projection_behind", _R, True, OVERLOADED_NUMBER, 503
     REBUILD_RUNNING = "rebuild_running", _R, True, CONFLICT_NUMBER, 409
     SEQUENCE_GAP = "sequence_gap", _N, False, REFUSED_NUMBER, 200

@@ -24,6 +24,28 @@ class Blocker:
 
 
 @frozen
+class AuthorityStatus:
+    """The lease on one scope as this process knows it. `leased_until` is RFC 3339, None before the first grant."""
+
+    scope: str
+    owner: str
+    lease_id: str
+    epoch: int
+    leased_until: str | None
+    stale: bool
+    stale_reason: str | None
+    view: str
+    """active, renewing_late or fenced (docs/authority.md)."""
+    renewals_total: int
+    renewals_failed_total: int
+    refused_stale_epoch_total: Mapping[str, int]
+    """By where: ingress, store, egress."""
+    takeovers_total: int
+    silent_because: str | None
+    """Why nothing may be written; None while something may."""
+
+
+@frozen
 class RuntimeStatus:
     schema_version: int
     at_mono_ms: int
@@ -69,6 +91,8 @@ class RuntimeStatus:
     sessions_truncated: bool = False
     lanes: tuple[Mapping[str, Any], ...] = ()
     write_mode: WriteMode = WriteMode.AUTHORITATIVE
+    authority: tuple[AuthorityStatus, ...] = ()
+    """One for each scope that this process has asked for."""
 
 
 def readiness(status: RuntimeStatus, limits: Limits) -> tuple[Blocker, ...]:
@@ -86,10 +110,16 @@ def readiness(status: RuntimeStatus, limits: Limits) -> tuple[Blocker, ...]:
         found.append(Blocker("draining", "shutdown has begun"))
     if not status.granted and status.write_mode.writes:
         found.append(Blocker("authority_not_acquired", "the runtime's own lease is not held"))
+    elif status.write_mode.writes and any(one.view == "fenced" for one in status.authority):
+        why = next(one.silent_because or "it ran out" for one in status.authority if one.view == "fenced")
+        found.append(Blocker("authority_stale", f"the runtime holds no lease that lasts: {why}"))
     return tuple(found)
 
 
 def warnings(status: RuntimeStatus) -> tuple[Blocker, ...]:
+    found: list[Blocker] = []
     if status.store_used_percent >= 90:
-        return (Blocker("storage_low", f"the journal is {status.store_used_percent} % full"),)
-    return ()
+        found.append(Blocker("storage_low", f"the journal is {status.store_used_percent} % full"))
+    if any(one.view == "renewing_late" for one in status.authority):
+        found.append(Blocker("authority_renewal_late", "half of the lease is gone and its renewal is not confirmed"))
+    return tuple(found)

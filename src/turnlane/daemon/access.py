@@ -232,6 +232,21 @@ METHODS: Final[Mapping[str, Need]] = {
     "worker/heartbeat": Need(Reach.TENANT, ("workers.write",)),
     "worker/status": Need(Reach.TENANT, ("workers.write",)),
     "worker/read": Need(Reach.TENANT, ("workers.read",)),
+    "dispatch/enqueue": Need(Reach.SESSION, ("dispatch.enqueue",)),
+    "dispatch/claim": Need(Reach.SESSION, ("dispatch.work",)),
+    "dispatch/renew": Need(Reach.SESSION, ("dispatch.work",)),
+    "dispatch/start": Need(Reach.SESSION, ("dispatch.work",)),
+    "dispatch/complete": Need(Reach.SESSION, ("dispatch.work",)),
+    "dispatch/fail": Need(Reach.SESSION, ("dispatch.work",)),
+    "dispatch/release": Need(Reach.SESSION, ("dispatch.work",)),
+    "dispatch/cancel": Need(Reach.SESSION, ("dispatch.cancel",)),
+    "dispatch/recover": Need(Reach.SESSION, ("dispatch.recover",)),
+    "dispatch/redrive": Need(Reach.SESSION, ("dispatch.manage",)),
+    "dispatch/read": Need(Reach.SESSION, ("dispatch.read",)),
+    "dispatch/list": Need(Reach.SESSION, ("dispatch.read",)),
+    "dispatch/explain": Need(Reach.SESSION, ("dispatch.read",)),
+    "dispatch/mode": Need(Reach.SESSION, ("dispatch.manage",)),
+    "turn/start_claimed": Need(Reach.SESSION, ("dispatch.work",)),
 }
 
 API: Final = "/internal/v1"
@@ -249,6 +264,7 @@ def need_of(method: str, role: str | None = None) -> Need | None:
 READS: Final = frozenset(
     {"initialize", "auth/refresh", "session/list", "session/read", "session/attach", "session/detach"}
     | {"turn/read", "runtime/status", "run/read", "worker/read"}
+    | {"dispatch/read", "dispatch/list", "dispatch/explain"}
 )
 """Methods that append nothing. `session/ack` is not one of them: it keeps a cursor."""
 ALWAYS_POSTED: Final = frozenset({f"{API}/sync/sessions/revoke", f"{API}/tickets"})

@@ -21,7 +21,7 @@ from ..machines.delivery import CaughtUp, Run, Send, Skip
 from ..runtime.attachment import Attachment, Delivery, Ended, LiveSkipped
 from ..runtime.egress import LiveFrame
 from .frames import text_frame
-from .protocol import notification
+from .protocol import CLOSE_DRAINING, Close, notification
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -65,11 +65,13 @@ class WireAttachment:
             except Refused as refused:
                 deliveries = [Ended(refused.reason, self.attachment.reader.place)]
             if deliveries:
-                await self.connection.send_chunk(b"".join([self._frame(delivery) for delivery in deliveries]))
+                frames = b"".join([self._frame(delivery) for delivery in deliveries])
+                if not await self.connection.send_chunk(frames, speaks=not isinstance(deliveries[0], Ended)):
+                    return
                 if self._after(deliveries):
                     return
-            if self.sent - self._marked >= limits.mark_items or self._mark_due:
-                await self._mark()
+            if (self.sent - self._marked >= limits.mark_items or self._mark_due) and not await self._mark():
+                return
 
     def _after(self, deliveries: Sequence[Delivery]) -> bool:
         """Note what is written; True when it was the last."""
@@ -77,6 +79,8 @@ class WireAttachment:
             self.connection.mark_later()
         for delivery in deliveries:
             if isinstance(delivery, Ended):
+                if delivery.reason is Reason.DEAUTHORIZED_DRAIN:  # all of them: they lead to whoever speaks now
+                    self.connection.end(Close(CLOSE_DRAINING, delivery.reason.value))
                 return True
             if isinstance(delivery, Run | Send | Skip | CaughtUp):
                 self.sent += self.attachment.now_delivered(delivery)
@@ -90,10 +94,10 @@ class WireAttachment:
             self._mark_due = True
             self.attachment.nudge()
 
-    async def _mark(self) -> None:
+    async def _mark(self) -> bool:
         """How many messages were sent, so that a loss between server and client would be seen."""
         self._marked, self._mark_due = self.sent, False
-        await self.connection.send_chunk(text_frame(self.mark(), self.connection.limits.frame_bytes_max))
+        return await self.connection.send_chunk(text_frame(self.mark(), self.connection.limits.frame_bytes_max))
 
     def mark(self) -> bytes:
         params = {"session": self.session, "sent": self.sent, "cursor": self._cursor(self.attachment.reader.place)}

@@ -60,6 +60,9 @@ _REASONS = {reason.value: reason for reason in Reason}
 @define(slots=True, eq=False)
 class _Chunk:
     data: bytes
+    speaks: bool = True
+    """For the scope: not sent once this process has lost its authority."""
+    refused: bool = False
     written: trio.Event = field(factory=trio.Event)
 
 
@@ -290,20 +293,23 @@ class Connection:
         self._answers.append(text_frame(message, self.limits.frame_bytes_max))
         self._writer_bell.ring()
 
-    async def send_chunk(self, data: bytes) -> None:
+    async def send_chunk(self, data: bytes, *, speaks: bool = True) -> bool:
         """Write ready frames: at once where nothing else waits and the kernel has room, else through the writer.
 
-        One chunk an attachment at a time.
+        One chunk an attachment at a time. False: they were not sent, since this process may not speak any more; the
+        connection ends. The last look is in the same breath as the hand-over to the socket. A farewell does not speak.
         """
+        if speaks and self._silent():
+            return False
         if not (self._answers or self._chunks) and self.guard.write_now(data):
             if not self.guard.unfinished:
                 if len(data) <= SMALL_BYTES:  # behind a small one its pump waits for more by itself
                     await trio.lowlevel.checkpoint_if_cancelled()
                 else:
                     await trio.lowlevel.checkpoint()
-                return
+                return True
             data = b""  # the writer sends the rest, and then says so
-        chunk = _Chunk(data)
+        chunk = _Chunk(data, speaks and bool(data))
         self._chunks.append(chunk)
         self._writer_bell.ring()
         try:
@@ -312,6 +318,14 @@ class Connection:
             if data and chunk in self._chunks:  # the rest of a frame is sent in any case
                 self._chunks.remove(chunk)
             raise
+        return not chunk.refused
+
+    def _silent(self) -> bool:
+        if self.runtime.authority.refusal() is None:
+            return False
+        self.runtime.refused_stale("egress")
+        self.end(Close(CLOSE_DRAINING, Reason.DEAUTHORIZED_DRAIN.value))
+        return True
 
     async def _write(self) -> None:
         """The one writer."""
@@ -326,6 +340,11 @@ class Connection:
 
     async def _write_some(self) -> None:
         """All answers, then a chunk of each attachment in turn, about a frame of them, in one piece."""
+        if any(chunk.speaks for chunk in self._chunks) and self._silent():
+            for chunk in [chunk for chunk in self._chunks if chunk.speaks]:
+                self._chunks.remove(chunk)
+                chunk.refused = True
+                chunk.written.set()
         count, chunks = len(self._answers), list[_Chunk]()
         room = self.limits.frame_bytes_max - sum(map(len, self._answers))
         while self._chunks and (room > 0 or not (count or chunks)):

@@ -19,7 +19,7 @@ from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.canary import creation_refused, key_of
 from ..runtime.handles import Answered, Session
-from . import book_methods
+from . import book_methods, dispatch_methods
 from .access import owner_key_of
 from .attachment import WireAttachment
 from .status_value import status_value
@@ -65,6 +65,7 @@ async def session_open(connection: Connection, params: Params, posted: Callable[
         metadata=params.get("metadata"),
         tenant=connection.principal.tenant,
         key=params.get("key"),
+        dispatch_mode=params.get("dispatch_mode"),
         may_create=lambda: creation_refused(canary, whose),
     )
     told = {**asdict(answer), "head_cursor": session.status()["head_cursor"]}
@@ -249,4 +250,5 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "effect/resolve": effect_resolve,
     "runtime/status": runtime_status,
     **book_methods.HANDLERS,
+    **dispatch_methods.HANDLERS,
 }

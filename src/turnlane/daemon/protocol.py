@@ -18,6 +18,8 @@ from attrs import define, field, frozen
 from ..core.ids import printable
 from ..core.limits import Limits
 from ..core.reasons import Deferred, Reason, Refused, Rejected
+from ..machines.dispatch import RowPhase
+from ..machines.fairness import PRIORITIES
 from ..machines.overlap import Policy
 from ..machines.plan import ON_DETACH
 from ..machines.worker import Status
@@ -118,6 +120,12 @@ def _short(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= 1_024
 
 
+_WHERE: Final = {"session": _ident(), "queue": _ident()}
+"""Where a dispatch lies: a session, or a queue of deliveries (default `main`)."""
+_HELD: Final = {**_WHERE, "dispatch": _ident(required=True), "claim_token": _ident()}
+_LEASE: Final = Member("a finite number of ms", lambda value: type(value) in (int, float) and abs(value) < 2**53)
+_FLAG: Final = Member("true or false", lambda value: isinstance(value, bool))
+
 METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
     "initialize": {
         "protocol": Member(f'"{PROTOCOL}"', lambda value: value == PROTOCOL, required=True),
@@ -141,7 +149,7 @@ METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
         "metadata": _ANYTHING,
         "profile": _ident(),
         "overlap": _one_of(*(policy.value for policy in Policy)),
-        "dispatch_mode": _one_of("runtime"),
+        "dispatch_mode": _one_of("runtime", "host"),
         "durability": _one_of("durable"),
     },
     "session/list": {"after": _ident(), "limit": Member("an integer from 1 to 200", _integer(1, 200), limit=200)},
@@ -233,6 +241,53 @@ METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
         "idempotency_key": _KEY,
     },
     "worker/read": {"worker": _WORKER, **_OWNER},
+    "dispatch/enqueue": {
+        **_WHERE,
+        "input": Member("an object, list of parts or text", lambda value: value is None or _is_input(value)),
+        "key": _KEY,
+        "dispatch": _ident(),
+        "turn": _ident(),
+        "target": Member("text of at most 256 characters", lambda value: isinstance(value, str) and len(value) <= 256),
+        "priority": _one_of(*PRIORITIES),
+        "metadata": _ANYTHING,
+        "attempts_max": Member("an integer from 1 to 100", _integer(1, 100), limit=100),
+        "on_lost": _one_of("requeue", "fail"),
+        "deadline_ms": Member("an integer from 1 to 3600000", _integer(1, 3_600_000), limit=3_600_000),
+        "on_detach": _one_of(*ON_DETACH),
+    },
+    "dispatch/claim": {**_WHERE, "owner": _ident(required=True), "lease_ms": _LEASE, "key": _KEY},
+    "dispatch/renew": {**_HELD, "lease_ms": _LEASE},
+    "dispatch/start": {**_HELD, "lease_ms": _LEASE, "executor_turn_id": _ident(), "channel": _ident()},
+    "dispatch/complete": _HELD,
+    "dispatch/fail": {
+        **_HELD,
+        "reason": Member("text of 1 to 1024 characters", _text(1_024), required=True, limit=1_024),
+        "code": _ident(),
+        "retry": _FLAG,
+    },
+    "dispatch/release": _HELD,
+    "dispatch/cancel": _HELD,
+    "dispatch/recover": {**_WHERE, "dispatch": _ident(required=True), "action": _one_of("requeue", "fail")},
+    "dispatch/redrive": {**_WHERE, "dispatch": _ident(required=True), "key": _KEY},
+    "dispatch/read": {**_WHERE, "dispatch": _ident(), "turn": _ident()},
+    "dispatch/list": {
+        **_WHERE,
+        "phase": _one_of(*(phase.value for phase in RowPhase)),
+        "dead_letter": _FLAG,
+        "owner": _ident(),
+        "target": Member("text of at most 256 characters", lambda value: isinstance(value, str) and len(value) <= 256),
+        "after": _SEQ,
+        "limit": Member("an integer from 1 to 200", _integer(1, 200), limit=200),
+    },
+    "dispatch/explain": {**_WHERE, "dispatch": _ident(), "turn": _ident()},
+    "dispatch/mode": {"session": _SESSION, "mode": _one_of("runtime", "host", required=True)},
+    "turn/start_claimed": {
+        "session": _SESSION,
+        "dispatch": _ident(required=True),
+        "claim_token": _ident(required=True),
+        "turn": _ident(required=True),
+        "input_text": Member("text that is not empty", _text(1_048_576), required=True),
+    },
 }
 
 assert set(METHODS) == set(RIGHTS), set(METHODS) ^ set(RIGHTS)

@@ -7,7 +7,7 @@
 
 from .care import DoctorReport, Fault, backup, compact, doctor
 from .cursor import StoreCursors
-from .lease import LmdbLeases, MemoryLeases, StoreLeases
+from .lease import Leases, LmdbLeases, MemoryLeases, StoreLeases
 from .memory import MemoryStore
 from .projections import LmdbProjections, StoreProjections, verify
 from .store import LmdbStore
@@ -15,6 +15,7 @@ from .store import LmdbStore
 __all__ = [
     "DoctorReport",
     "Fault",
+    "Leases",
     "LmdbLeases",
     "LmdbProjections",
     "LmdbStore",

@@ -1,6 +1,11 @@
 """The open environment of a journal: who may use it, how transactions begin, what happens when the disk fails.
 
 Nothing here knows what an event is. One handle a process, one writer a directory, nothing of it in a forked child.
+
+Who writes is settled twice. The lock on the holder file says whose process lives; a process that stands still (SIGSTOP,
+a suspended machine) lives as well, so a directory whose owner let its lease run out can be taken over beside it. Then a
+number in the file says which handle may write: every transaction that writes looks at it first, and a former owner that
+wakes up finds another number than its own and keeps nothing, whatever it believes and has in memory.
 The map grows ahead of need, with readers shut out for that moment. A failed write or sync marks the handle broken and
 is never retried in place, since the system may have dropped the pages; only a full disk is survived, by reopening the
 file and looking whether the transaction is in it.
@@ -10,20 +15,24 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import Struct
-from threading import Lock
+from threading import Event, Lock, Thread
 from time import monotonic
 from typing import Any, Final, Self, TypeVar
 from weakref import WeakSet
 
 import lmdb
+from attrs import frozen
 
+from turnlane.core.ids import Epoch
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.ports import ForkedHandle, JournalBroken, JournalClosed, StoreError
 from turnlane.core.reasons import Reason
+from turnlane.machines.authority import RUNTIME
 
 from . import layout, opening
 from .gate import Gate
@@ -37,8 +46,18 @@ _GROW_WAIT_S: Final = 0.05
 """Growing ahead of need waits this long for readers, and tries again later; growing because the map is full waits."""
 _GROW_AGAIN_S: Final = 1.0
 
+_TAKE_OVER_WAIT_S: Final = 1.0
+"""How long the engine's lock is waited for when a directory is taken over."""
+
 _open_stores: WeakSet[Environment] = WeakSet()
 _open_files: set[tuple[int, int]] = set()
+
+
+@frozen
+class Taken:
+    """What a process that holds a directory left in it: the row of its lease on the scope `runtime`."""
+
+    lease: bytes | None
 
 
 class Environment:
@@ -59,10 +78,12 @@ class Environment:
         self._size = self._page_bytes = 0
         self._file: tuple[int, int] | None = None
         self._tight = False
+        self._taken_over = False
+        self._writer, self._writer_row, self._fence = secrets.randbits(63) + 1, b"", 0
         self._grow_not_before = 0.0
         self._synced_at = monotonic()
         self._broken: JournalBroken | None = None
-        self._closed = self._forked = False
+        self._closed = self._forked = self._abandoned = False
         self._waiting: dict[tuple[str, str], bytes | None] = {}
         """Rows of caches by table and stream, until the next append takes them with it."""
         self._waiting_lock = Lock()
@@ -80,8 +101,11 @@ class Environment:
         allow_remote: bool = False,
         process_level: bool = False,
         still: bool = False,
+        take_over: Callable[[Taken], bool] | None = None,
     ) -> Self:
         """Open the journal in directory `path`, which is the journal's own; its parent must be writable to create it.
+
+        Where another process holds it, `take_over` is asked with what that one left: False refuses, `state_in_use`.
 
         `readonly` works beside a live writer; with `still` there is none and none can come while it is open, so that
         not even the table of readers is written. `process_level` allows appends that survive a crash of the process but
@@ -92,14 +116,14 @@ class Environment:
         store = cls(place, limits, readonly=readonly, process_level=process_level, still=still)
         with opening.named_failures(place):
             try:
-                store._open(create and not readonly, allow_remote)
+                store._open(create and not readonly, allow_remote, take_over)
             except BaseException:
                 store._let_go()
                 raise
         _open_stores.add(store)
         return store
 
-    def _open(self, create: bool, allow_remote: bool) -> None:
+    def _open(self, create: bool, allow_remote: bool, take_over: Callable[[Taken], bool] | None) -> None:
         path, limits = self._path, self._limits
         if not path.exists() or (path.is_dir() and opening.is_empty(path)):
             if not create:
@@ -112,20 +136,77 @@ class Environment:
         opening.check_modes(path)
         if not allow_remote:
             opening.check_local(path)
-        self._claim()
-        if not self._readonly:
+        in_use = self._claim(take_over is not None)
+        if not self._readonly and in_use is None:
             opening.remove_leftovers(path)
         opening.check_size(path)
-        self._map()
+        self._map(readonly=self._readonly or in_use is not None)
         clean = self._read_meta()
         self._environment.reader_check()
-        if not self._readonly:
+        if in_use is not None:
+            assert take_over is not None
+            self._replace(in_use, take_over)
+        elif not self._readonly:
             if not clean:
                 self._examine()
             self._start_writing()
 
-    def _claim(self) -> None:
-        """One handle a process, one writer a directory."""
+    def _replace(self, in_use: StoreError, take_over: Callable[[Taken], bool]) -> None:
+        """Become the writer beside a process that holds the directory and may be standing still.
+
+        Its file is not examined: it did not crash, and it may write while we look. Nor is it waited for: a process that
+        was stopped inside a transaction keeps the engine's lock, and only its end gives it back. So we look through an
+        environment that only reads, and what needs the lock is done in a thread that can be left behind.
+        """
+        with self._environment.begin() as txn:
+            seen = self._left(txn)
+        self._environment.close()
+        (writer, _, granted), row = seen
+        if writer != granted or not take_over(Taken(row)):
+            raise in_use
+        entering, done, failed = Lock(), Event(), list[Exception]()
+
+        def take(txn: Any) -> None:
+            self._open_tables(txn)  # by itself the engine would wait for its lock with the interpreter in its hand
+            with entering:
+                if self._abandoned or self._left(txn) != seen:  # renewed, or somebody was faster
+                    raise in_use
+                done.set()
+            self._begin_life(txn)
+
+        def run() -> None:
+            try:
+                self._map(readonly=False, tables=False)
+                self._transact(take, lend=True, first=True)
+            except Exception as error:
+                failed.append(error)
+                done.set()
+            if self._abandoned:
+                self._abandoned = False
+                self._let_go()
+
+        thread = Thread(target=run, name="taking over", daemon=True)
+        thread.start()
+        done.wait(_TAKE_OVER_WAIT_S)
+        with entering:
+            self._abandoned = not done.is_set()
+        if self._abandoned:
+            message = f"{in_use.message}, which stands still inside a transaction"
+            remedy = "let it go on (SIGCONT) or end it (SIGKILL), then open again"
+            raise StoreError(Reason.STATE_IN_USE, message, path=str(self._path), remedy=remedy)
+        thread.join()
+        if failed:
+            raise failed[0]
+        self._holder = opening.Holder(self._path, replacing=True)
+
+    def _left(self, txn: Any) -> tuple[tuple[int, Epoch, int], bytes | None]:
+        """What the writer before us left: who it is, and its lease."""
+        row = self._rows.sealed(txn, "leases", layout.name_key(RUNTIME), RUNTIME)
+        return self._writer_of(txn), row
+
+    def _claim(self, may_replace: bool) -> StoreError | None:
+        """One handle a process, one writer a directory. The no of whoever holds it, where that may be replaced."""
+        in_use = None
         found = os.stat(self._path / layout.DATA_FILE)
         key = (found.st_dev, found.st_ino)
         if key in _open_files:
@@ -134,18 +215,24 @@ class Environment:
         if not self._readonly:
             if not os.access(self._path, os.W_OK) or not os.access(self._path / layout.DATA_FILE, os.W_OK):
                 raise PermissionError(errno.EACCES, "not writable", str(self._path))
-            self._holder = opening.Holder(self._path)
+            try:
+                self._holder = opening.Holder(self._path)
+            except StoreError as error:
+                if not may_replace or error.reason is not Reason.STATE_IN_USE:
+                    raise
+                in_use = error
         elif self._still:
             self._holder = opening.Holder(self._path, writes=False)
         _open_files.add(key)
         self._file = key
+        return in_use
 
-    def _map(self) -> None:
+    def _map(self, *, readonly: bool, tables: bool = True) -> None:
         self._environment = lmdb.open(
             str(self._path),
             map_size=opening.first_map_bytes(self._path, self._limits.map_bytes_max),
             max_dbs=len(layout.TABLES) + len(layout.CACHES),
-            readonly=self._readonly,
+            readonly=readonly,
             create=False,
             mode=0o600,
             sync=True,
@@ -153,9 +240,15 @@ class Environment:
             max_spare_txns=8,
             lock=not self._still,
         )
+        if tables:
+            self._open_tables(None)
+        self._page_bytes = self._environment.stat()["psize"]
+        self._size = os.stat(self._path / layout.DATA_FILE).st_size
+
+    def _open_tables(self, txn: Any) -> None:
         try:
             for name in layout.TABLES:
-                self._rows.tables[name] = self._environment.open_db(name.encode(), create=False)
+                self._rows.tables[name] = self._environment.open_db(name.encode(), txn=txn, create=False)
         except (lmdb.NotFoundError, lmdb.ReadonlyError):
             message = "the data file holds other tables than ours"
             raise StoreError(
@@ -199,18 +292,21 @@ class Environment:
                     header_of(record)
 
     def _start_writing(self) -> None:
-        self._transact(self._begin_life, lend=True)
+        self._transact(self._begin_life, lend=True, first=True)
 
     def _begin_life(self, txn: Any) -> None:
-        """Where appends go on, no longer clean, tables that it lacks, and a log epoch of its own for a copy."""
+        """The writer from now on: where appends go on, no longer clean, tables it lacks, the log epoch of a copy."""
         for name in layout.CACHES:
             self._rows.tables[name] = self._environment.open_db(name.encode(), txn=txn)
+        _, self._fence, granted = self._writer_of(txn)
+        self._put_writer(txn, granted)
         events, names = txn.cursor(self._rows.tables["events"]), txn.cursor(self._rows.tables["names"])
         if events.last():
             self._position = self._last_key(events, layout.POSITION)
         if names.last():
             self._number = self._last_key(names, layout.STREAM)
         meta = self._rows.tables["meta"]
+        txn.put(layout.META_FORMAT, layout.seal(layout.META_FORMAT, layout.FORMAT.to_bytes(4, "big")), db=meta)
         high = txn.get(layout.META_POSITION, db=meta)
         if high is not None and (kept := layout.unseal(layout.META_POSITION, high)) is not None:
             self._position = max(self._position, int.from_bytes(kept, "big"))
@@ -220,6 +316,36 @@ class Environment:
             txn.put(layout.META_LOG_EPOCH, layout.seal(layout.META_LOG_EPOCH, epoch), db=meta)
             txn.delete(layout.META_COPIED, db=meta)
             self._log_epoch = int.from_bytes(epoch, "big")
+
+    def _writer_of(self, txn: Any) -> tuple[int, Epoch, int]:
+        """The handle that may write, the lowest epoch that is kept, and the handle that was granted it."""
+        row = txn.get(layout.META_WRITER, db=self._rows.tables["meta"])
+        body = layout.unseal(layout.META_WRITER, row) if row is not None else bytes(layout.WRITER.size)
+        if body is None:
+            raise opening.damaged(self._path, "the record of its writer has a broken seal")
+        return layout.WRITER.unpack(body)
+
+    def _put_writer(self, txn: Any, granted: int) -> None:
+        body = layout.WRITER.pack(self._writer, self._fence, granted)
+        self._writer_row = layout.seal(layout.META_WRITER, body)
+        txn.put(layout.META_WRITER, self._writer_row, db=self._rows.tables["meta"])
+
+    def _is_writer(self, txn: Any) -> bool:
+        """Whether we still are: asked in every transaction that writes, before it does."""
+        if self._taken_over:
+            return False
+        if txn.get(layout.META_WRITER, db=self._rows.tables["meta"]) != self._writer_row:
+            writer, fence, _ = self._writer_of(txn)
+            if writer != self._writer:
+                self._taken_over, self._fence = True, max(fence, self._fence + 1)
+                return False
+            self._fence = fence  # a transaction of ours that did not commit
+            self._writer_row = txn.get(layout.META_WRITER, db=self._rows.tables["meta"])
+        return True
+
+    def _raise_fence(self, txn: Any, epoch: Epoch) -> None:
+        self._fence = max(self._fence, epoch)
+        self._put_writer(txn, self._writer)
 
     def _last_key(self, cursor: Any, form: Struct) -> int:
         key = cursor.key()
@@ -242,6 +368,8 @@ class Environment:
             return
         with suppress(lmdb.Error):  # unmarked is only slower to open
             with self._environment.begin(write=True, db=self._rows.tables["meta"]) as txn:
+                if not self._is_writer(txn):
+                    return
                 txn.put(layout.META_CLEAN, layout.seal(layout.META_CLEAN, self._position.to_bytes(8, "big")))
                 self._put_waiting(txn)
             if self._process_level:
@@ -274,6 +402,8 @@ class Environment:
 
     def _let_go(self) -> None:
         self._closed = True
+        if self._abandoned:  # a thread still waits in it, and lets it go
+            return
         if self._environment is not None:
             self._environment.close()
         if self._file is not None:
@@ -361,13 +491,18 @@ class Environment:
         with self._to_write():
             return self._transact(write, lend)
 
-    def _transact(self, write: Callable[[Any], T], lend: bool) -> T:
-        """`lend`: the map may pass its bound for this transaction, since giving room back needs some first."""
+    def _transact(self, write: Callable[[Any], T], lend: bool, *, first: bool = False) -> T:
+        """`lend`: the map may pass its bound for this transaction, since giving room back needs some first.
+
+        `first`: the one that makes us the writer.
+        """
         lent = False
         try:
             while True:
                 try:
                     with self._environment.begin(write=True) as txn:
+                        if not first and not self._is_writer(txn):
+                            raise self._replaced()
                         result = write(txn)
                     if self._process_level:
                         self._sync()
@@ -453,6 +588,10 @@ class Environment:
             self._waiting.clear()
         self._update(write, lend=True)
 
+    def _replaced(self) -> StoreError:
+        message = "another process has taken the directory over: this one keeps nothing any more"
+        return StoreError(Reason.DEAUTHORIZED_DRAIN, message, path=str(self._path), remedy="ask there")
+
     @contextmanager
     def _to_write(self) -> Iterator[None]:
         """The right to begin write transactions, one thread at a time."""
@@ -512,13 +651,16 @@ class Environment:
 
     def _commit_failed(self, error: lmdb.Error, txn_id: int) -> bool:
         """After a failed commit: broken, unless the disk was full and the file is sound. Whether it was kept."""
+        if isinstance(error, lmdb.MapResizedError):  # only another writer makes it grow
+            self._taken_over = True
+            raise self._replaced() from error
         if getattr(error, "code", 0) not in (errno.ENOSPC, errno.EDQUOT):
             raise self._break(f"a write or a sync failed: {error}") from error
         try:
             with self._gate.alone():
                 self._environment.close()
                 opening.check_size(self._path)
-                self._map()
+                self._map(readonly=False)
                 return txn_id > 0 and self._environment.info()["last_txnid"] >= txn_id
         except (StoreError, lmdb.Error, OSError) as second:
             raise self._break(f"the disk was full, and reopening failed: {second}") from second

@@ -18,7 +18,7 @@ bytes, given at its first append and never given twice. One environment holds fo
     cursors      stream, BLAKE2b-16 client  control seq, data seq, client; sealed
     snapshots    stream                     seq, state; sealed
     checkpoints  name key                   value, sealed
-    leases       name key                   epoch, granted_at, held, owner, lease id; sealed
+    leases       name key                   LEASE, or as format 1 began: FIRST_LEASE; sealed
     due          name key                   stream, due (8, signed); sealed
     meta         word                       format version, log epoch, cursor key, marks; sealed
 
@@ -51,7 +51,8 @@ from struct import Struct
 from typing import Final
 from zlib import crc32
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""2: leases run out, and the store knows its writer. A store of format 1 is taken up by its first opening."""
 TABLES: Final = (
     "events",
     "index",
@@ -102,6 +103,9 @@ META_LOG_EPOCH: Final = b"log_epoch"
 META_CURSOR_KEY: Final = b"cursor_key"
 META_CLEAN: Final = b"clean"
 """The last position at a clean shutdown; absent while the store is open and after a crash."""
+META_WRITER: Final = b"writer"
+"""WRITER: which handle may write, and from which epoch on. A former one that wakes up finds another number here, and
+keeps nothing. One row, since every append looks at it and each look gives the interpreter away."""
 META_POSITION: Final = b"position"
 """The last position given, where the event that had it may be gone."""
 META_COPIED: Final = b"copied"
@@ -127,8 +131,15 @@ LOST: Final = (0, 1)
 CURSOR: Final = Struct(">QQ")
 SNAPSHOT: Final = Struct(">Q")
 DUE: Final = Struct(">Iq")
-LEASE: Final = Struct(">QqBHH")
-"""epoch, granted_at, held, len(owner), len(lease id)."""
+FIRST_LEASE: Final = Struct(">QqBHH")
+"""epoch, granted_at, held, len(owner), len(lease id): rows of before leases ran out. They are read as run out."""
+LEASE: Final = Struct(">BQqqqBHHHHH")
+"""LEASE_FORM, epoch, granted_at, leased_until, seen_at, phase, then the lengths of owner, lease id, reason of the loss,
+reason of the drain, and the date as given; these follow. A first byte that an epoch of 8 bytes cannot begin with."""
+LEASE_FORM: Final = 0xA1
+WRITER: Final = Struct(">QQQ")
+"""A random number of the handle that may write, the lowest epoch that is kept in any stream, and the handle that was
+granted it."""
 
 NAME_BYTES: Final = 400
 

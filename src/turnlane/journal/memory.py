@@ -63,6 +63,8 @@ class MemoryStore:
         self._streams: dict[str, MemoryStream] = {}
         self._log: list[tuple[str, Kept]] = []
         self._checkpoints: dict[str, bytes] = {}
+        self._fence = [0]
+        """The lowest epoch that is kept; a list, so that all handles on the same data see the same."""
         self._doubts: list[tuple[int, bool]] = []
         self._appends = self._batches = 0
         self._broken: str | None = None
@@ -88,6 +90,7 @@ class MemoryStore:
         """A store with all that is kept here, as after a restart; this one is closed."""
         fresh = type(self)(limits=self._limits, log_epoch=self._log_epoch, cursor_key=self._cursor_key)
         fresh._streams, fresh._log, fresh._checkpoints = self._streams, self._log, self._checkpoints
+        fresh._fence = self._fence
         self._streams, self._log, self._checkpoints = {}, [], {}
         self._closed = True
         return fresh
@@ -129,8 +132,8 @@ class MemoryStore:
         for key in batch.keys:
             if (first := stream.keys.get(key.key)) is not None:
                 return Duplicate(first) if first.digest == key.digest else KeyConflict(first)
-        if batch.epoch < stream.epoch:
-            return StaleEpoch(stream.epoch)
+        if batch.epoch < (current := max(stream.epoch, self._fence[0])):
+            return StaleEpoch(current)
         if batch.expected != stream.seq:
             return WrongSeq(stream.seq)
         for seq, kept in enumerate(batch.events, stream.seq + 1):
@@ -261,6 +264,11 @@ class MemoryStore:
         with self._lock:
             self._ready()
             return self._checkpoints.get(name)
+
+    def fence(self, epoch: Epoch) -> None:
+        with self._lock:
+            self._ready()
+            self._fence[0] = max(self._fence[0], epoch)
 
     def reader_check(self) -> int:
         self._ready()

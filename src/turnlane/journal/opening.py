@@ -78,13 +78,19 @@ class Holder:
     """The right to write a state directory: a lock on a file that names the pid, given back by the system at death.
 
     Without `writes` the right that nobody else writes it; several may have that, and the file stays as it is.
+    `replacing`: a file of our own in the place of one that a process which stands still has locked.
     """
 
-    def __init__(self, directory: Path, *, writes: bool = True) -> None:
+    def __init__(self, directory: Path, *, writes: bool = True, replacing: bool = False) -> None:
+        place = directory / HOLDER_FILE
+        name = directory / f"{HOLDER_FILE}.{os.getpid()}" if replacing else place
         how = os.O_RDWR | os.O_CREAT if writes else os.O_RDONLY
-        self._fd = os.open(directory / HOLDER_FILE, how | os.O_CLOEXEC, 0o600)
+        self._fd = -1
         try:
-            fcntl.flock(self._fd, (fcntl.LOCK_EX if writes else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            while self._fd < 0 or not _is_file(self._fd, name):  # replaced between the two calls
+                self.release()
+                self._fd = os.open(name, how | os.O_CLOEXEC, 0o600)
+                fcntl.flock(self._fd, (fcntl.LOCK_EX if writes else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError as error:
             who = _holder_of(self._fd)
             os.close(self._fd)
@@ -99,6 +105,8 @@ class Holder:
         if writes:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        if replacing:
+            os.rename(name, place)
 
     def release(self) -> None:
         """Close our descriptor. In a forked child this leaves the parent's lock as it is."""
@@ -114,6 +122,16 @@ def _holder_of(fd: int) -> str:
         return "a process that keeps writers out (write mode frozen)"
     pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
     return f"the process with pid {pid}"
+
+
+def _is_file(fd: int, place: Path) -> bool:
+    """Whether a descriptor is that of the file that lies there now."""
+    ours = os.fstat(fd)
+    try:
+        there = os.stat(place)
+    except FileNotFoundError:
+        return False
+    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
 
 def held_by(directory: Path) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import lmdb
 from attrs import define, field
 
-from turnlane.core.ids import Seq
+from turnlane.core.ids import Epoch, Seq
 from turnlane.core.ports import CorruptStream, StoreStatus
 from turnlane.core.step import (
     DUE_NEVER,
@@ -110,6 +110,9 @@ class LmdbStore(Environment):
                 txn = self._environment.begin(write=True)
                 try:
                     txn_id = txn.id()
+                    if not self._is_writer(txn):
+                        self._rows.heads.clear()
+                        return [StaleEpoch(self._fence)] * len(batches)
                     group.filed = self._filed(txn, batches)
                     results = [self._judge(txn, group, batch) for batch in batches]
                     if group.heads:
@@ -146,6 +149,9 @@ class LmdbStore(Environment):
         try:
             with self._environment.begin(write=True) as txn:
                 txn_id = txn.id()
+                if not self._is_writer(txn):
+                    self._rows.heads.clear()
+                    return [StaleEpoch(self._fence)] * len(batches)
                 for batch in batches:
                     group = Group(position, number)
                     touched.append(group)
@@ -188,8 +194,8 @@ class LmdbStore(Environment):
         except CorruptStream:
             return _REFUSED
         seq, epoch = (head.seq, head.epoch) if head is not None else (0, 0)
-        if batch.epoch < epoch:
-            return StaleEpoch(epoch)
+        if batch.epoch < (current := max(epoch, self._fence)):
+            return StaleEpoch(current)
         if batch.expected != seq:
             return WrongSeq(seq)
         bytes_max = self._limits.outgoing_message_bytes_max
@@ -418,17 +424,28 @@ class LmdbStore(Environment):
         with self._reading() as txn:
             return self._rows.sealed(txn, table, layout.name_key(name), name)
 
-    def update_row(self, table: str, name: str, change: Callable[[bytes | None], tuple[T, bytes | None]]) -> T:
-        """Read a sealed row, decide, and write what `change` gives (None: as it was), in one durable transaction."""
+    def update_row(
+        self, table: str, name: str, change: Callable[[bytes | None], tuple[T, bytes | None, Epoch | None]]
+    ) -> T:
+        """Read a sealed row, decide, and write what `change` gives (None: as it was), in one durable transaction.
+
+        With an epoch, that is the fence from then on.
+        """
         key = layout.name_key(name)
 
         def write(txn: Any) -> T:
-            result, row = change(self._rows.sealed(txn, table, key, name))
+            result, row, epoch = change(self._rows.sealed(txn, table, key, name))
             if row is not None:
                 txn.put(key, layout.seal(key, row), db=self._rows.tables[table])
+            if epoch is not None:
+                self._raise_fence(txn, epoch)
             return result
 
         return self._update(write)
+
+    def fence(self, epoch: Epoch) -> None:
+        """No batch of a lower epoch is kept from now on, in any stream."""
+        self._update(lambda txn: self._raise_fence(txn, epoch))
 
     # -- house-keeping
 

@@ -49,7 +49,7 @@ def cancel(state: Session, command: turns.CancelTurn, now: Stamp, limits: Limits
             answer=CancelAnswer("already_ended", ended.fence_seq, ended.turn, ended.outcome.value, ended.reason.value)
         )
     if row is not None:
-        return _cancel_row(state, row, command)
+        return _cancel_row(state, row, command, now)
     if command.turn in state.withdrawn:
         return Step(answer=CancelAnswer("cancelled", None, command.turn))
     if (refusal := no_session(state)) is not None:
@@ -88,12 +88,13 @@ def _cancel_open(state: Session, turn: Turn, command: turns.CancelTurn, now: Sta
     )
 
 
-def _cancel_row(state: Session, row: queue.Row, command: turns.CancelTurn) -> Answer:
+def _cancel_row(state: Session, row: queue.Row, command: turns.CancelTurn, now: Stamp) -> Answer:
     answer = CancelAnswer("cancelled", None, row.turn)
     if len(row.parts) > 1 and command.turn is None and command.start_key is not None:
         part = next(part for part in row.parts if part.key == command.start_key)
-        return Step((queue.DispatchMerged(row.dispatch, part.key, None, removed=True),), answer=answer)
-    cancelled = queue.DispatchCancelled(row.dispatch, command.reason.value, command.origin)
+        merged = queue.DispatchMerged(row.dispatch, part.key, None, removed=True, at=wall_text(now.wall))
+        return Step((merged,), answer=answer)
+    cancelled = queue.DispatchCancelled(row.dispatch, command.reason.value, command.origin, at=wall_text(now.wall))
     return Step(*drained(state, (cancelled,), ()), answer)
 
 
@@ -103,17 +104,21 @@ def _cancel_session(state: Session, command: turns.CancelTurn, now: Stamp, limit
     events: list[Any] = []
     effects: list[Any] = []
     fence_seq: Seq | None = None
-    open_dispatch = None
     if state.turn is not None:
-        open_dispatch = state.turn.dispatch
         events, effects, fence_seq = terminal_batch(state, state.turn, (command,), now, limits)
-    events += [
-        queue.DispatchCancelled(row.dispatch, command.reason.value, command.origin)
+    events += cancelled_rows(state, command.reason, command.origin, now)
+    answer = CancelAnswer("cancelled", fence_seq, None if state.turn is None else state.turn.turn)
+    return Step(*drained(state, tuple(events), tuple(effects)), answer)
+
+
+def cancelled_rows(state: Session, reason: Reason, origin: str, now: Stamp) -> list[Any]:
+    """All rows that wait or are held; that of the open turn ends with it."""
+    open_dispatch = None if state.turn is None else state.turn.dispatch
+    return [
+        queue.DispatchCancelled(row.dispatch, reason.value, origin, at=wall_text(now.wall))
         for row in state.rows.values()
         if row.dispatch != open_dispatch
     ]
-    answer = CancelAnswer("cancelled", fence_seq, None if state.turn is None else state.turn.turn)
-    return Step(*drained(state, tuple(events), tuple(effects)), answer)
 
 
 def end_turn(state: Session, command: EndTurn, now: Stamp, limits: Limits) -> Answer:
@@ -131,9 +136,17 @@ def end_turn(state: Session, command: EndTurn, now: Stamp, limits: Limits) -> An
 
 
 def terminal_batch(
-    state: Session, turn: Turn, triggers: Sequence[Any], now: Stamp, limits: Limits
+    state: Session,
+    turn: Turn,
+    triggers: Sequence[Any],
+    now: Stamp,
+    limits: Limits,
+    moved: queue.DispatchEvent | None = None,
 ) -> tuple[list[Any], list[Any], Seq]:
-    """Evidence, terminal, close, and the end of the row, in the order of docs/turns.md (How a turn ends)."""
+    """Evidence, terminal, close, and the end of the row, in the order of docs/turns.md (How a turn ends).
+
+    `moved` is what becomes of the row where somebody has decided that already; else it ends as its turn does.
+    """
     won, ending = turns.choose(turn, triggers)
     winner = triggers[won]
     before: list[Any] = [
@@ -158,7 +171,8 @@ def terminal_batch(
     fence_seq: Seq = events[-2].fence_seq
     row = state.rows.get(turn.dispatch)
     if row is not None:
-        events.append(queue.end_with(row, ending.outcome.value, ending.reason.value, ending.origin, now.wall, limits))
+        end = ending.outcome.value, ending.reason.value, ending.origin
+        events.append(moved or queue.end_with(row, *end, now.wall, limits))
     if ending.outcome is Outcome.COMPLETED and state.degraded is not None and state.degraded_turn != turn.turn:
         events.append(SessionRestored(state.degraded))
     effects: list[Any] = [

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.evolving import evolve
 from ..core.limits import Limits
 from ..core.reasons import Reason, Rejected
 from ..core.step import Step
-from . import dispatch as queue
 from . import effects_ledger, requests
 from . import turn as turns
-from .ends import cancel, end_turn, terminal_batch
+from .claims import LAPSE
+from .ends import cancel, cancelled_rows, end_turn, terminal_batch
+from .queue_state import Sweep
 from .session_state import Answer as Answer
 from .session_state import CancelDescendants as CancelDescendants
+from .session_state import ChooseMode as ChooseMode
 from .session_state import CloseAnswer as CloseAnswer
 from .session_state import CloseSession as CloseSession
 from .session_state import CreateSession as CreateSession
@@ -26,6 +29,8 @@ from .session_state import DetachAll as DetachAll
 from .session_state import Done as Done
 from .session_state import GateDecided as GateDecided
 from .session_state import GateSummarised as GateSummarised
+from .session_state import Mode as Mode
+from .session_state import ModeAnswer as ModeAnswer
 from .session_state import NoteDegraded as NoteDegraded
 from .session_state import OpenAnswer as OpenAnswer
 from .session_state import OpenQueued as OpenQueued
@@ -35,6 +40,7 @@ from .session_state import SessionCreated as SessionCreated
 from .session_state import SessionDegraded as SessionDegraded
 from .session_state import SessionDraining as SessionDraining
 from .session_state import SessionEnded as SessionEnded
+from .session_state import SessionModeChosen as SessionModeChosen
 from .session_state import SessionPhase as SessionPhase
 from .session_state import SessionRestored as SessionRestored
 from .session_state import StartAnswer as StartAnswer
@@ -46,14 +52,16 @@ from .session_state import TimerFired as TimerFired
 from .session_state import TurnKeyCancelled as TurnKeyCancelled
 from .session_state import bounded as bounded
 from .session_state import due as due
-from .session_state import ended_already, no_session
+from .session_state import ended_already, no_session, runs_elsewhere
 from .session_state import evolve_session as evolve_session
 from .session_state import known_end as known_end
 from .session_state import open_requests as open_requests
 from .session_state import open_turn as open_turn
 from .session_state import recovered_effects as recovered_effects
+from .session_state import wakes_at as wakes_at
 from .starts import cancelled_before, open_queued, start
 from .turn import EndTurn, Stamp
+from .turn_rows import ROW_COMMANDS, choose_mode, decide_row
 from .within import (
     answer_request,
     expire_request,
@@ -78,6 +86,8 @@ def decide(state: Session, command: Any, now: Stamp, limits: Limits) -> Answer:
             return _timer(state, key, now, limits)
         case turns.CancelTurn():
             return cancel(state, command, now, limits)
+        case turns.LoseAuthority(origin="recovery") if runs_elsewhere(state) is not None:
+            return Step()  # its worker was not lost with the runtime
         case turns.CommitTurn() | turns.FailTurn() | turns.ExpireTurn() | turns.LoseAuthority():
             return end_turn(state, EndTurn((command,)), now, limits)
         case EndTurn():
@@ -86,11 +96,15 @@ def decide(state: Session, command: Any, now: Stamp, limits: Limits) -> Answer:
             return answer_request(state, command, now)
         case effects_ledger.SettleEffect() if open_effect(state, command) is None:
             return settle_late(state, command, now)
+        case _ if type(command) in ROW_COMMANDS:
+            return decide_row(state, command, now, limits)
         case StartTurn() if (refusal := cancelled_before(state, command, now)) is not None:
             return refusal
     if (refusal := no_session(state)) is not None:
         return refusal
     match command:
+        case ChooseMode():
+            return choose_mode(state, command.mode)
         case CloseSession():
             return _close(state, command, now, limits)
         case StartTurn():
@@ -129,7 +143,9 @@ def _create(state: Session, command: CreateSession, now: Stamp) -> Answer:
         if command.external is not None and command.external != state.external:
             message = "this session belongs to another external name"
             return Rejected(Reason.EXTERNAL_ID_TAKEN, message)
-        return Step(answer=OpenAnswer(state.session, False, state.phase.value))
+        answer = OpenAnswer(state.session, False, state.phase.value)
+        chosen = Step() if command.mode is None else choose_mode(state, command.mode)
+        return evolve(chosen, answer=answer) if isinstance(chosen, Step) else chosen
     created = SessionCreated(
         command.session,
         command.tenant,
@@ -141,9 +157,9 @@ def _create(state: Session, command: CreateSession, now: Stamp) -> Answer:
         command.parent_turn,
         [list(pair) for pair in command.ancestors],
     )
-    return Step(
-        (created, SessionActivated(now.epoch)), answer=OpenAnswer(command.session, True, SessionPhase.ACTIVE.value)
-    )
+    kept = () if command.mode is None else (SessionModeChosen(command.mode.value),)
+    answer = OpenAnswer(command.session, True, SessionPhase.ACTIVE.value)
+    return Step((created, SessionActivated(now.epoch), *kept), answer=answer)
 
 
 def _close(state: Session, command: CloseSession, now: Stamp, limits: Limits) -> Answer:
@@ -157,7 +173,7 @@ def _close(state: Session, command: CloseSession, now: Stamp, limits: Limits) ->
         ended = SessionEnded(command.reason.value)
         return Step((draining, ended), (DetachAll(command.reason),), CloseAnswer(SessionPhase.ENDED.value))
     events: list[Any] = []
-    effects: list[Any] = [turns.DropTimer("drain"), turns.DropTimer("due")]
+    effects: list[Any] = [turns.DropTimer("drain"), turns.DropTimer("due"), turns.DropTimer(LAPSE)]
     if state.turn is not None:
         trigger = turns.CancelTurn(
             scope="session", reason=command.reason, origin=command.origin, accepted_at=command.accepted_at
@@ -165,12 +181,7 @@ def _close(state: Session, command: CloseSession, now: Stamp, limits: Limits) ->
         ended_turn, turn_effects, _ = terminal_batch(state, state.turn, (trigger,), now, limits)
         events += ended_turn
         effects += turn_effects
-    open_dispatch = None if state.turn is None else state.turn.dispatch
-    events += [
-        queue.DispatchCancelled(row.dispatch, command.reason.value, command.origin)
-        for row in state.rows.values()
-        if row.dispatch != open_dispatch
-    ]
+    events += cancelled_rows(state, command.reason, command.origin, now)
     events.append(SessionEnded(command.reason.value))
     effects.append(DetachAll(command.reason))
     return Step(tuple(events), tuple(effects), CloseAnswer(SessionPhase.ENDED.value))
@@ -180,6 +191,8 @@ def _timer(state: Session, key: str, now: Stamp, limits: Limits) -> Answer:
     kind, _, subject = key.partition(":")
     if kind == "drain" and state.phase is SessionPhase.DRAINING:
         return _close(state, CloseSession("now", accepted_at=now.wall), now, limits)
+    if kind == LAPSE:
+        return decide_row(state, Sweep(), now, limits)
     if state.turn is None:
         return Step()
     if kind == "budget" and subject == state.turn.turn:

@@ -15,16 +15,24 @@ from attrs import define, field, frozen
 
 from ..core.evolving import evolve
 from ..core.ids import DEFAULT_TENANT, DispatchId, Epoch, Seq, SessionId, Tenant, TurnId
-from ..core.instants import WallInstant, wall_from_text
+from ..core.instants import WallInstant, wall_after_ms, wall_from_text
 from ..core.limits import Limits
 from ..core.reasons import Deferred, Reason, Rejected
 from ..core.step import DUE_NEVER, DUE_NOW, Step
 from . import dispatch as queue
 from . import effects_ledger, requests
 from . import turn as turns
+from .fairness import behind
 from .overlap import Policy
 from .plan import Plan
 from .turn import EndedTurn, Outcome, Turn
+
+
+class Mode(Enum):
+    """Who claims the dispatches of a session's turns (docs/dispatch.md, Modes)."""
+
+    RUNTIME = "runtime"
+    HOST = "host"
 
 
 class SessionPhase(Enum):
@@ -49,6 +57,13 @@ class CreateSession:
     parent: SessionId | None = None
     parent_turn: TurnId | None = None
     ancestors: tuple[tuple[SessionId, TurnId], ...] = ()
+    mode: Mode | None = None
+    """Who drives the queue of this session; None: as the runtime does by default."""
+
+
+@frozen
+class ChooseMode:
+    mode: Mode
 
 
 @frozen
@@ -133,6 +148,11 @@ class SessionCreated:
 @define(slots=True)
 class SessionActivated:
     epoch: Epoch
+
+
+@define(slots=True)
+class SessionModeChosen:
+    mode: str
 
 
 @define(slots=True)
@@ -226,6 +246,16 @@ class Session:
     degraded: str | None = None
     degraded_turn: TurnId | None = None
     ended_seq: Seq = 0
+    chosen_mode: Mode | None = None
+    default_mode: Mode = Mode.RUNTIME
+    """The mode of whoever has the session in memory, given anew with each opening and in no event."""
+    ring: int = 0
+    ended_rows: queue.Rows = EMPTY
+    """Rows that ended lately and that no ended turn tells of."""
+
+    @property
+    def mode(self) -> Mode:
+        return self.chosen_mode or self.default_mode
 
     @property
     def condition(self) -> str:
@@ -266,6 +296,11 @@ class CloseAnswer:
 
 
 @frozen
+class ModeAnswer:
+    mode: str
+
+
+@frozen
 class Done:
     """The answer of a command that has nothing else to say: the seq of its last event."""
 
@@ -281,7 +316,7 @@ def evolve_session(state: Session, event: Any, seq: Seq) -> Session:
     return state if fold is None else fold(state, event, seq)
 
 
-def _created(_: Session, event: SessionCreated, __: Seq) -> Session:
+def _created(state: Session, event: SessionCreated, _: Seq) -> Session:
     return Session(
         event.session,
         event.tenant,
@@ -293,6 +328,7 @@ def _created(_: Session, event: SessionCreated, __: Seq) -> Session:
         event.parent,
         event.parent_turn,
         tuple((SessionId(session), TurnId(turn)) for session, turn in event.ancestors),
+        default_mode=state.default_mode,
     )
 
 
@@ -312,9 +348,23 @@ def _effect(state: Session, event: effects_ledger.EffectEvent, _: Seq) -> Sessio
 
 def _dispatch(state: Session, event: queue.DispatchEvent, seq: Seq) -> Session:
     before, rows = state.rows.get(event.dispatch), queue.evolved(state.rows, event, seq) or EMPTY
-    if before is None or event.dispatch in rows or before.attempts:
+    if isinstance(event, queue.DispatchClaimed) and event.slot is not None:
+        return evolve(state, rows=rows, ring=behind(event.slot))
+    if not isinstance(event, queue.ENDS):
         return evolve(state, rows=rows)
-    return evolve(state, rows=rows, withdrawn=(*state.withdrawn, before.turn))
+    assert before is not None
+    if _told_by_its_turn(state, before):
+        return evolve(state, rows=rows)
+    ended_rows = {**state.ended_rows, before.dispatch: queue.ended(before, event)}
+    withdrawn = state.withdrawn if before.attempts and before.turns else (*state.withdrawn, before.turn)
+    return evolve(state, rows=rows, ended_rows=ended_rows, withdrawn=withdrawn)
+
+
+def _told_by_its_turn(state: Session, row: queue.Row) -> bool:
+    """The runtime ran it, and it ended as its last turn did."""
+    last = state.ended_turns[-1] if state.ended_turns else None
+    ran = row.claim is not None and not row.claim.token_sha256
+    return ran and last is not None and last.dispatch == row.dispatch and last.outcome is not Outcome.ABANDONED
 
 
 def _turn(state: Session, event: turns.TurnEvent, seq: Seq) -> Session:
@@ -359,6 +409,7 @@ _FOLDS: Final[Mapping[type, Callable[[Session, Any, Seq], Session]]] = {
     turns.TurnClosed: _turn_closed,
     SessionCreated: _created,
     SessionActivated: lambda state, _, __: evolve(state, phase=SessionPhase.ACTIVE),
+    SessionModeChosen: lambda state, event, _: evolve(state, chosen_mode=Mode(event.mode)),
     SessionDraining: lambda state, _, __: evolve(state, phase=SessionPhase.DRAINING),
     SessionEnded: lambda state, _, seq: evolve(state, phase=SessionPhase.ENDED, ended_seq=seq),
     SessionDegraded: _degraded,
@@ -371,7 +422,7 @@ _FOLDS: Final[Mapping[type, Callable[[Session, Any, Seq], Session]]] = {
 def bounded(state: Session, limits: Limits) -> Session:
     """Forget what only helped to name the right reason: old ends, old requests, the oldest tombstones."""
     if (
-        max(len(state.ended_turns), len(state.withdrawn)) <= limits.closed_turns_remembered_max
+        max(len(state.ended_turns), len(state.withdrawn), len(state.ended_rows)) <= limits.closed_turns_remembered_max
         and len(state.tombstones) <= limits.tombstones_max
         and len(state.past_requests) <= limits.closed_turns_remembered_max
     ):
@@ -380,6 +431,7 @@ def bounded(state: Session, limits: Limits) -> Session:
         state,
         ended_turns=state.ended_turns[-limits.closed_turns_remembered_max :],
         withdrawn=state.withdrawn[-limits.closed_turns_remembered_max :],
+        ended_rows=dict(list(state.ended_rows.items())[-limits.closed_turns_remembered_max :]),
         tombstones=dict(list(state.tombstones.items())[-limits.tombstones_max :]),
         past_requests=dict(list(state.past_requests.items())[-limits.closed_turns_remembered_max :]),
     )
@@ -394,11 +446,34 @@ def due(state: Session) -> int:
     return DUE_NEVER if state.parent is None or state.phase is SessionPhase.ENDED else DUE_NOW
 
 
+def wakes_at(state: Session) -> WallInstant | None:
+    """When its rows need somebody here, who may have left memory: a wait that ends, or a lease that runs out."""
+    return queue.next_due(state.rows) if state.mode is Mode.RUNTIME else queue.next_lapse(state.rows)
+
+
 def recovered_effects(state: Session, limits: Limits) -> tuple[Any, ...]:
-    """The wishes that are still pending after a fold; those of turns end with the turns."""
+    """The wishes that are still pending after a fold; those of turns end with the turns, but for one run elsewhere."""
+    effects: list[Any] = []
     if state.phase is SessionPhase.DRAINING:
-        return (turns.ArmTimer("drain", after_ms=limits.session_drain_ms_max),)
-    return ()
+        effects.append(turns.ArmTimer("drain", after_ms=limits.session_drain_ms_max))
+    if (at := queue.next_lapse(state.rows)) is not None:
+        effects.append(turns.ArmTimer("lapse", at_wall=at))
+    if (turn := state.turn) is not None and (began := runs_elsewhere(state)) is not None:
+        effects += [
+            turns.ArmTimer(f"request:{request.request}", at_wall=request.deadline_at)
+            for request in turn.requests.values()
+            if request.open
+        ]
+        if turn.plan.turn_budget_ms is not None and turn.blocked_on is None:
+            until = wall_after_ms(wall_from_text(began.at), turn.plan.turn_budget_ms)
+            effects.append(turns.ArmTimer(f"budget:{turn.turn}", at_wall=until))
+    return tuple(effects)
+
+
+def runs_elsewhere(state: Session) -> queue.Began | None:
+    """The attempt that a worker elsewhere runs as the open turn: it outlives the runtime, and its lease decides."""
+    row = None if state.turn is None else state.rows.get(state.turn.dispatch)
+    return row.began if row is not None and row.began is not None and row.began.elsewhere else None
 
 
 def open_turn(state: Session) -> TurnId | None:
@@ -411,6 +486,28 @@ def open_requests(state: Session) -> list[requests.Request]:
 
 def known_end(state: Session, turn: TurnId) -> EndedTurn | None:
     return next((ended for ended in reversed(state.ended_turns) if ended.turn == turn), None)
+
+
+_PHASES: Final[Mapping[Outcome, queue.RowPhase]] = {
+    Outcome.COMPLETED: queue.RowPhase.COMPLETED,
+    Outcome.CANCELLED: queue.RowPhase.CANCELLED,
+    Outcome.FAILED: queue.RowPhase.FAILED,
+    Outcome.TIMED_OUT: queue.RowPhase.FAILED,
+}
+
+
+def latest_of(state: Session) -> str:
+    """The greatest instant that its rows keep: claims are judged by it where the clock is behind. "" for none."""
+    return max((row.updated_at for rows in (state.rows, state.ended_rows) for row in rows.values()), default="")
+
+
+def known_end_of(state: Session, dispatch: DispatchId) -> queue.Row | None:
+    """The end of a row that the runtime ran, as its last turn tells it."""
+    last = next((ended for ended in reversed(state.ended_turns) if ended.dispatch == dispatch), None)
+    if last is None or last.outcome not in _PHASES:
+        return None
+    row = queue.Row(dispatch, last.turn, (), last.queued_seq, "queue", 0, "requeue", None, None)
+    return evolve(row, phase=_PHASES[last.outcome], end=queue.End("", last.reason.value))
 
 
 def ended_already(state: Session) -> Rejected:

@@ -17,20 +17,39 @@ from ..core.reasons import Deferred, Reason, Rejected
 from ..core.step import Step
 from . import dispatch as queue
 from . import turn as turns
+from .claims import moment
 from .ends import drained, terminal_batch
 from .overlap import Action, Policy, Situation, overlap
 from .plan import Plan
-from .session_state import Answer, GateDecided, OpenQueued, Session, SessionPhase, StartAnswer, StartTurn, known_end
+from .queue_state import EnqueueDispatch
+from .session_state import (
+    Answer,
+    GateDecided,
+    Mode,
+    OpenQueued,
+    Session,
+    SessionPhase,
+    StartAnswer,
+    StartTurn,
+    known_end,
+    latest_of,
+)
 from .turn import Outcome, Stamp, Turn
 from .within import is_open, steer
 
 _WAITING: Final = frozenset({Policy.QUEUE, Policy.MERGE, Policy.LATEST})
+_AT_ONCE: Final = frozenset({Policy.REJECT, Policy.INTERRUPT})
 
 
 def start(state: Session, command: StartTurn, now: Stamp, limits: Limits) -> Answer:
-    if (refusal := _at_the_door(state, command)) is not None:
+    if state.mode is Mode.HOST:
+        return mode_conflict(state)
+    if (refusal := at_the_door(state, command)) is not None:
         return refusal
     policy = command.overlap or state.overlap
+    if policy in _AT_ONCE and (held := _held_elsewhere(state, now)) is not None:
+        message = f"dispatch {held.dispatch} is held by a claim of the time in mode host: wait for its end or lapse"
+        return Rejected(Reason.EXTERNAL_CLAIM_ACTIVE, message, {"dispatch": held.dispatch}, limits.defer_base_ms)
     match overlap(policy, _situation(state, policy, now)):
         case Action.GATE:
             return _gate(state, command, now, limits)
@@ -58,7 +77,19 @@ def start(state: Session, command: StartTurn, now: Stamp, limits: Limits) -> Ans
             return Rejected(Reason.TURN_ENDING, "the running turn is being cancelled: it takes no more input")
 
 
-def cancelled_before(state: Session, command: StartTurn, now: Stamp) -> Rejected | None:
+def mode_conflict(state: Session) -> Rejected:
+    message = f"the queue of this session is driven in mode {state.mode.value}: this is a call of the other mode"
+    return Rejected(Reason.DISPATCH_MODE_CONFLICT, message, {"mode": state.mode.value})
+
+
+def _held_elsewhere(state: Session, now: Stamp) -> queue.Row | None:
+    """A row that a worker holds under a live claim, which the runtime may neither run nor interrupt."""
+    wall = moment(latest_of(state), now.wall)
+    held = (row for row in state.rows.values() if row.claim is not None and row.claim.leased_until)
+    return next((row for row in held if not queue.lapsed(row, wall)), None)
+
+
+def cancelled_before(state: Session, command: StartTurn | EnqueueDispatch, now: Stamp) -> Rejected | None:
     for name in (f"key:{command.key}", f"turn:{command.turn}"):
         if state.tombstones.get(name, WallInstant(0)) > now.wall:
             message = "this start was cancelled before it was seen: it will never run"
@@ -66,7 +97,7 @@ def cancelled_before(state: Session, command: StartTurn, now: Stamp) -> Rejected
     return None
 
 
-def _at_the_door(state: Session, command: StartTurn) -> Rejected | Deferred | None:
+def at_the_door(state: Session, command: StartTurn | EnqueueDispatch) -> Rejected | Deferred | None:
     if state.phase is SessionPhase.DRAINING:
         return Rejected(
             Reason.SESSION_DRAINING, "the session is draining: it finishes what it has and takes no new turns"
@@ -86,7 +117,7 @@ def _at_the_door(state: Session, command: StartTurn) -> Rejected | Deferred | No
 def _situation(state: Session, policy: Policy, now: Stamp) -> Situation:
     """Idle, but a start that waits its turn waits behind those that could open before it."""
     if state.turn is None:
-        waits = policy in _WAITING and queue.next_row(state.rows, now.wall) is not None
+        waits = policy in _WAITING and queue.next_row(state.rows, now.wall, state.ring) is not None
         return Situation.BUSY if waits else Situation.IDLE
     return Situation.BUSY if state.turn.cancelling is None else Situation.ENDING
 
@@ -95,7 +126,7 @@ def _gate(state: Session, command: StartTurn, now: Stamp, limits: Limits, interr
     """Checks 2 to 9 of the spec's gate, on values: the shell asked admission and froze the plan before."""
     refusal = command.gate if command.gate is not None else command.plan
     if isinstance(refusal, Rejected | Deferred):
-        return Step((_decision(refusal, command.turn, now),), answer=refusal) if command.noted else refusal
+        return Step((decision(refusal, command.turn, now),), answer=refusal) if command.noted else refusal
     plan: Plan = command.plan  # type: ignore[assignment]
     events: list[Any] = []
     effects: list[Any] = []
@@ -104,10 +135,11 @@ def _gate(state: Session, command: StartTurn, now: Stamp, limits: Limits, interr
             interrupting.turn, reason=Reason.INTERRUPTED, origin="host", accepted_at=command.accepted_at or now.wall
         )
         events, effects, _ = terminal_batch(state, interrupting, (trigger,), now, limits)
-    queued = _queued(command, command.overlap or state.overlap, limits)
+    queued = _queued(command, command.overlap or state.overlap, now, limits)
     row = queue.evolved({}, queued, now.head + len(events) + 1)[command.dispatch]
     events.append(queued)
-    opening, started = _opening(row, command.turn, plan, command.owner, now, now.head + len(events))
+    taking = queue.claim(row, command.owner, command.turn, at=wall_text(now.wall))
+    opening, started = opened(taking, row, command.turn, plan, now)
     return Step(
         (*events, *opening),
         (*effects, *started),
@@ -116,26 +148,33 @@ def _gate(state: Session, command: StartTurn, now: Stamp, limits: Limits, interr
 
 
 def open_queued(state: Session, command: OpenQueued, now: Stamp, limits: Limits) -> Answer:
-    row = queue.next_row(state.rows, now.wall)
+    if state.mode is Mode.HOST:
+        return mode_conflict(state)
+    row = queue.next_row(state.rows, now.wall, state.ring)
     if row is None or state.turn is not None:
         return Step()
+    at = wall_text(now.wall)
     turn = row.turn if row.attempts == 0 else command.turn
     refusal = command.gate if command.gate is not None else command.plan
     if isinstance(refusal, Deferred):
         not_before = wall_after_ms(now.wall, refusal.retry_after_ms)
-        deferred = queue.DispatchDeferred(row.dispatch, refusal.reason.value, wall_text(not_before))
-        return Step((_decision(refusal, turn, now), deferred), (turns.ArmTimer("due", at_wall=not_before),))
+        deferred: Any = queue.DispatchDeferred(row.dispatch, refusal.reason.value, wall_text(not_before), at=at)
+        if row.phase is queue.RowPhase.CLAIMED:  # by a worker whose lease ran out
+            deferred = queue.DispatchRequeued(row.dispatch, "deferred", wall_text(not_before), row.attempts, at=at)
+        return Step((decision(refusal, turn, now), deferred), (turns.ArmTimer("due", at_wall=not_before),))
     if isinstance(refusal, Rejected):
-        failed = queue.DispatchFailed(row.dispatch, refusal.reason.value, refusal.reason.value)
-        events: tuple[Any, ...] = (_decision(refusal, turn, now), failed)
+        failed = queue.DispatchFailed(row.dispatch, refusal.reason.value, refusal.reason.value, at=at)
+        events: tuple[Any, ...] = (decision(refusal, turn, now), failed)
         return Step(*drained(state, events, ()))
-    opening, started = _opening(row, turn, refusal, command.owner, now, now.head)
+    taking = queue.claim(row, command.owner, turn, queue.slot_of(row, state.ring), at)
+    opening, started = opened(taking, row, turn, refusal, now)
     return Step(tuple(opening), tuple(started))
 
 
-def _opening(
-    row: queue.Row, turn: TurnId, plan: Plan, owner: str, now: Stamp, head: Seq
+def opened(
+    taking: Sequence[Any], row: queue.Row, turn: TurnId, plan: Plan, now: Stamp, here: bool = True
 ) -> tuple[list[Any], list[Any]]:
+    """The batch that opens a turn, behind the events that take its row. Without `here` a worker elsewhere runs it."""
     admitted = GateDecided(
         "admit",
         Reason.ADMISSION_CAPACITY_ALLOW.value,
@@ -148,9 +187,9 @@ def _opening(
         wall_text(now.wall),
     )
     key = row.parts[0].key
-    opened = turns.TurnOpened(turn, plan, plan.plan_hash, row.dispatch, key, plan.turn_budget_ms)
-    events = [*queue.claim(row, owner, turn), admitted, opened, turns.TurnActivated(turn)]
-    effects: list[Any] = [turns.StartPlan(plan, row.input)]
+    opening = turns.TurnOpened(turn, plan, plan.plan_hash, row.dispatch, key, plan.turn_budget_ms)
+    events = [*taking, admitted, opening, turns.TurnActivated(turn)]
+    effects: list[Any] = [turns.StartPlan(plan, row.input)] if here else []
     if plan.turn_budget_ms is not None:
         effects.append(turns.ArmTimer(f"budget:{turn}", after_ms=plan.turn_budget_ms))
     return events, effects
@@ -160,7 +199,7 @@ def _seq_of_opened(events: Sequence[Any], head: Seq) -> Seq:
     return head + 1 + next(index for index, event in enumerate(events) if isinstance(event, turns.TurnOpened))
 
 
-def _queued(command: StartTurn, policy: Policy, limits: Limits) -> queue.DispatchQueued:
+def _queued(command: StartTurn, policy: Policy, now: Stamp, limits: Limits) -> queue.DispatchQueued:
     return queue.DispatchQueued(
         command.dispatch,
         "turn",
@@ -173,6 +212,7 @@ def _queued(command: StartTurn, policy: Policy, limits: Limits) -> queue.Dispatc
         policy.value,
         command.deadline_ms,
         command.on_detach,
+        at=wall_text(now.wall),
     )
 
 
@@ -199,10 +239,11 @@ def _enqueue(
             {"limit": limits.turns_waiting_max},
             limits.defer_base_ms,
         )
-    gone = [queue.DispatchCancelled(row.dispatch, Reason.SUPERSEDED.value, "host") for row in replaced]
+    at = wall_text(now.wall)
+    gone = [queue.DispatchCancelled(row.dispatch, Reason.SUPERSEDED.value, "host", at=at) for row in replaced]
     position = len(waiting) - len(replaced) + 1
     answer = StartAnswer(command.turn, command.dispatch, "queued", position=position)
-    return Step((*gone, _queued(command, policy, limits)), (), answer)
+    return Step((*gone, _queued(command, policy, now, limits)), (), answer)
 
 
 def _host_drains(command: StartTurn) -> Deferred | None:
@@ -222,12 +263,12 @@ def _join(state: Session, command: StartTurn, policy: Policy, now: Stamp, limits
         bound = f"{limits.merge_items_max} parts and {limits.merge_bytes_max} bytes"
         return Rejected(Reason.MERGE_FULL, f"the waiting start holds all it can ({bound}): wait until it runs")
     waiting = [other for other in state.rows.values() if other.phase is queue.RowPhase.QUEUED]
-    merged = queue.DispatchMerged(row.dispatch, command.key, command.input)
+    merged = queue.DispatchMerged(row.dispatch, command.key, command.input, at=wall_text(now.wall))
     position = waiting.index(row) + 1
     return Step((merged,), (), StartAnswer(row.turn, row.dispatch, "queued", position=position, merged=True))
 
 
-def _decision(refusal: Rejected | Deferred, turn: TurnId, now: Stamp) -> GateDecided:
+def decision(refusal: Rejected | Deferred, turn: TurnId, now: Stamp) -> GateDecided:
     kind = "defer" if isinstance(refusal, Deferred) else "reject"
     by_policy = refusal.reason is Reason.CP_ADMISSION_REJECT_QUOTA
     return GateDecided(

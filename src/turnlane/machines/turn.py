@@ -123,6 +123,14 @@ class LoseAuthority:
 
 
 @frozen
+class LoseWorker:
+    """Whoever held the turn's dispatch elsewhere is lost to it: the lease lapsed, or the hold was taken away."""
+
+    turn: TurnId
+    origin: str
+
+
+@frozen
 class EndTurn:
     """All commands that could end the turn and were waiting at one instant, in lane order."""
 
@@ -461,7 +469,7 @@ class Ending:
 def rank(trigger: object) -> int:
     """The precedence of docs/turns.md (How a turn ends): the smallest rank wins, then lane order."""
     match trigger:
-        case LoseAuthority():
+        case LoseAuthority() | LoseWorker():
             return 1
         case CancelTurn(reason=Reason.DETACHED):
             return 6
@@ -490,6 +498,8 @@ def _ending(turn: Turn, trigger: object) -> Ending:
     match trigger:
         case LoseAuthority(origin=origin):
             return Ending(Outcome.ABANDONED, Reason.AUTHORITY_LOSS, origin)
+        case LoseWorker(origin=origin):
+            return Ending(Outcome.ABANDONED, Reason.WORKER_LOST, origin)
         case CancelTurn(reason=reason, origin=origin, detail=detail):
             return Ending(Outcome.CANCELLED, reason, origin, detail, hard_cancel=True)
         case ExpireTurn() | FailTurn() | CommitTurn() if (soft := turn.cancelling) is not None:

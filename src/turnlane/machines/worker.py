@@ -76,10 +76,11 @@ class SetWorkerStatus:
 
 @frozen
 class AssignClaim:
-    """From the queue: a claim of this worker is kept there."""
+    """From the queue: a claim of this worker is kept there. `stream`: where the row lies."""
 
     task_id: str
     generation: Generation
+    stream: str = ""
 
 
 @frozen
@@ -177,6 +178,7 @@ class WorkerAssigned(Told):
     worker: str
     task_id: str
     generation: Generation
+    stream: str = ""
 
 
 @define(slots=True)
@@ -262,6 +264,8 @@ class Worker:
     stalled_since: WallInstant | None = None
     assigned: Mapping[str, Generation] = field(factory=dict)
     """Task id -> generation of the claim."""
+    streams: Mapping[str, str] = field(factory=dict)
+    """Task id -> the stream that its row lies in."""
     last_seq: Seq = 0
 
     @property
@@ -349,7 +353,7 @@ def decide(worker: Worker, command: WorkerCommand, now: Stamp, limits: Limits) -
         case AssignClaim(task_id=task, generation=generation):
             if worker.assigned.get(task, 0) >= generation:
                 return _already(worker)
-            members = {"worker": worker.worker_id, "task_id": task, "generation": generation}
+            members = {"worker": worker.worker_id, "task_id": task, "generation": generation, "stream": command.stream}
             return _step(worker, now, limits, (WorkerAssigned, members))
         case ReleaseClaim(task_id=task, generation=generation, reason=reason):
             if worker.assigned.get(task) != generation:
@@ -400,16 +404,21 @@ def evolve(worker: Worker, event: WorkerEvent, seq: Seq) -> Worker:
             return having(worker, stopped_at=at, last_heartbeat_at=at, stalled_since=None)
         case WorkerStarting() | WorkerRunning() if before in ENDED:
             return having(worker, stopped_at=None, last_heartbeat_at=at)
-        case WorkerAssigned(task_id=task, generation=generation):
-            return having(worker, assigned={**worker.assigned, task: generation})
+        case WorkerAssigned(task_id=task, generation=generation, stream=stream):
+            assigned, streams = {**worker.assigned, task: generation}, {**worker.streams, task: stream}
+            return having(worker, assigned=assigned, streams=streams)
         case WorkerReleased(task_id=task):
-            return having(worker, assigned={held: of for held, of in worker.assigned.items() if held != task})
+            return having(worker, assigned=_without(worker.assigned, task), streams=_without(worker.streams, task))
         case WorkerStalled():
             return having(worker, stalled_since=at)
         case WorkerRecovered():
             return having(worker, stalled_since=None, last_heartbeat_at=at)
         case _:
             return worker
+
+
+def _without(held: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    return {one: of for one, of in held.items() if one != task}
 
 
 def refusal(worker: Worker, command: WorkerCommand) -> Rejected | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..core.observations import AccessDenied as AccessDenied
 from ..core.observations import ActorFell as ActorFell
 from ..core.observations import AgentFailed as AgentFailed
+from ..core.observations import AuthorityFell as AuthorityFell
 from ..core.observations import ConnectionFailed as ConnectionFailed
 from ..core.observations import GroupCommitted as GroupCommitted
 from ..core.observations import HttpServed as HttpServed

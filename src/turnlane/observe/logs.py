@@ -72,6 +72,13 @@ _LINES: Final[Mapping[str, _Line]] = {
     "ActorFell": _Line(
         "session.fell", "error", ("session", "reason"), (), "a session actor was thrown away; it is rebuilt when used"
     ),
+    "AuthorityFell": _Line(
+        "authority.fell",
+        "error",
+        ("epoch",),
+        ("scope", "detail"),
+        "this process may not write or speak until it may again",
+    ),
     "NodeDisowned": _Line(
         "node.disowned", "warning", ("session", "turn"), ("agent",), "an agent did not end within the ladder"
     ),

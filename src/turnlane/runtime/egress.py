@@ -60,6 +60,8 @@ class Egress:
     owner: StreamOwner[Session]
     outlets: Callable[[], Iterable[Callable[[LiveFrame], None]]]
     counts: Counts
+    stale: Callable[[str], None] = lambda _: None
+    """Told of what is refused because this process lost its authority."""
     first_output_at: int = 0
     """Instant of the first output of the open turn, 0 before it."""
 
@@ -92,7 +94,11 @@ class Egress:
             self.first_output_at = self.owner.clock.now()
 
     def _check(self, turn: TurnId, epoch: Epoch) -> None:
-        reason = fence.refuses(self.owner.view, epoch, turn)
+        if self.owner.writer.silent() is not None:
+            self.stale("egress")
+            reason: Reason | None = Reason.AUTHORITY_EPOCH_MISMATCH
+        else:
+            reason = fence.refuses(self.owner.view, epoch, turn)
         if reason is not None:
             self.counts.fence_refused[reason.value] += 1
             raise Fenced(reason, _MESSAGES[reason])

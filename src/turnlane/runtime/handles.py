@@ -25,6 +25,7 @@ from ..machines.delivery import CaughtUp, Send, Skip, singly
 from ..machines.overlap import Policy
 from ..machines.plan import ON_DETACH
 from .attachment import Attachment, Ended, LiveSkipped
+from .dispatch import Dispatches, SessionPlace
 from .egress import LiveFrame
 from .history import trim
 from .mailbox import StartWish
@@ -101,6 +102,11 @@ class Session:
         return f"<Session {self.id} {self._actor.state.phase.value}>"
 
     @property
+    def dispatches(self) -> Dispatches:
+        """The rows of this session, for a host program that drives them (docs/dispatch.md)."""
+        return Dispatches(self._runtime, SessionPlace(self))
+
+    @property
     def phase(self) -> str:
         return self._actor.state.phase.value
 
@@ -169,14 +175,21 @@ class Session:
     async def ask(self, command: Any, key: str | None, content: Any) -> Answered:
         """Submit a command under an idempotency key (None: it cannot be repeated)."""
         keyed = None if key is None else Keyed(key, digest_of(content))
-        answer = await self._submit(command, keyed)
+        answer = await self.submit(command, keyed)
         if isinstance(answer, Repeated):
             return Answered(answer.answer, True)
         return Answered(answer, False)
 
-    async def _submit(self, command: Any, keyed: Keyed | None) -> Any:
+    @marks.on_cancel("resumable")
+    async def submit(self, command: Any, keyed: Keyed | None) -> Any:
+        """A command of a machine, to the actor that serves the session now; the bare answer."""
+        return await (await self.resident()).submit(command, keyed, self._on_posted)
+
+    @marks.on_cancel("resumable")
+    async def resident(self) -> SessionActor:
+        """The actor that serves this session now."""
         actor = self._actor = await self._runtime.resident(self._actor)
-        return await actor.submit(command, keyed, self._on_posted)
+        return actor
 
     @marks.on_cancel("resumable")
     async def cancel(self, turn_id: str | None = None, **how: Any) -> turns.CancelAnswer:
@@ -307,15 +320,15 @@ class Session:
             end = await actor.find_end(turn)
             if end is not None:
                 actor.ends.pop(turn, None)
-                return TurnOutcome(end.outcome.value, end.reason.value, end.fence_seq, end.terminal_seq)
+                return _outcome_of(end)
             if not actor.knows(turn):
                 actor.ends.pop(turn, None)
                 raise Refused(
                     Reason.CANCELLED_BEFORE_START, "the start was taken back before it became a turn, or never was"
                 )
             await waiting.wait()
-            if (lost := actor.owner.lost) is not None and lost.reason is Reason.DEAUTHORIZED_DRAIN:
-                raise Refused(lost.reason, lost.message)  # somebody else's session now: ask there
+            if (end := rules.known_end(actor.state, turn)) is not None:  # also of one that has left memory meanwhile
+                return _outcome_of(end)
 
     @marks.on_cancel("resumable")
     async def read(self, after: Seq = 0, limit: int = 1_000) -> Page:
@@ -389,6 +402,10 @@ class Events:
                 return item
             if isinstance(item, Ended):
                 raise StopAsyncIteration
+
+
+def _outcome_of(end: turns.EndedTurn) -> TurnOutcome:
+    return TurnOutcome(end.outcome.value, end.reason.value, end.fence_seq, end.terminal_seq)
 
 
 CANCEL_REASONS = ("user_cancel", "barge_in", "operator_cancel")

@@ -160,6 +160,8 @@ class StreamOwner(Generic[S]):
                 marks.sometimes(True, "owner.key_repeated")
                 drafts.append(_Draft(self._repeat(stored, keyed)))
                 continue
+            if self.lost is None and (silent := self.writer.silent()) is not None:
+                self._lose(silent)
             if self.lost is not None:
                 raise self.lost
             head = self.head + len(events)
@@ -214,6 +216,10 @@ class StreamOwner(Generic[S]):
                 self._remember(key)
 
         return await self._commit(batch, settle)  # the one await of the corridor, and nothing aborts it
+
+    def lose(self, error: StoreError) -> None:
+        """Nothing is written here any more: the authority is gone, or the disk."""
+        self._lose(error)
 
     def record(self, event: Any) -> Seq:
         """Accept one kept output (the fence has let it pass in this same breath). Returns its seq; never waits.

@@ -14,12 +14,12 @@ import trio
 from attrs import define, field
 
 from ..core import marks
+from ..core.evolving import evolve
 from ..core.ids import SessionId, session_stream, split_stream
 from ..core.observations import ActorFell
 from ..core.ports import StoreError
 from ..core.reasons import Reason, Refused
 from ..core.step import DUE_NOW, StoredKey
-from ..machines import dispatch as queue
 from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.session import Session as SessionState
@@ -95,8 +95,12 @@ class Residents:
     async def _wake(self, stream: str) -> SessionActor:
         if not self.runtime.serving:
             raise RuntimeError("closed: this runtime serves no more")
-        if (broken := self.runtime.writer.broken) is not None:  # it would fall at its first command, and be woken again
-            raise Refused(broken.reason, broken.message)
+        # Who would fall at its first command is not woken; nor, for a while, who fell again and again.
+        if self.runtime.writes and (refusal := self.runtime.writer.refusal) is not None:
+            raise Refused(refusal.reason, refusal.message)
+        if len(self._recent_falls(stream)) > self.runtime.limits.actor_restarts_max:
+            message = "the session falls whenever it is woken: look into the daemon's log, try again in a minute"
+            raise Refused(Reason.INTERNAL, message, self.runtime.limits.restart_window_ms / 1000)
         waking = self._waking[stream] = trio.Event()
         try:
             recovering = self.runtime.phase == "recovering"  # nobody waits for an answer yet: take the time it takes
@@ -127,8 +131,12 @@ class Residents:
     def _fold(self, stream: str) -> tuple[SessionState, int, int]:
         """Snapshot, then control events; and the seq of the snapshot."""
         tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
-        new, ports = SessionState(SessionId(name), tenant), self.runtime.ports
-        return fold_stream(ports.store, ports.encoder, SESSION, stream, new, self.runtime.limits)
+        mode, ports = self.runtime.dispatch_mode, self.runtime.ports
+        new = SessionState(SessionId(name), tenant, default_mode=mode)
+        state, head, snapshot_seq = fold_stream(ports.store, ports.encoder, SESSION, stream, new, self.runtime.limits)
+        if state.default_mode is not mode:  # a snapshot of a runtime of another mode
+            state = evolve(state, default_mode=mode)
+        return state, head, snapshot_seq
 
     def _build(self, stream: str, state: SessionState, head: int) -> SessionActor:
         actor = SessionActor(self.runtime, stream)
@@ -260,7 +268,7 @@ class Residents:
         if (
             self.runtime.writes
             and self.runtime.writer.broken is None
-            and (due := queue.next_due(actor.state.rows)) is not None
+            and (due := rules.wakes_at(actor.state)) is not None
         ):
             self.runtime.timers.arm(stream, "due", lambda _: self.wake_soon(stream), at_wall=due)
 
@@ -281,14 +289,20 @@ class Residents:
             attachment.end(refusal.reason, at_once=True)
         if (over := self.over.pop(actor.stream, None)) is not None:
             over.set()
-        now, window_ns = self.runtime.ports.clock.now(), self.runtime.limits.restart_window_ms * 1_000_000
-        recent = [at for at in self._falls.pop(actor.stream, []) if now - at < window_ns]
-        self._falls[actor.stream] = [*recent, now][-self.runtime.limits.actor_restarts_max :]
+        if self.runtime.nursery is None or self.runtime.writer.refusal is not None:
+            return  # nobody is woken who could not write; whoever may write again recovers what is due
+        recent = self._recent_falls(actor.stream)
+        self._falls.pop(actor.stream, None)
+        kept = self.runtime.limits.actor_restarts_max + 1
+        self._falls[actor.stream] = [*recent, self.runtime.ports.clock.now()][-kept:]
         if len(self._falls) > FALLS_REMEMBERED:
             del self._falls[next(iter(self._falls))]
-        if self.runtime.nursery is None or self.runtime.writer.broken is not None:
-            return
         if len(recent) < self.runtime.limits.actor_restarts_max:
             self.wake_soon(actor.stream)
         elif error is not None:
             raise error
+
+    def _recent_falls(self, stream: str) -> list[int]:
+        window_ns = self.runtime.limits.restart_window_ms * 1_000_000
+        now = self.runtime.ports.clock.now()
+        return [at for at in self._falls.get(stream, []) if now - at < window_ns]

@@ -2,7 +2,7 @@
 
 What a file may say is judged in `machines/run_files.py`. A run that is imported lies in the journal as one that was
 written here: events with their instants in nanoseconds, and beside them the keys, so that a repeated key gets its first
-answer. Whoever calls holds the store alone, and writes under a lease of its own. Source: docs/runs.md.
+answer. Whoever calls holds the store alone. Source: docs/runs.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..core.instants import WallInstant, WallNanos, nanos_of
 from ..core.limits import Limits
 from ..core.ports import Clock, EventEncoder, EventStore, StoreError
 from ..core.reasons import Reason, Rejected
-from ..core.step import DUE_NEVER, Appended, Batch, StoredKey
+from ..core.step import DUE_NEVER, Appended, Batch, StorageFull, StoredKey, TooLarge
 from ..machines.run import ENDED, Numbered, Run, RunAppended, RunPruned, evolve_run
 from ..machines.run_checks import content_of, creation_content_of
 from ..machines.run_files import History, Imported, export_lines, read_histories
@@ -139,8 +139,10 @@ class RunFiles:
 
     def _append(self, batches: list[Batch]) -> None:
         for batch, result in zip(batches, self.store.append(batches), strict=True):
-            if not isinstance(result, Appended):
+            if isinstance(result, StorageFull | TooLarge):
                 raise StoreError(Reason.STORAGE_FULL, f"{batch.stream} found no room: {result}")
+            if not isinstance(result, Appended):
+                raise StoreError(Reason.STATE_IN_USE, f"{batch.stream} has another writer: {result}")
 
 
 def _id_of(stream: str) -> RunId:

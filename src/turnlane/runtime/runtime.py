@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import trio
@@ -20,8 +21,8 @@ from ..core.canonical import canonical_json, sha256_hex
 from ..core.given import Event
 from ..core.ids import DEFAULT_TENANT, SessionId, Tenant, TurnId, printable, session_stream, split_stream
 from ..core.limits import Limits
-from ..core.observations import AgentFailed, NodeDisowned
-from ..core.ports import Ports, StoreError, StoreStatus
+from ..core.observations import AgentFailed, AuthorityFell, NodeDisowned
+from ..core.ports import Lease, Ports, StoreError, StoreStatus
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.status import Blocker, RuntimeStatus, readiness, warnings
 from ..core.step import Kept, Position
@@ -31,10 +32,14 @@ from ..machines import session as rules
 from ..machines.overlap import Policy
 from ..machines.session import Session as SessionState
 from ..machines.session import SessionPhase
+from ..machines.session_state import Mode
+from ..machines.turn import LoseAuthority
 from . import attaching, statuses
 from .agent import Agent
 from .attachment import Attachment
+from .authority import Authority
 from .counts import Counts
+from .dispatch import DISPATCH, Dispatches, QueuePlace, withdraw
 from .handles import Session, event_of
 from .history import read_history
 from .pool import Permits, Window
@@ -62,6 +67,10 @@ class Runtime:
     quotas: Mapping[str, admission.Quotas] = field(factory=dict)
     write_mode: WriteMode = WriteMode.AUTHORITATIVE
     """Where it does not write: no lease, no epoch, no recovery, no actor's task; sessions are folded to be read."""
+    dispatch_mode: Mode = Mode.RUNTIME
+    """Who claims the rows of a session that has not chosen."""
+    owner: str = ""
+    """Who holds the lease: `<host>:<pid>:<runtime id>`."""
     epoch: int = 0
     phase: str = "opening"
     counts: Counts = field(factory=Counts)
@@ -78,6 +87,7 @@ class Runtime:
     streams: Streams = field(init=False)
     runs: Runs = field(init=False)
     workers: Workers = field(init=False)
+    authority: Authority = field(init=False)
     writer: JournalWriter = field(init=False)
     timers: Timers = field(init=False)
     window: Window = field(init=False)
@@ -92,16 +102,25 @@ class Runtime:
         limits = self.ports.limits
         self.store_status = self.ports.store.status()
         self.residents = Residents(self)
-        self.streams = Streams(self, kinds={WORKER.name: WORKER})
-        self.runs, self.workers = Runs(self), Workers(self)
+        self.streams = Streams(self, kinds={kind.name: kind for kind in (WORKER, DISPATCH)})
+        self.runs, self.workers = Runs(self), Workers(self, partial(withdraw, self))
         self.window = Window(limits)
         self.permits = Permits(limits.turns_active_max)
         self.timers = Timers(self.ports.clock, limits)
+        self.authority = Authority(self.ports, self.owner or self.claim_owner)
         self.writer = JournalWriter(
-            self.ports.store, self.ports.commit_hop, self.ports.clock, limits, self.window, self.observe
+            self.ports.store,
+            self.ports.commit_hop,
+            self.ports.clock,
+            limits,
+            self.window,
+            self.observe,
+            silent=self.authority.refusal,
+            on_stale=self.authority.stale_at_store,
         )
         if (refusal := self.write_mode.refusal()) is not None:
             self.writer.forbidden = Refused.of(refusal)
+            self.authority.only_look()
 
     @property
     def limits(self) -> Limits:
@@ -121,7 +140,7 @@ class Runtime:
 
     @property
     def draining(self) -> bool:
-        return self.phase == "draining"
+        return self.phase == "draining" or self.authority.ordered is not None
 
     # life
 
@@ -129,36 +148,82 @@ class Runtime:
     async def live(self) -> AsyncIterator[Runtime]:
         """Take the lease, recover what is unfinished, serve; on leaving drain (bounded), then cancel."""
         if self.writes:
-            lease = self.ports.leases.acquire("runtime", self.claim_owner, self.id, self.ports.clock.wall())
-            if isinstance(lease, Rejected):
-                raise Refused.of(lease)
-            self.epoch = lease.epoch
-        async with trio.open_nursery() as services:
-            services.start_soon(self.writer.run, name="journal writer")
-            try:
-                async with trio.open_nursery() as self.nodes:
-                    async with trio.open_nursery() as self.nursery:
-                        self.nursery.start_soon(self.timers.run, name="timers")
-                        self.nursery.start_soon(self.residents.sweep_idle, name="idle sessions")
-                        self.nursery.start_soon(self._watch_store, name="store status")
-                        self.phase = "recovering"
-                        if self.writes:
-                            await self.residents.recover()
-                        self.phase = "serving"
-                        yield self
-                        await self._drain()
-                        self.nursery.cancel_scope.cancel(reason="the runtime is closing")
-                    self.nursery = None
-                    self._warn_of_disowned()
-                self.nodes = None
-            finally:
-                self.nursery = self.nodes = None
-                self.phase = "closed"
-                self.writer.close()
-        # A journal that broke keeps nothing; whoever opens it next gets the next epoch anyway.
-        if self.writes:
-            with suppress(StoreError):
-                self.ports.leases.release("runtime", self.claim_owner, self.epoch)
+            self.epoch = (await self.authority.acquire()).epoch
+        try:
+            async with trio.open_nursery() as services:
+                services.start_soon(self.writer.run, name="journal writer")
+                holding = trio.CancelScope()
+                if self.writes:
+                    services.start_soon(self._hold, holding, name="authority")
+                try:
+                    async with trio.open_nursery() as self.nodes:
+                        async with trio.open_nursery() as self.nursery:
+                            self.nursery.start_soon(self.timers.run, name="timers")
+                            self.nursery.start_soon(self.residents.sweep_idle, name="idle sessions")
+                            self.nursery.start_soon(self._watch_store, name="store status")
+                            self.phase = "recovering"
+                            if self.writes:
+                                await self.residents.recover()
+                            self.phase = "serving"
+                            yield self
+                            await self._drain()
+                            self.nursery.cancel_scope.cancel(reason="the runtime is closing")
+                        self.nursery = None
+                        self._warn_of_disowned()
+                    self.nodes = None
+                finally:
+                    self.nursery = self.nodes = None
+                    self.phase = "closed"
+                    self.writer.close()
+                    holding.cancel(reason="the runtime is closed")
+        finally:
+            # Nothing of us can be written any more: whoever comes next need not wait. A broken journal keeps nothing.
+            if self.writes:
+                with suppress(StoreError):
+                    self.authority.release()
+
+    async def _hold(self, holding: trio.CancelScope) -> None:
+        with holding:
+            await self.authority.keep(self.deauthorize, self._regained, self._end_in_order)
+
+    def deauthorize(self, error: StoreError) -> None:
+        """The lease is gone: everything of the scope leaves memory, its turns and attachments with it."""
+        marks.sometimes(bool(self.actors), "runtime.deauthorized_with_sessions")
+        self.observe(AuthorityFell(self.authority.scope, self.epoch, error.message))
+        for actor in list(self.actors.values()):
+            actor.deauthorize(error)
+        self.streams.forget_all()
+        if self.authority.replaced is not None:
+            self.writer.fail(self.authority.replaced)
+
+    async def _regained(self, lease: Lease) -> None:
+        """A lease again, under another epoch: what is unfinished is taken up as after a start."""
+        self.epoch = lease.epoch
+        if self.nursery is None:
+            return
+        if self.phase == "serving":
+            self.phase = "recovering"
+        try:
+            await self.residents.recover()
+        except StoreError as error:
+            self.writer.fail(error)
+        if self.phase == "recovering":
+            self.phase = "serving"
+
+    async def _end_in_order(self) -> None:
+        """Told in time: no new turns, open ones may finish, the rest is ended by us; then the lease is given back."""
+        ladder_ns = self.limits.cancel_total_ms_max * 1_000_000
+        left_s = (self.authority.bound - ladder_ns - self.ports.clock.now()) / 1e9
+        with trio.move_on_after(max(0.0, left_s)):
+            await self._until_no_turn_is_open()
+        for actor in [actor for actor in self.actors.values() if actor.turn is not None]:
+            actor.post(LoseAuthority("authority"))
+        await self._until_no_turn_is_open()
+        with suppress(StoreError):
+            self.authority.release()
+
+    def refused_stale(self, at: str) -> None:
+        self.authority.refused_stale[at] += 1
 
     @marks.on_cancel("resumable")
     async def drain(self) -> None:
@@ -168,9 +233,12 @@ class Runtime:
     async def _drain(self) -> None:
         self.phase = "draining"
         with trio.move_on_after(self.limits.host_drain_ms_max / 1000):
-            while any(actor.turn is not None for actor in self.actors.values()):
-                self._turn_ended = trio.Event()
-                await self._turn_ended.wait()
+            await self._until_no_turn_is_open()
+
+    async def _until_no_turn_is_open(self) -> None:
+        while any(actor.turn is not None for actor in self.actors.values()):
+            self._turn_ended = trio.Event()
+            await self._turn_ended.wait()
 
     def _warn_of_disowned(self) -> None:
         for turn in self.disowned.values():
@@ -208,6 +276,7 @@ class Runtime:
         metadata: Any = None,
         tenant: str = DEFAULT_TENANT,
         key: str | None = None,
+        dispatch_mode: str | None = None,
     ) -> Session:
         """Open a session, or take up the one that is there (not an error). See `opened` for the bare answer."""
         return (
@@ -219,6 +288,7 @@ class Runtime:
                 metadata=metadata,
                 tenant=tenant,
                 key=key,
+                dispatch_mode=dispatch_mode,
             )
         )[0]
 
@@ -233,6 +303,7 @@ class Runtime:
         metadata: Any = None,
         tenant: str = DEFAULT_TENANT,
         key: str | None = None,
+        dispatch_mode: str | None = None,
         may_create: Callable[[], Rejected | None] = lambda: None,
     ) -> tuple[Session, rules.OpenAnswer, bool]:
         """The session, the answer (`created`), and whether the key had been used before.
@@ -245,27 +316,33 @@ class Runtime:
                 message = f"{name} must be 1 to 128 printable characters"
                 raise Refused(Reason.INVALID_PARAMS, message, data={"path": f"params.{name}"})
         if metadata is not None:
-            self._check_size(metadata, self.limits.dispatch_metadata_bytes_max, "metadata")
-        chosen = profile or next(iter(self.agents))
+            self.check_size(metadata, self.limits.dispatch_metadata_bytes_max, "metadata")
+        chosen = profile or next(iter(self.agents), "default")
         bundle = self.ports.plans.bundle(chosen)
         if isinstance(bundle, Rejected):
             raise Refused.of(bundle)
         policy = Policy(overlap or bundle.profile.overlap)
+        mode = None if dispatch_mode is None else Mode(dispatch_mode)
         name = await self._name_of(session_id, external, Tenant(tenant), may_create)
         stream = session_stream(Tenant(tenant), name)
         actor = await self.residents.awake(stream)
         if actor.state.phase is SessionPhase.ABSENT:
             _or_raise(may_create())
             self._admit_session(Tenant(tenant))
-        command = rules.CreateSession(name, Tenant(tenant), chosen, policy, metadata, external)
+        command = rules.CreateSession(name, Tenant(tenant), chosen, policy, metadata, external, mode=mode)
         handle = Session(self, actor)
         content = ["open", session_id, external, profile, overlap, metadata]
+        content += [] if dispatch_mode is None else [dispatch_mode]
         try:
             answered = await handle.ask(command, key, content)
         finally:
             if actor.state.phase is SessionPhase.ABSENT and passable(actor):
                 self.actors.pop(stream, None)
         return handle, answered.value, answered.duplicate
+
+    def queue(self, name: str = "main", tenant: str = DEFAULT_TENANT) -> Dispatches:
+        """The deliveries of a queue. It exists with its first dispatch."""
+        return Dispatches(self, QueuePlace(self, Tenant(tenant), name))
 
     @marks.on_cancel("resumable")
     async def session(self, session_id: str, tenant: str = DEFAULT_TENANT) -> Session:
@@ -405,9 +482,9 @@ class Runtime:
         if not isinstance(given, dict | list | str) or not given:
             message = "the input must be a non-empty object, list of parts or text"
             raise Refused(Reason.INVALID_PARAMS, message, data={"path": "params.input"})
-        self._check_size(given, self.limits.dispatch_input_bytes_max, "input")
+        self.check_size(given, self.limits.dispatch_input_bytes_max, "input")
 
-    def _check_size(self, value: Any, bytes_max: int, name: str) -> None:
+    def check_size(self, value: Any, bytes_max: int, name: str) -> None:
         try:
             size = len(canonical_json(value))
         except (TypeError, ValueError) as error:

@@ -18,15 +18,17 @@ from ..core import marks
 from ..core.evolving import evolve
 from ..core.ids import DispatchId, SessionId, Tenant, TurnId
 from ..core.observations import TurnEnded, TurnFenced
+from ..core.ports import StoreError
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.step import StoredKey
 from ..machines import dispatch as queue
-from ..machines import effects_ledger, requests
+from ..machines import effects_ledger, queue_state, requests, turn_rows
 from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.fence import FenceView
 from ..machines.plan import freeze
 from ..machines.session import Session, SessionPhase
+from ..machines.session_state import Mode
 from .egress import Egress
 from .gate import GateBook
 from .lanes import LaneStatus
@@ -48,7 +50,9 @@ TOGETHER = (turns.SteerTurn, requests.AnswerRequest)
 
 TURN_KEY = "\x01turn/"
 EFFECT_KEY = "\x01effect/"
-"""Keys of the store's own, which no client can spell: ends of turns and results of effects, beyond memory."""
+END_KEY = "\x01end/"
+"""Keys of the store's own, which no client can spell: ends of turns, results of effects and ends of rows that a host
+program drove, beyond memory."""
 
 
 @define(slots=True, eq=False)
@@ -110,7 +114,9 @@ class SessionActor:
 
     def _at_work(self) -> Work:
         mailbox = Mailbox(self.stream, self.runtime.limits, self.runtime.observe)
-        work = self._work = Work(mailbox, Egress(self.owner, self.outlets, self.runtime.counts))
+        work = self._work = Work(
+            mailbox, Egress(self.owner, self.outlets, self.runtime.counts, self.runtime.refused_stale)
+        )
         return work
 
     # the mailbox
@@ -183,6 +189,8 @@ class SessionActor:
     async def _live(self, nursery: trio.Nursery) -> None:
         while True:
             await self._empty_mailbox()
+            if self.owner.lost is not None:
+                raise self.owner.lost
             self.runtime.residents.keep_snapshot(self)
             if await self._pump():
                 continue
@@ -305,6 +313,8 @@ class SessionActor:
             effect = effects_ledger.of_id(state.effects, event.effect)
             assert effect is not None
             yield StoredKey(EFFECT_KEY + effect.effect_key, b"", encode(effect))
+        elif isinstance(event, queue.ENDS) and (row := state.ended_rows.get(event.dispatch)) is not None:
+            yield StoredKey(END_KEY + event.dispatch, b"", encode(row))
 
     # what the shell adds to a command before it is judged
 
@@ -319,6 +329,10 @@ class SessionActor:
                 known = await self.owner.find_key(EFFECT_KEY + command.effect_key)
                 effect = None if known is None else self.runtime.ports.encoder.decode_answer(known.answer)
                 return evolve(command, known=effect)
+            case queue_state.StartDispatch() | turn_rows.StartClaimed() if command.dispatch in self.state.rows:
+                row = self.state.rows[command.dispatch]
+                plan = self._plan(row.turn, row.deadline_ms, row.on_detach)
+                return evolve(command, plan=plan, gate=self.runtime.admit(self, row.deferrals))
             case rules.CloseSession():
                 return evolve(command, accepted_at=envelope.accepted_at)
             case turns.CommitTurn() if self.turn is not None and self.turn.output_lost:
@@ -390,7 +404,9 @@ class SessionActor:
         state = self.state
         if state.turn is not None or not state.rows or self.runtime.draining or not self.runtime.serving:
             return False
-        row = queue.next_row(state.rows, self.runtime.ports.clock.wall())
+        if state.mode is not Mode.RUNTIME:
+            return False  # a host program and its workers claim them
+        row = queue.next_row(state.rows, self.runtime.ports.clock.wall(), state.ring)
         if row is None:
             if (at := queue.next_due(state.rows)) is not None:
                 self.runtime.timers.arm(self.stream, "due", lambda _: self.ring(), at_wall=at)
@@ -548,6 +564,14 @@ class SessionActor:
         """
         self._work = None
         self.owner.perform = self.owner.stamp = self.owner.on_output_lost = _left_memory
+
+    def deauthorize(self, error: StoreError) -> None:
+        """This process may not write any more: fall now, or as soon as the task looks up."""
+        self.owner.lose(error)
+        if self.running:
+            self.mailbox.bell.ring()
+        else:
+            self._fall(Refused(error.reason, error.message))
 
     def _fall(self, refusal: Refused, error: Exception | None = None) -> None:
         for envelope in self.mailbox.clear():

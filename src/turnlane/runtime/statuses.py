@@ -122,6 +122,7 @@ def runtime_status(runtime: Runtime) -> RuntimeStatus:
         len(runtime.actors) > len(listed),
         tuple(asdict(lane) | {"owner": stream} for stream in listed for lane in runtime.actors[stream].lanes()),
         runtime.write_mode,
+        (runtime.authority.status(),),
     )
 
 

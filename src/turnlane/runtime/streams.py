@@ -62,7 +62,10 @@ class Kind:
     """The effects that are still wished after a fold."""
     perform: Callable[[Runtime, Tenant, str, Any], None] = _nothing_else
     """Does an effect that is not about a timer. Synchronous; must not block or raise."""
-    extra_keys: ExtraKeys | None = None
+    keys_of: Callable[[Callable[[Any], bytes]], ExtraKeys] | None = None
+    """Keys of the store's own that an event leaves, given how an answer is encoded."""
+    timer: Callable[[str], Any] = TimerFired
+    """The command that a timer of the stream becomes, given its key."""
 
 
 @frozen
@@ -78,6 +81,7 @@ class Answered:
 @define(slots=True, eq=False)
 class _Folded:
     owner: StreamOwner[Any]
+    extra_keys: ExtraKeys | None = None
     turn: trio.Lock = field(factory=trio.Lock)
     """Who may enter; trio's lock is first come, first served."""
 
@@ -114,7 +118,7 @@ class Streams:
                     continue  # it fell while we waited
                 if (refusal := kind.refuses(folded.owner.state, command)) is not None:
                     raise Refused.of(refusal)
-                answer = await folded.owner.handle(command, keyed, kind.extra_keys)
+                answer = await folded.owner.handle(command, keyed, folded.extra_keys)
                 head = folded.owner.tail.head
                 self.announce(stream, head)
             except OwnerLost as lost:
@@ -193,6 +197,12 @@ class Streams:
         """Out of memory: the next use folds it anew."""
         self._folded.pop(stream, None)
 
+    def forget_all(self) -> None:
+        """The lease is gone: whoever is inside is refused by the store, and what is used next is folded anew."""
+        for stream in self._folded:
+            self.runtime.timers.drop_all(stream)
+        self._folded.clear()
+
     # memory
 
     async def _entered(self, kind: Kind, stream: str) -> _Folded:
@@ -231,7 +241,10 @@ class Streams:
             del self._folding[stream]
             folding.set()
         self._make_room()
-        folded = self._folded[stream] = _Folded(self._owner(kind, stream, state, head))
+        folded = self._folded[stream] = _Folded(
+            self._owner(kind, stream, state, head),
+            None if kind.keys_of is None else kind.keys_of(ports.encoder.encode_answer),
+        )
         if runtime.writes:
             for effect in kind.recovered(state, ports.clock.wall(), runtime.limits):
                 self._perform(kind, stream, effect)
@@ -249,7 +262,7 @@ class Streams:
                 kind.perform(self.runtime, tenant, name, effect)
 
     def _fired(self, kind: Kind, tenant: Tenant, name: str, key: str) -> None:
-        self.soon(kind, tenant, name, TimerFired(key))
+        self.soon(kind, tenant, name, kind.timer(key))
 
     def _owner(self, kind: Kind, stream: str, state: Any, head: int) -> StreamOwner[Any]:
         runtime, ports = self.runtime, self.runtime.ports

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, field
@@ -18,6 +19,7 @@ from ..core.ids import Tenant, stream_of, uuid7_of
 from ..core.owners import Owner
 from ..core.reasons import Reason, Refused, Rejected
 from ..machines import worker as rules
+from ..machines.queue_state import Holder
 from .owner import Keyed, Rules
 from .streams import Kind
 
@@ -51,6 +53,8 @@ class Workers:
     """All workers of one runtime. Answers are `(worker, duplicate)`."""
 
     runtime: Runtime
+    on_withdrawal: Callable[[Tenant, rules.Worker, Reason], None] = lambda _tenant, _worker, _reason: None
+    """Ends what a worker holds that will do nothing more. Must not block."""
     _beats: OrderedDict[str, rules.Beats] = field(factory=OrderedDict)
 
     @marks.on_cancel("resumable")
@@ -165,6 +169,14 @@ class Workers:
         return state.owner if state.known else None
 
     @marks.on_cancel("resumable")
+    async def holder(self, worker_id: str, tenant: str = "default") -> Holder | None:
+        """What a queue looks at when this one claims; None for one that is not registered."""
+        state: rules.Worker = (await self.runtime.streams.state(WORKER, Tenant(tenant), worker_id))[0]
+        if not state.known:
+            return None
+        return Holder(state.status.value, state.stalled, len(state.assigned))
+
+    @marks.on_cancel("resumable")
     async def list(
         self, owner: Owner, after: str = "", limit: int = 100, *, tenant: str = "default"
     ) -> tuple[list[rules.Worker], str | None]:
@@ -178,7 +190,13 @@ class Workers:
         return rules.worker_json(state, self.runtime.ports.clock.wall(), self.runtime.limits)
 
     def withdraw(self, tenant: Tenant, worker_id: str, reason: str) -> None:
-        """End every hold of a worker that has stopped or failed."""
+        """A worker has stopped or failed: what it holds is ended, once its state is at hand."""
+        if self.runtime.nursery is not None:
+            self.runtime.nursery.start_soon(self._withdraw, tenant, worker_id, Reason(reason))
+
+    async def _withdraw(self, tenant: Tenant, worker_id: str, reason: Reason) -> None:
+        with suppress(Refused):
+            self.on_withdrawal(tenant, await self.read(worker_id, tenant=tenant), reason)
 
     async def _ask(
         self, tenant: str, name: str, command: Any, key: str | None, content: Any

@@ -19,11 +19,12 @@ import trio
 from attrs import define, field, frozen
 
 from ..core import marks
+from ..core.ids import Epoch
 from ..core.limits import Limits
 from ..core.observations import GroupCommitted
 from ..core.ports import Clock, EventStore, Hop, JournalBroken, JournalClosed, StoreError
 from ..core.reasons import Reason, Refused
-from ..core.step import Appended, AppendResult, Batch, Duplicate, InDoubt, WrongSeq
+from ..core.step import Appended, AppendResult, Batch, Duplicate, InDoubt, StaleEpoch, WrongSeq
 from .lanes import Doorbell
 from .pool import Window
 
@@ -132,6 +133,9 @@ class JournalWriter:
     observe: Callable[[object], None]
     forbidden: Refused | None = None
     """Set where this runtime may not write at all (core/write_mode.py)."""
+    silent: Callable[[], StoreError | None] = lambda: None
+    """Why this process may not write now: its lease ran out. Unlike what is broken, that may pass."""
+    on_stale: Callable[[Epoch], None] = lambda _: None
     broken: StoreError | None = None
     _waiting: Backlog = field(factory=Backlog)
     _calls: deque[_Call[Any]] = field(factory=deque)
@@ -208,7 +212,7 @@ class JournalWriter:
             return self.broken
         if self._closing:
             return JournalClosed(Reason.JOURNAL_BROKEN, "the journal is closed: nothing is kept any more")
-        return None
+        return self.silent()
 
     async def _commit_group(self) -> None:
         most = 1 if marks.buggify("writer.group_of_one") else self.limits.commit_batches_max
@@ -242,6 +246,8 @@ class JournalWriter:
         """One transaction. What broke the journal is the outcome of all of them, and of what waits behind."""
         if self.broken is not None:
             return [(ticket, self.broken) for ticket in group]
+        if (silent := self.silent()) is not None:
+            return [(ticket, silent) for ticket in group]
         self._under_way_since = began = self.clock.now()
         outcomes: list[Outcome]
         try:
@@ -259,6 +265,9 @@ class JournalWriter:
             raise
         finally:
             self._under_way_since = 0
+        for outcome in outcomes:
+            if isinstance(outcome, StaleEpoch):
+                self.on_stale(outcome.current)
         marks.sometimes(len(group) >= 4, "writer.group_of_many")
         took = (self.clock.now() - began) / 1e9
         self.observe(GroupCommitted(len(group), sum(len(ticket.batch.events) for ticket in group), took))

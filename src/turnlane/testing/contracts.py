@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 from turnlane.core.instants import Instant, WallInstant
-from turnlane.core.ports import StoreError
+from turnlane.core.ports import LeasePhase, StoreError
 from turnlane.core.reasons import Reason, Rejected
 from turnlane.core.step import (
     DUE_NEVER,
@@ -168,6 +168,21 @@ async def _the_stale_writer_loses(store: Any) -> None:
     assert len((await store.read(STREAM, 0, 100)).events) == 3, "what was refused leaves no trace"
     assert isinstance((await store.append([batch(3, 0, epoch=5)]))[0], Appended), "a batch may have no events"
     assert await store.append([batch(3, 1, epoch=4)]) == [StaleEpoch(5)], "an append without events raises the epoch"
+
+
+async def _a_fence_holds_for_every_stream(store: Any) -> None:
+    """After `fence(epoch)` no stream takes a batch of a lower epoch, also one that was never written; it only rises."""
+    key = StoredKey("k", b"d" * 16, b"")
+    await store.append([batch(0, 1, epoch=2, keys=(key,))])
+    await store.fence(4)
+    assert await store.append([batch(1, 1, epoch=3)]) == [StaleEpoch(4)], "a lower epoch is refused with the fence"
+    assert await store.append([batch(0, 1, stream=OTHER, epoch=3)]) == [StaleEpoch(4)], "in every stream"
+    assert await store.streams("", "", 9) == [STREAM], "and nothing of it is kept"
+    assert await store.append([batch(1, 1, epoch=2, keys=(key,))]) == [Duplicate(key)], "a known key comes before it"
+    await store.fence(1)
+    assert await store.append([batch(1, 1, epoch=3)]) == [StaleEpoch(4)], "a fence only rises"
+    told = await store.append([batch(1, 1, epoch=4), batch(0, 1, stream=OTHER, epoch=4)])
+    assert [type(one) for one in told] == [Appended] * 2, f"the epoch of the fence is taken: {told}"
 
 
 async def _a_batch_falls_alone(store: Any) -> None:
@@ -460,6 +475,7 @@ async def _what_was_kept_is_there_after_reopening(store: Any, again: Callable[[]
     await store.save_cursor(STREAM, "client", Position(2, 1))
     await store.save_snapshot(STREAM, 1, b"state")
     await store.save_checkpoint("projection", b"17")
+    await store.fence(4)
     await store.close()
     async with again() as subject:
         reopened = _Awaited(subject)
@@ -473,7 +489,9 @@ async def _what_was_kept_is_there_after_reopening(store: Any, again: Callable[[]
         assert await reopened.load_snapshot(STREAM) == (1, b"state"), "snapshots are there"
         assert await reopened.load_checkpoint("projection") == b"17", "checkpoints are there"
         assert (reopened.log_epoch, reopened.cursor_key) == (epoch, secret), "log epoch and cursor key are the same"
-        assert await reopened.append([batch(5, 1, epoch=2)]) == [StaleEpoch(3)], "an older life stays fenced"
+        for stream, head in ((STREAM, 5), (OTHER, 2)):
+            told = await reopened.append([batch(head, 1, stream=stream, epoch=3)])
+            assert told == [StaleEpoch(4)], "an older life stays fenced"
         told = (await reopened.append([batch(5, 1, epoch=4)]))[0]
         assert isinstance(told, Appended) and told.head == 6, "appends go on at the head"
         everything = [event.position for _, event in await reopened.read_all(0, 99)]
@@ -488,6 +506,7 @@ EVENT_STORE_CLAUSES: Final = (
     _a_batch_falls_alone,
     _keys_are_remembered,
     _checks_have_an_order,
+    _a_fence_holds_for_every_stream,
     _positions_order_the_store,
     _pages_are_contiguous,
     _lanes_are_contiguous_in_themselves,
@@ -505,71 +524,204 @@ EVENT_STORE_CLAUSES: Final = (
 )
 
 
-async def check_lease_store(open_leases: Callable[[], Any], *, reopen: Reopen | None = None) -> None:
-    """All clauses of the port `LeaseStore`; each on a lease store of its own. `reopen` as for `check_event_store`."""
+async def check_lease_store(
+    open_leases: Callable[[], Any],
+    *,
+    reopen: Reopen | None = None,
+    store_of: Callable[[Any], Any] | None = None,
+) -> None:
+    """All clauses of the port `LeaseStore`; each on a lease store of its own. `reopen` as for `check_event_store`.
+
+    `store_of(leases)` gives the event store that they fence; without it nothing is said about the fence.
+    """
     await _check(LEASE_STORE_CLAUSES, open_leases)
+    if store_of is not None:
+        with clause_named(_a_grant_fences_every_stream):
+            async with opened(open_leases()) as subject:
+                await _a_grant_fences_every_stream(_Awaited(subject), _Awaited(store_of(subject)))
     if reopen is not None:
         await _check_reopened(_an_epoch_is_never_forgotten, open_leases, reopen)
+
+
+S: Final = 1_000_000
+"""Microseconds in a second: leases are on the wall clock."""
+TTL_MS: Final = 5_000
+
+
+def _at(seconds: float) -> WallInstant:
+    return WallInstant(int(seconds * S))
+
+
+async def _acquired(leases: Any, owner: str, lease: str, at: float, scope: str = "runtime") -> Any:
+    return await leases.acquire(scope, owner, lease, _at(at), ttl_ms=TTL_MS)
+
+
+async def _renewed(leases: Any, owner: str, epoch: int, at: float, **how: Any) -> Any:
+    return await leases.renew("runtime", owner, epoch, _at(at), **({"ttl_ms": TTL_MS} | how))
+
+
+def _no(answer: Any, reason: Reason, clause: str) -> None:
+    assert isinstance(answer, Rejected) and answer.reason is reason, f"{clause}: {answer}"
 
 
 async def _every_life_has_its_epoch(leases: Any) -> None:
     """The first grant of a scope has epoch 1; the same life keeps its lease, any other raises the epoch."""
     assert await leases.read("runtime") is None, "a scope that was never granted has no lease"
-    first = await leases.acquire("runtime", "host-1", "life-1", WallInstant(10))
-    assert (first.epoch, first.granted_at) == (1, 10), f"the first epoch is 1: {first}"
+    first = await _acquired(leases, "host-1", "life-1", 10)
+    assert (first.epoch, first.granted_at, first.phase) == (1, _at(10), LeasePhase.HELD), f"first epoch is 1: {first}"
+    assert first.leased_until == _at(15), f"it lasts from now: {first}"
     assert await leases.read("runtime") == first, "what was granted is read"
-    assert await leases.acquire("runtime", "host-1", "life-1", WallInstant(20)) == first, "the same life keeps it"
-    second = await leases.acquire("runtime", "host-1", "life-2", WallInstant(30))
-    assert second.epoch == 2, "another life raises the epoch"
-    third = await leases.acquire("runtime", "host-2", "life-2", WallInstant(40))
-    assert third.epoch == 3, "another owner raises the epoch"
-    assert await leases.read("runtime") == third, "the last grant is read"
-    other = await leases.acquire("default/session/s", "host-2", "life-3", WallInstant(60))
+    same = await _acquired(leases, "host-1", "life-1", 12)
+    assert (same.epoch, same.granted_at, same.leased_until) == (1, _at(10), _at(17)), f"the same life keeps it: {same}"
+    second = await _acquired(leases, "host-1", "life-2", 13)
+    assert (second.epoch, second.granted_at) == (2, _at(13)), "another life of the same owner raises the epoch"
+    assert await leases.read("runtime") == second, "the last grant is read"
+    other = await _acquired(leases, "host-2", "life-3", 14, "session/s")
     assert other.epoch == 1, "scopes have epochs of their own"
+
+
+async def _one_owner_at_a_time(leases: Any) -> None:
+    """While a lease lasts nobody else gets it, and is told whose it is; once it ran out anybody does."""
+    held = await _acquired(leases, "host-1", "life-1", 10)
+    refused = await _acquired(leases, "host-2", "life-2", 14.999)
+    _no(refused, Reason.LEASE_HELD, "a lease that lasts is its owner's")
+    assert (refused.data["owner"], refused.data["leased_until"]) == ("host-1", _at(15)), f"it says whose: {refused}"
+    assert await leases.read("runtime") == held, "a refused acquire changes nothing"
+    taken = await _acquired(leases, "host-2", "life-2", 15)
+    assert (taken.owner, taken.epoch) == ("host-2", 2), (
+        f"a lease that ran out is anybody's, under the next epoch: {taken}"
+    )
+    _no(await _renewed(leases, "host-1", 1, 16), Reason.STALE_EPOCH_REJECT, "the former owner cannot renew")
+    _no(await leases.release("runtime", "host-1", 1, _at(16)), Reason.STALE_EPOCH_REJECT, "nor release what is not his")
+    assert await leases.read("runtime") == taken, "and what he is refused changes nothing"
+
+
+async def _the_holder_renews(leases: Any) -> None:
+    """A renewal needs owner and epoch of the last grant, and comes before the end; it never shortens a lease."""
+    _no(await _renewed(leases, "host-1", 0, 9), Reason.LEASE_NOT_HELD, "what was never granted cannot be renewed")
+    await _acquired(leases, "host-1", "life-1", 10)
+    longer = await _renewed(leases, "host-1", 1, 12)
+    assert (longer.epoch, longer.leased_until, longer.granted_at) == (1, _at(17), _at(10)), (
+        f"a renewal extends: {longer}"
+    )
+    assert await leases.read("runtime") == longer, "and is read"
+    _no(await _renewed(leases, "host-2", 1, 13), Reason.LEASE_OWNER_MISMATCH, "another owner cannot renew")
+    refused = await _renewed(leases, "host-1", 2, 13)
+    _no(refused, Reason.STALE_EPOCH_REJECT, "an epoch that is named raises nothing")
+    assert refused.data["epoch"] == 1, f"and the current one is told: {refused}"
+    same = await _renewed(leases, "host-1", 1, 12, ttl_ms=1_000)
+    assert same.leased_until == _at(17), f"a renewal never shortens: {same}"
+    until = await _renewed(leases, "host-1", 1, 13, ttl_ms=None, until=_at(100), lease_id="life-2")
+    assert (until.leased_until, until.lease_id) == (_at(100), "life-2"), f"an instant may be named, and an id: {until}"
+    _no(await _renewed(leases, "host-1", 1, 100), Reason.LEASE_EXPIRED, "what ran out is acquired anew")
+    bad = await leases.renew("runtime", "host-1", 1, _at(14), ttl_ms=1)
+    _no(bad, Reason.INVALID_PARAMS, "a lease lasts as long as the limits say")
+
+
+async def _a_clock_that_steps_back_revives_nothing(leases: Any) -> None:
+    """What the lease store has seen of time stays seen: a lease that ran out does not come back."""
+    await _acquired(leases, "host-1", "life-1", 10)
+    taken = await _acquired(leases, "host-2", "life-2", 60)
+    assert taken.epoch == 2, "it ran out by then"
+    kept = await _renewed(leases, "host-2", 2, 20)
+    assert kept.leased_until == taken.leased_until, f"a clock that is behind makes no lease shorter: {kept}"
+    _no(await _acquired(leases, "host-1", "life-1", 11), Reason.LEASE_HELD, "nor does it bring a former one back")
+
+
+async def _a_lost_lease_is_of_no_use(leases: Any) -> None:
+    """A lease that is lost cannot be renewed, the first reason stays, and anybody may acquire."""
+    _no(await leases.lose("runtime", "operator", _at(9)), Reason.LEASE_NOT_HELD, "there is nothing to lose")
+    await _acquired(leases, "host-1", "life-1", 10)
+    lost = await leases.lose("runtime", "operator", _at(11))
+    assert (lost.phase, lost.lost_reason, lost.owner) == (LeasePhase.LOST, "operator", "host-1"), f"it is lost: {lost}"
+    assert (await leases.lose("runtime", "again", _at(12))).lost_reason == "operator", "the first reason stays"
+    _no(await _renewed(leases, "host-1", 1, 12), Reason.LEASE_LOST, "the old owner can do nothing with it")
+    taken = await _acquired(leases, "host-2", "life-2", 12)
+    assert (taken.epoch, taken.lost_reason) == (2, None), f"anybody gets it, under the next epoch: {taken}"
+
+
+async def _a_holder_may_be_told_in_time(leases: Any) -> None:
+    """With `grace_ms` a lease ends then, is not renewed, and is nobody else's before."""
+    await _acquired(leases, "host-1", "life-1", 10)
+    told = await leases.lose("runtime", "hand-over", _at(11), grace_ms=2_000)
+    assert (told.phase, told.leased_until, told.draining) == (LeasePhase.HELD, _at(13), "hand-over"), f"told: {told}"
+    refused = await _renewed(leases, "host-1", 1, 12)
+    _no(refused, Reason.LEASE_LOST, "it is not renewed")
+    assert refused.data["until"] == _at(13), f"and it is said until when it lasts: {refused}"
+    _no(await _acquired(leases, "host-2", "life-2", 12.9), Reason.LEASE_HELD, "nobody else gets it before")
+    assert (await _acquired(leases, "host-2", "life-2", 13)).epoch == 2, "anybody does then"
 
 
 async def _only_the_holder_releases(leases: Any) -> None:
     """A release needs owner and epoch of the last grant; it may be repeated, and the epoch is remembered over it."""
-    assert await leases.release("runtime", "host-1", 1) is False, "what was never granted cannot be released"
-    await leases.acquire("runtime", "host-1", "life-1", WallInstant(10))
-    last = await leases.acquire("runtime", "host-2", "life-2", WallInstant(20))
-    assert await leases.release("runtime", "host-1", 1) is False, "an older life cannot release"
-    assert await leases.release("runtime", "host-2", 1) is False, "an older epoch cannot release"
-    assert await leases.release("runtime", "host-1", 2) is False, "another owner cannot release"
+    never = await leases.release("runtime", "host-1", 1, _at(9))
+    _no(never, Reason.STALE_EPOCH_REJECT, "what was never granted cannot be released")
+    last = await _acquired(leases, "host-2", "life-2", 10)
+    other = await leases.release("runtime", "host-1", 1, _at(11))
+    _no(other, Reason.LEASE_OWNER_MISMATCH, "another owner cannot release")
     assert await leases.read("runtime") == last, "a refused release changes nothing"
-    assert await leases.release("runtime", "host-2", 2) is True, "the holder releases"
-    assert await leases.read("runtime") is None, "a released scope has no lease"
-    assert await leases.release("runtime", "host-2", 2) is True, "a second release of the same is no failure"
-    again = await leases.acquire("runtime", "host-2", "life-2", WallInstant(30))
-    assert again.epoch == 3, "the epoch is remembered over a release, also for the same life"
+    free = await leases.release("runtime", "host-2", 1, _at(11))
+    assert (free.phase, free.epoch) == (LeasePhase.FREE, 1), f"the holder releases: {free}"
+    read = await leases.read("runtime")
+    assert read is not None and read.phase is LeasePhase.FREE, "what was released is read as free"
+    again = await leases.release("runtime", "host-2", 1, _at(12))
+    assert again.phase is LeasePhase.FREE, f"a second release of the same is no failure: {again}"
+    _no(await _renewed(leases, "host-2", 1, 12), Reason.LEASE_NOT_HELD, "what is free cannot be renewed")
+    anew = await _acquired(leases, "host-2", "life-2", 12)
+    assert anew.epoch == 2, "the epoch is remembered over a release, also for the same life"
 
 
 async def _a_holder_has_a_name(leases: Any) -> None:
     """A grant without a proper owner or lease id is refused as a value, and changes nothing."""
-    held = await leases.acquire("runtime", "host-1", "life-1", WallInstant(10))
+    held = await _acquired(leases, "host-1", "life-1", 10)
     for owner, lease in (("", "life-2"), ("host-2", ""), ("host-2", "x" * 129)):
-        refused = await leases.acquire("runtime", owner, lease, WallInstant(20))
-        is_no = isinstance(refused, Rejected) and refused.reason is Reason.INVALID_PARAMS
-        assert is_no, f"owner and lease id have 1 to 128 letters: {refused}"
-    nowhere = await leases.acquire("", "host-2", "life-2", WallInstant(20))
+        _no(
+            await _acquired(leases, owner, lease, 20), Reason.INVALID_PARAMS, "owner and lease id have 1 to 128 letters"
+        )
+    nowhere = await _acquired(leases, "host-2", "life-2", 20, "")
     assert isinstance(nowhere, Rejected), f"a scope has a name: {nowhere}"
     assert await leases.read("runtime") == held, "a refused acquire changes nothing"
 
 
 async def _an_epoch_is_never_forgotten(leases: Any, again: Callable[[], Any]) -> None:
     """With `reopen`: what is granted and how high the epoch is are known after closing and opening again."""
-    held = await leases.acquire("runtime", "host-1", "life-1", WallInstant(10))
-    await leases.acquire("gone", "host-1", "life-1", WallInstant(10))
-    await leases.release("gone", "host-1", 1)
+    held = await _acquired(leases, "host-1", "life-1", 10)
+    await _acquired(leases, "host-1", "life-1", 10, "gone")
+    await leases.release("gone", "host-1", 1, _at(11))
     async with again() as subject:
         reopened = _Awaited(subject)
         assert await reopened.read("runtime") == held, "a lease is still there"
-        assert await reopened.read("gone") is None, "a released one is not"
+        gone = await reopened.read("gone")
+        assert gone is not None and gone.phase is LeasePhase.FREE, "a released one is free"
         for scope in ("runtime", "gone"):
-            assert (await reopened.acquire(scope, "host-1", "life-2", WallInstant(20))).epoch == 2, "epochs go on"
+            assert (await _acquired(reopened, "host-1", "life-2", 12, scope)).epoch == 2, "epochs go on"
 
 
-LEASE_STORE_CLAUSES: Final = (_every_life_has_its_epoch, _only_the_holder_releases, _a_holder_has_a_name)
+async def _a_grant_fences_every_stream(leases: Any, store: Any) -> None:
+    """With `store_of`: after a grant for `runtime` the store refuses older epochs, in streams never touched as well."""
+    await _acquired(leases, "host-1", "life-1", 10)
+    assert isinstance((await store.append([batch(0, 1)]))[0], Appended), "the holder writes"
+    await _acquired(leases, "host-2", "life-2", 20)
+    assert await store.append([batch(1, 1)]) == [StaleEpoch(2)], "a former owner is refused where he has written"
+    assert await store.append([batch(0, 1, stream=OTHER)]) == [StaleEpoch(2)], "and where nobody has"
+    assert (await store.head(OTHER)).seq == 0, "nothing of it is kept"
+    assert isinstance((await store.append([batch(1, 1, epoch=2)]))[0], Appended), "the new owner writes"
+    await leases.release("runtime", "host-2", 2, _at(21))
+    await _acquired(leases, "host-9", "life-9", 22, "elsewhere")
+    told = await store.append([batch(0, 1, stream=OTHER, epoch=2)])
+    assert isinstance(told[0], Appended), f"a release fences nobody, nor does another scope: {told}"
+
+
+LEASE_STORE_CLAUSES: Final = (
+    _every_life_has_its_epoch,
+    _one_owner_at_a_time,
+    _the_holder_renews,
+    _a_clock_that_steps_back_revives_nothing,
+    _a_lost_lease_is_of_no_use,
+    _a_holder_may_be_told_in_time,
+    _only_the_holder_releases,
+    _a_holder_has_a_name,
+)
 
 
 # read models

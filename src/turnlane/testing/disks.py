@@ -20,10 +20,13 @@ import trio
 from attrs import define, field
 
 from turnlane.core.ids import Seq
+from turnlane.core.instants import WallInstant
 from turnlane.core.ports import CorruptStream, JournalBroken, JournalClosed
 from turnlane.core.reasons import Reason
 from turnlane.core.step import Batch, InDoubt, Lane, Page
+from turnlane.journal.lease import StoreLeases
 from turnlane.journal.memory import MemoryStore
+from turnlane.machines.authority import RUNTIME
 
 if TYPE_CHECKING:
     from .world import World
@@ -48,7 +51,7 @@ class SimStore(MemoryStore):
         """The same data through another handle, which is closed without closing this one."""
         fresh = SimStore()
         fresh._streams, fresh._log, fresh._checkpoints = self._streams, self._log, self._checkpoints
-        fresh._lock, fresh.rotten = self._lock, self.rotten
+        fresh._lock, fresh._fence, fresh.rotten = self._lock, self._fence, self.rotten
         return fresh
 
     def read(self, stream: str, after: Seq, limit: int, lane: Lane | None = None) -> Page:
@@ -66,6 +69,8 @@ class SimDisk:
     world: World
     name: str
     store: SimStore = field(factory=SimStore)
+    holder: DiskPorts | None = None
+    """Whose process has the directory open, as the lock of a state directory tells; given back at its death."""
     slow_ms: int = 0
     """Each commit takes so long."""
     full: bool = False
@@ -151,6 +156,25 @@ class DiskPorts:
         answer = function(*args)
         await trio.lowlevel.checkpoint()
         return answer
+
+    async def lease(self, function: Callable[..., T], *args: Any) -> T:
+        """A lease: beside the commits, and of no weight, so that what else happens does not hang on how often it is."""
+        await self.awake()
+        if self._gone:
+            raise JournalClosed(Reason.JOURNAL_BROKEN, "the machine is gone")
+        answer = function(*args)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return answer
+
+    def take(self) -> None:
+        """Open the directory: where nobody has it open, a lease that is left is that of a dead process."""
+        if self.disk.holder is None:
+            self.disk.holder = self
+            StoreLeases(self.store).lose(RUNTIME, "owner_gone", WallInstant(0))
+
+    def leave(self) -> None:
+        if self.disk.holder is self:
+            self.disk.holder = None
 
     def lose(self, *, power: bool) -> None:
         """The process dies, or the machine: decide about the group that is being written, and close the store."""

@@ -257,6 +257,8 @@ def _acquire(state: Any, owner: str, lease_id: str) -> tuple[State, Any]:
     epoch, held_by, _ = state
     if held_by == (owner, lease_id):
         return state, epoch
+    if held_by is not None and held_by[0] != owner:
+        return state, None
     return (epoch + 1, (owner, lease_id), owner), epoch + 1
 
 
@@ -271,7 +273,8 @@ def _holder(state: Any) -> tuple[State, Any]:
 
 
 LEASES: Final = Model("leases", (0, None, None), {"acquire": _acquire, "release": _release, "read": _holder})
-"""`acquire(scope, owner, lease_id)` -> epoch; `release(scope, owner, epoch)` -> bool; `read(scope)` -> both."""
+"""Of leases that do not run out: `acquire(scope, owner, lease_id)` -> epoch, None where another one holds it;
+`release(scope, owner, epoch)` -> bool; `read(scope)` -> both."""
 
 
 def _put(state: Any, content: Hashable, answer: Hashable) -> tuple[State, Any]:

@@ -212,6 +212,7 @@ class Host:
 
     def _end(self, life: Life) -> None:
         life.dead = True
+        life.ports.leave()
         if self.life is life:
             self.life = None
 
@@ -235,6 +236,7 @@ class Host:
         """One life; whether it ended as it should."""
         self.lives += 1
         life = Life(DiskPorts(self.disk, self.disk.store.handle(), self._wait_awake), self.lives)
+        life.ports.take()
         try:
             with life.scope:
                 await self._serve(life, started, task_status)
@@ -256,11 +258,12 @@ class Host:
                 ids=self.world.ids,
                 commit_hop=life.ports.commit,
                 read_hop=life.ports.look,
+                lease_hop=life.ports.lease,
                 observer=self,
             ) as runtime,
             trio.open_nursery() as life.nursery,
         ):
-            life.runtime = runtime
+            life.runtime, life.ports.disk.holder = runtime, life.ports
             life.server = Server(runtime, DoorRules(), self._keys, "simulated", wall_s=self._wall_s)
             self.life = life
             self._up.set()

@@ -17,7 +17,7 @@ from turnlane.core.ports import Lease
 from turnlane.core.step import Appended, Batch, Duplicate, KeyConflict, Page, StaleEpoch
 from turnlane.journal import lease
 from turnlane.journal.memory import MemoryStore, MemoryStream
-from turnlane.machines import ends, fence
+from turnlane.machines import authority, ends, fence
 from turnlane.machines import session as rules
 from turnlane.machines import turn as turns
 from turnlane.machines.turn import TurnOutput
@@ -383,13 +383,12 @@ def store_asks_for_no_epoch(patch: Patch) -> None:
 @planted_bug(found_by="old_epoch_mute", within=30, arena="takeover")
 def door_gives_the_same_epoch_twice(patch: Patch) -> None:
     """A lease that is taken over keeps its epoch: two owners are one to the store."""
-    real = lease.grant
+    real = authority.evolve
 
-    def grant(old: Any, *args: Any) -> Any:
-        granted = real(old, *args)
-        return granted if old is None or not isinstance(granted, Lease) else evolve(granted, epoch=old.epoch)
+    def evolved(old: Lease, event: Any) -> Lease:
+        return evolve(real(old, event), epoch=max(1, old.epoch))
 
-    patch.set(lease, "grant", grant)
+    patch.set(lease, "evolve", evolved)
 
 
 @planted_bug(found_by="acknowledged_is_kept", within=60, arena="takeover")

@@ -56,7 +56,7 @@ def _without_event(step: Any, kind: type) -> Any:
 def last_come_first_served(patch: Patch) -> None:
     """Of the starts that wait, the newest is taken."""
 
-    def next_row(rows: Any, wall: Any) -> Any:
+    def next_row(rows: Any, wall: Any, *ring: Any) -> Any:
         ready = [row for row in rows.values() if row.phase is queue.RowPhase.QUEUED and row.not_before <= wall]
         return ready[-1] if ready else None
 
@@ -126,9 +126,9 @@ def row_started_twice(patch: Patch) -> None:
     _decides(patch, lambda state, command, step: _without_event(step, queue.DispatchCompleted))
     real = queue.next_row
 
-    def next_row(rows: Any, wall: Any) -> Any:
+    def next_row(rows: Any, wall: Any, *ring: Any) -> Any:
         started = (row for row in rows.values() if row.phase is queue.RowPhase.STARTED and row.attempts == 1)
-        return next(started, None) or real(rows, wall)
+        return next(started, None) or real(rows, wall, *ring)
 
     patch.set(queue, "next_row", next_row)
 
