@@ -40,7 +40,7 @@ async def test_a_worker_that_vanishes_leaves_its_work_to_the_next_and_explain_sa
         held = (await lost.call("dispatch/claim", owner="a", lease_ms=1_000))["claim"]
         await lost.call("dispatch/start", dispatch=held["dispatch"], claim_token=held["claim_token"], lease_ms=1_000)
         await lost.cut()
-        await trio.sleep(2)
+        await trio.sleep(1.2)
         waiting = (await client.call("dispatch/explain"))["explained"]
         nobody = await next_one.call("dispatch/claim", owner="b")
         await trio.sleep(5)  # longer than any first backoff
