@@ -83,6 +83,7 @@ TAGS: Final[Mapping[type, str]] = {
     run.RunCancelRequested: "run.cancel_requested",
     run.RunFinished: "run.finished",
     run.RunNoted: "run.noted",
+    run.RunPruned: "run.pruned",
     worker.WorkerStarted: "worker.started",
     worker.WorkerHeartbeat: "worker.heartbeat",
     worker.WorkerStarting: "worker.starting",

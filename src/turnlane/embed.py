@@ -265,7 +265,7 @@ async def _opened_journal(state: Path, limits: Limits, mode: WriteMode) -> LmdbS
     watch = Watch(limits)
     while True:
         try:
-            return await trio.to_thread.run_sync(_open_journal, state, limits, mode, watch.may_take_over)
+            return await trio.to_thread.run_sync(open_journal, state, limits, mode, watch.may_take_over)
         except StoreError as error:
             if error.reason is not Reason.STATE_IN_USE or not watch.worth_waiting:
                 raise
@@ -281,8 +281,13 @@ def journal_of(state: str | Path) -> Path:
     return Path(state) / JOURNAL
 
 
-def _open_journal(state: Path, limits: Limits, mode: WriteMode, take_over: Callable[[Taken], bool]) -> LmdbStore:
-    """A directory that holds something else is left alone; one of ours has a journal, or is being created."""
+def open_journal(
+    state: Path, limits: Limits, mode: WriteMode, take_over: Callable[[Taken], bool] | None = None
+) -> LmdbStore:
+    """The journal of a state directory, opened as a mode needs it.
+
+    A directory that holds something else is left alone; one of ours has a journal, or is being created.
+    """
     journal = journal_of(state)
     if not mode.writes:
         return LmdbStore.open(journal, limits=limits, readonly=True, still=mode is WriteMode.FROZEN)

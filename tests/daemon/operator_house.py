@@ -21,6 +21,7 @@ from turnlane.core.owners import Owner
 from turnlane.core.reasons import Reason
 from turnlane.core.secret import Secret
 from turnlane.core.write_mode import WriteMode
+from turnlane.daemon.legacy_mounts import Mounted
 from turnlane.daemon.live_sources import live_delivery
 from turnlane.daemon.operation import Operation
 from turnlane.daemon.operations import OPERATIONS
@@ -193,6 +194,7 @@ async def house(
     live: LiveSettings = EVERYBODY_FOLLOWS,
     sync: SyncSettings = NO_KEYS,
     write_mode: WriteMode = WriteMode.AUTHORITATIVE,
+    legacy: Sequence[Mounted] = (),
     **settings: Any,
 ) -> AsyncIterator[House]:
     seen, metrics = Kept(), Metrics()
@@ -211,7 +213,7 @@ async def house(
         tokens = OperatorTokens([token])
         delivery = live_delivery(runtime, live, sync)
         rules = evolve(rules, **settings)
-        api = OperatorApi(runtime, rules, metrics, tokens, tls, operations=operations, live=delivery)
+        api = OperatorApi(runtime, rules, metrics, tokens, tls, operations=operations, live=delivery, legacy=legacy)
         async with trio.open_nursery() as nursery:
 
             async def serve(task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:

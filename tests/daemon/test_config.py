@@ -14,7 +14,9 @@ from joserfc.jwk import OKPKey
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.write_mode import WriteMode
 from turnlane.daemon.config import KEYS, Problem, read_settings
-from turnlane.daemon.settings import Address, Settings
+from turnlane.daemon.operations import ROUTES
+from turnlane.daemon.settings import Address, LegacyMount, Settings
+from turnlane.daemon.settings_values import OURS as OUR_SEGMENTS
 from turnlane.machines.admission import Quotas
 from turnlane.machines.canary import Canary, KeyOf
 
@@ -283,6 +285,61 @@ def test_any_values_give_settings_or_problems_never_an_error(flags: dict[str, An
 
 
 # cutover
+
+MOUNTED = """[cutover]
+legacy_freeze = true
+[[cutover.legacy_mounts]]
+prefix = "/old/api"
+app = "old.web:app"
+authenticate = "old.web:who"
+[[cutover.legacy_mounts]]
+prefix = "/older"
+app = "older:app"
+"""
+
+
+def test_applications_to_be_mounted_are_named_by_prefix(tmp_path: Path) -> None:
+    """In the file only; without one nothing is mounted and nothing frozen."""
+    found, nothing = good(MOUNTED, tmp_path).cutover, good().cutover
+
+    assert found.legacy_freeze and not nothing.legacy_freeze and nothing.legacy_mounts == ()
+    assert found.legacy_mounts == (
+        LegacyMount("/old/api", "old.web:app", "old.web:who"),
+        LegacyMount("/older", "older:app"),
+    )
+    assert "/old/api -> old.web:app, /older -> older:app" in good(MOUNTED, tmp_path).resolved
+    assert "unknown setting" in faults(environ={"TURNLANE_CUTOVER_LEGACY_MOUNTS": "/old"})[0]
+    assert good(environ={"TURNLANE_CUTOVER_LEGACY_FREEZE": "true"}).cutover.legacy_freeze
+
+
+@pytest.mark.parametrize(
+    "old, new, told",
+    [
+        ('"/older"', '"older"', "a prefix has to be a path"),
+        ('"/older"', '"/older/"', "a prefix has to be a path"),
+        ('"/older"', '"/"', "a prefix has to be a path"),
+        ('"/older"', '"/.."', "a prefix has to be a path"),
+        ('"/older"', '"/a%20b"', "a prefix has to be a path"),
+        ('"/older"', '"/internal/v1/old"', "none of ours"),
+        ('"/older"', '"/old/api"', "the same prefix"),
+        ('"older:app"', '"older"', "app of /older has to be module:function"),
+        ('"older:app"', "7", "app of /older has to be module:function"),
+        ('"old.web:who"', '"who"', "authenticate of /old/api has to be module:function"),
+        ('app = "older:app"', "", "expected tables"),
+        ('app = "older:app"', 'app = "older:app"\nswitch = true', "expected tables"),
+    ],
+)
+def test_a_mount_that_cannot_be_is_a_problem(old: str, new: str, told: str, tmp_path: Path) -> None:
+    """Also one that would hide a route of ours."""
+    (found,) = faults(MOUNTED.replace(old, new), tmp_path)
+
+    assert "cutover.legacy_mounts: " in found and told in found
+
+
+def test_no_prefix_hides_a_route() -> None:
+    """The first segments of all routes are kept free."""
+    assert {path.split("/")[1] for _, path in ROUTES} <= OUR_SEGMENTS
+
 
 MODE = "RUNTIME_AUTHORITY_WRITE_MODE"
 OURS = "TURNLANE_CUTOVER_WRITE_MODE"

@@ -20,12 +20,12 @@ import cyclopts
 from ..core.ports import StoreError
 from ..core.reasons import Refused
 
-from . import serving, talking, logs, status, state, projections, tokens, shadow  # isort: skip  (in the order in which they are listed)
+from . import serving, talking, logs, status, state, projections, tokens, runs, shadow  # isort: skip  (as they are listed)
 from .frame import BROKEN, CUT, NO, OK, UNREACHABLE, USAGE, No, app, leaf, print_json, safe
 
 __all__ = ["app", "main"]
 
-FAMILIES = (serving, talking, logs, status, state, projections, tokens, shadow)
+FAMILIES = (serving, talking, logs, status, state, projections, tokens, runs, shadow)
 """Each registers its commands with the app when it is imported."""
 
 

@@ -79,7 +79,15 @@ BOOKS: Final[tuple[Operation, ...]] = (
         {201: shapes.RunMade},
         {"run": _RUN, "duplicate": False},
         together(
-            _OWNED, _KEYED, _OUTSIDE, {400: _VALUES, 422: (Reason.INVALID_PARAMS,), 413: (Reason.PAYLOAD_TOO_LARGE,)}
+            _OWNED,
+            _KEYED,
+            _OUTSIDE,
+            {
+                400: _VALUES,
+                409: (Reason.ID_IN_USE,),
+                422: (Reason.INVALID_PARAMS,),
+                413: (Reason.PAYLOAD_TOO_LARGE,),
+            },
         ),
         body=shapes.CreateRun,
         body_example={"metadata": {"policy_bundle_id": "bundle.docs.v3"}, **_WHOSE, "idempotency_key": "run-1"},

@@ -107,6 +107,8 @@ KEYS: Final[Mapping[str, _Key]] = {
     "cutover.canary.allow": _Key(values.exact, ()),
     "cutover.canary.deny": _Key(values.exact, ()),
     "cutover.canary.key": _Key(values.word(*(one.value for one in KeyOf)), KeyOf.OWNER.value),
+    "cutover.legacy_freeze": _Key(values.boolean, False),
+    "cutover.legacy_mounts": _Key(values.mounts, ()),
     "gc": _Key(values.boolean, True),
     "short_frames": _Key(values.boolean, True),
     "log.format": _Key(values.word("auto", "human", "json"), "auto"),
@@ -118,7 +120,7 @@ _NOT_BUILT: Final = {
     "cluster": "is not built: one host",
     "trusted_proxies": "is not built: forwarded addresses are not believed",
 }
-_TABLES: Final = ("operator.tokens", "sync.keys")
+_TABLES: Final = ("operator.tokens", "sync.keys", "cutover.legacy_mounts")
 """Keys that only a file can hold."""
 _ALIASES: Final = {"journal.map_bytes_max": "map_bytes_max", **settings_live.LIMIT_OF}
 """Key -> the limit that it sets under a name of its own."""
@@ -413,7 +415,12 @@ def _settings(reading: _Reading, keys: tuple[Key, ...], sync_keys: tuple[SyncKey
         log_format=value["log.format"],
         log_level=value["log.level"],
         tenants=tenants,
-        cutover=CutoverSettings(value["cutover.write_mode"], _canary(value)),
+        cutover=CutoverSettings(
+            value["cutover.write_mode"],
+            _canary(value),
+            value["cutover.legacy_freeze"],
+            value["cutover.legacy_mounts"],
+        ),
         resolved=_resolved(reading, keys),
     )
 

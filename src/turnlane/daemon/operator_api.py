@@ -9,6 +9,8 @@ forgotten, so that it hears the answer.
 Hypercorn is used per connection (`TCPServer`) under a nursery of ours: no signal handlers, no logger, no socket of its
 own, no upgrade to another protocol. See docs/decisions/http.md. Import this module only where the daemon is: Litestar
 is slow to load.
+
+Applications of another runtime may lie below prefixes (`legacy_mounts.py`); such a request never gets to Litestar.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ from .calls import Answer, Body, Call
 from .connection import fresh_incident
 from .handshake import DoorRules, host_allowed, origin_allowed, token_in_query
 from .http_wire import RETRY_MS, Problem, Wire, absent, encode, problem_of, refusal_of, send_problem
+from .legacy_freeze import FREEZE_VARIABLE, Denial, env_switch
+from .legacy_mounts import Mounted, Mounts
 from .live import LiveDelivery
 from .live_pages import sync_reader
 from .live_sources import live_delivery, recall
@@ -71,8 +75,9 @@ class OperatorApi:
     """One operator listener over one runtime. `tokens` may be replaced at any time (the file was read again).
 
     `notices` are warnings of the daemon that no status of the runtime knows (`auth_off` of the other listener, keys
-    that did not load). `tls` is a server-side context, or None. `canary` says who is created here. `live`
-    is live delivery over the same runtime; None: it is closed.
+    that did not load). `tls` is a server-side context, or None. `canary` says who is created here. `live` is live
+    delivery over the same runtime; None: it is closed. `legacy` are applications of another runtime; their writes are
+    refused where they are `legacy_frozen`, or while the variable says so.
     """
 
     runtime: Runtime
@@ -86,11 +91,14 @@ class OperatorApi:
     operations: Sequence[Operation] = OPERATIONS
     canary: Canary = field(factory=Canary)
     live: LiveDelivery | None = None
+    legacy: Sequence[Mounted] = ()
+    legacy_frozen: bool = False
     pages: Pages = field(init=False)
     door: DoorRules = field(init=False)
     in_flight: int = 0
     wires: dict[Wire, None] = field(factory=dict)
     _litestar: Litestar = field(init=False)
+    _mounts: Mounts = field(init=False)
     _config: Config = field(init=False)
     _context: WorkerContext = field(init=False)
     _work: trio.Nursery = field(init=False)
@@ -116,6 +124,10 @@ class OperatorApi:
             raise ValueError("an operator listener that is not loopback needs authentication and operator tokens")
         self._bound_to(self.settings.listen)
         self._litestar = self._routes()
+        by_variable = env_switch(FREEZE_VARIABLE)
+        self._mounts = Mounts.of(
+            self.legacy, lambda: self.legacy_frozen or by_variable(), self._legacy_caller, self.runtime
+        )
         self._config = Config()
         self._config.errorlog = self._config.accesslog = None
         self._config.include_server_header = False
@@ -204,16 +216,18 @@ class OperatorApi:
         started, status, over = self.runtime.ports.clock.now(), 0, False
         wire: Wire = scope["state"]["wire"]
         incoming = Body(receive)
+        prefix = self._mounts.prefix_of(scope)
 
         async def sending(message: Message) -> None:
             nonlocal status, over
             if message["type"] == "http.response.start":
                 if wire.too_large:
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
-                else:
+                elif prefix is None:
                     await incoming.drop()
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_HEADERS]
+                if prefix is None:
+                    message["headers"] = [*message["headers"], *_HEADERS]
             if incoming.left:
                 await trio.lowlevel.checkpoint()  # nobody is there; who writes on and on has to hear that
                 return
@@ -223,10 +237,12 @@ class OperatorApi:
             await send(message)
 
         try:
-            await self._answer(scope, incoming, sending)
+            await self._answer(scope, incoming, sending, prefix)
         except Exception as error:
-            problem = self._fault("http", error)
-            if not status:
+            problem = self._fault("http" if prefix is None else prefix, error)
+            if status and prefix is not None:
+                wire.cut()  # what the application began is not whole: the client has to see that
+            elif not status:
                 await send_problem(problem, sending)
         finally:
             if status and not over:
@@ -238,9 +254,15 @@ class OperatorApi:
         method = scope["method"] if scope["method"] in HTTP_METHODS else OTHER
         self.runtime.observe(HttpServed(self._label(scope), method, status, seconds))
 
-    async def _answer(self, scope: Any, incoming: Body, send: Send) -> None:
-        if (refusal := refusal_of(scope)) is not None:
+    async def _answer(self, scope: Any, incoming: Body, send: Send, prefix: str | None) -> None:
+        refusal = refusal_of(scope)
+        if prefix is not None and refusal is None:
+            refusal = self._not_handed_on(prefix, Call(scope["headers"], ""))
+        if refusal is not None:
             await send_problem(refusal, send)
+            return
+        if prefix is not None:
+            await self._mounts.serve(prefix, scope, incoming, send)
             return
         cut = scope["state"]["wire"].cut
         scope["call"] = Call(scope["headers"], scope["query_string"].decode("latin-1"), incoming, send, cut=cut)
@@ -252,6 +274,23 @@ class OperatorApi:
             await self._litestar(scope, incoming.receive, send)
         finally:
             scope["method"] = "OPTIONS" if scope["method"] == "NONE" else scope["method"]
+
+    def _not_handed_on(self, prefix: str, call: Call) -> Problem | None:
+        """What is ours to judge of a request to another application: Host, and the size of its body."""
+        try:
+            self._check_host(call, prefix)
+            self._check_size(call)
+        except Problem as problem:
+            return problem
+        return None
+
+    def _legacy_caller(self, scope: Any) -> Denial | str | None:
+        """Who asks another application to write: whoever an operator token names."""
+        call = Call(scope["headers"], scope["query_string"].decode("latin-1"))
+        try:
+            return self._principal(call, scope["root_path"]).subject
+        except Problem as problem:
+            return Denial(problem.status, problem.reason.value, problem.message)
 
     def _label(self, scope: Any) -> str:
         """The route of a request as a label: a template of the table, or `other`."""
@@ -303,18 +342,14 @@ class OperatorApi:
         need, route, call = operation.need, operation.path, _call(connection.scope)
         if need.reach is Reach.OPEN:
             return
-        hosts, origins = call.values("host"), call.values("origin")
-        if len(hosts) != 1 or not host_allowed(hosts[0], self.door.allowed_hosts, loopback=self.door.loopback):
-            raise self._denied(route, Reason.HOST_NOT_ALLOWED, "the Host header does not name this listener", 403)
+        origins = call.values("origin")
+        self._check_host(call, route)
         in_url, sync = token_in_query(call.query_text), need.reach is Reach.SYNC
         if need.or_sync and not in_url and await self._by_sync(call, operation, connection.path_params):
             return
         if not sync and not all(origin_allowed(origin, self.door.allowed_origins) for origin in origins):
             raise self._denied(route, Reason.ORIGIN_NOT_ALLOWED, "pages of this origin may not ask here", 403)
-        if in_url:
-            message = "a token in a URL is never accepted: send the header Authorization: Bearer <token>"
-            raise self._denied(route, Reason.TOKEN_IN_URL, message, 401)
-        if sync:
+        if sync and not in_url:
             return
         principal = call.principal = self._principal(call, route)
         session = _session_of(connection.path_params) if need.reach is Reach.SESSION else None
@@ -338,7 +373,15 @@ class OperatorApi:
         call.principal = found
         return True
 
+    def _check_host(self, call: Call, route: str) -> None:
+        hosts = call.values("host")
+        if len(hosts) != 1 or not host_allowed(hosts[0], self.door.allowed_hosts, loopback=self.door.loopback):
+            raise self._denied(route, Reason.HOST_NOT_ALLOWED, "the Host header does not name this listener", 403)
+
     def _principal(self, call: Call, route: str) -> Principal:
+        if token_in_query(call.query_text):
+            message = "a token in a URL is never accepted: send the header Authorization: Bearer <token>"
+            raise self._denied(route, Reason.TOKEN_IN_URL, message, 401)
         if not self.settings.auth:
             return everyone()
         token = _token(call)

@@ -91,11 +91,25 @@ class ProfileSettings:
 
 
 @frozen
+class LegacyMount:
+    """An ASGI application of the other runtime, `module:function`, and who judges callers of its frozen writes."""
+
+    prefix: str
+    app: str
+    authenticate: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.prefix} -> {self.app}"
+
+
+@frozen
 class CutoverSettings:
     """Where a cutover from another runtime stands: docs/cutover.md."""
 
     write_mode: WriteMode
     canary: Canary
+    legacy_freeze: bool = False
+    legacy_mounts: tuple[LegacyMount, ...] = ()
 
 
 @frozen

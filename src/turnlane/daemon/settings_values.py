@@ -18,7 +18,7 @@ from ..core.reasons import Rejected
 from ..core.write_mode import WriteMode
 from ..machines.canary import BASIS_POINTS, SALT_CHARS_MAX
 from .handshake import plain_origin
-from .settings import Address
+from .settings import Address, LegacyMount
 from .tokens import OperatorToken
 
 TENANT: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -109,6 +109,32 @@ def exact(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(entry, str) and entry for entry in value):
         raise ValueError("expected a list of keys, such as user:42")
     return tuple(value)
+
+
+OURS: Final = frozenset({"internal", "healthz", "readyz", "metrics", "inspector"})
+"""First segments of our own routes."""
+_PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+_FUNCTION: Final = re.compile(r"\w+(?:\.\w+)*:\w+")
+
+
+def mounts(value: Any) -> tuple[LegacyMount, ...]:
+    expected = "expected tables [[cutover.legacy_mounts]] of prefix, app and, if you like, authenticate"
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        raise ValueError(expected)
+    found = []
+    for table in value:
+        if not {"prefix", "app"} <= table.keys() <= {"prefix", "app", "authenticate"}:
+            raise ValueError(expected)
+        prefix = table["prefix"]
+        if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix) or prefix.split("/")[1] in OURS:
+            raise ValueError("a prefix has to be a path such as /old, without a slash at its end, and none of ours")
+        for name in ("app", "authenticate"):
+            if name in table and not (isinstance(table[name], str) and _FUNCTION.fullmatch(table[name])):
+                raise ValueError(f"{name} of {prefix} has to be module:function")
+        found.append(LegacyMount(**table))
+    if len({one.prefix for one in found}) < len(found):
+        raise ValueError("two applications have the same prefix")
+    return tuple(found)
 
 
 def basis_points(value: Any) -> int:

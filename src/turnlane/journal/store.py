@@ -361,6 +361,12 @@ class LmdbStore(Environment):
         """Of the newest event, in the order of the store."""
         return self._position
 
+    def forget_beside(self, stream: str) -> None:
+        """Take away all that lies beside the events of a stream: keys, cursors, snapshot, rows of read models."""
+        while not self._update(lambda txn: retention.forget(txn, self._rows, stream), lend=True):
+            pass
+        self._rows.forget(stream)
+
     # -- beside the events
 
     def _number_of(self, txn: Any, stream: str) -> int:

@@ -336,7 +336,7 @@ class Follower:
                 beyond = max(incoming, await self._head(stream), after + 1)
                 return await self._hold(stream, topic, record, Gap(after + 1, after, beyond))
             target = target or page.head
-            if page.head == 0:
+            if page.head == 0 or await self._is_gone(stream, page):
                 await self._remove(stream, topic)
                 return None
             if record is not None and record.last_seq > page.head:
@@ -503,6 +503,15 @@ class Follower:
         with suppress(CorruptStream):
             return (await self.read_hop(self.store.head, stream)).seq
         return 0
+
+    async def _is_gone(self, stream: str, page: Page) -> bool:
+        """Whether all that is left of a stream, or will be, is its tombstone."""
+        tombstone, events = empty(stream, self.store.log_epoch).fold.tombstone, page.events
+        if tombstone is None:
+            return False
+        if not events and page.floor == page.head:
+            events = (await self._page(stream, page.head - 1)).events
+        return bool(events) and events[-1].type == tombstone
 
     async def _begun(self, stream: str, floor: Seq) -> Record | None:
         """A record to begin with: empty, or that of the snapshot where the beginning of the stream is gone."""

@@ -113,6 +113,8 @@ class Streams:
         Raises Refused for every no: those of the machine, `overloaded` when too many wait for the same stream, the
         reasons of the journal.
         """
+        if (forbidden := self.runtime.writer.forbidden) is not None:
+            raise forbidden
         stream = stream_of(tenant, kind.name, name)
         while True:
             folded = await self._entered(kind, stream)
@@ -141,8 +143,9 @@ class Streams:
     async def state(self, kind: Kind, tenant: Tenant, name: str) -> tuple[Any, int]:
         """State and head now; those before seq 1 for a stream that does not exist. Raises Refused."""
         folded = await self._awake(kind, stream := stream_of(tenant, kind.name, name))
-        if not folded.owner.head and folded.idle:
-            self._folded.pop(stream, None)  # nobody's: a name that does not exist takes no room
+        if not (folded.owner.head and self.runtime.writes) and folded.idle:
+            # A name that does not exist takes no room; and where others write, what is here is old at once.
+            self._folded.pop(stream, None)
         return folded.owner.state, folded.owner.tail.head
 
     async def scan(
@@ -238,8 +241,8 @@ class Streams:
         runtime = self.runtime
         if not runtime.serving:
             raise Refused(Reason.DRAINING, "this runtime serves no more: ask elsewhere or later", AGAIN_S)
-        if runtime.writes and (refusal := runtime.writer.refusal) is not None:
-            raise Refused(refusal.reason, refusal.message)
+        if (broken := runtime.writer.broken) is not None:
+            raise Refused(broken.reason, broken.message)
         ports, folding = runtime.ports, trio.Event()
         self._folding[stream] = folding
         new = kind.new(stream.split("/", 2)[2])
@@ -256,8 +259,9 @@ class Streams:
             self._owner(kind, stream, state, head),
             None if kind.keys_of is None else kind.keys_of(ports.encoder.encode_answer),
         )
-        for effect in kind.recovered(state, ports.clock.wall(), runtime.limits):
-            self._perform(kind, stream, effect)
+        if runtime.writes:
+            for effect in kind.recovered(state, ports.clock.wall(), runtime.limits):
+                self._perform(kind, stream, effect)
         return folded
 
     def _perform(self, kind: Kind, stream: str, effect: Any) -> None:
@@ -337,8 +341,12 @@ def fold_stream(
     if (snapshot := store.load_snapshot(stream)) is not None:
         marks.sometimes(True, "streams.woken_from_a_snapshot")
         after, state = snapshot[0], encoder.decode_state(snapshot[1], split_stream(StreamName(stream))[1])
-    head, snapshot_seq = store.head(stream).seq, after
-    if after + 1 < store.floor(stream):
+    head, snapshot_seq, floor = store.head(stream).seq, after, store.floor(stream)
+    if after + 1 < floor and rules.tombstone is not None:
+        first = store.read(stream, floor - 1, 1).events
+        if first and isinstance(encoder.decode(first[0]), rules.tombstone):
+            after, state = floor - 1, new
+    if after + 1 < floor:
         raise CorruptStream(stream, after + 1, "the log begins later and no snapshot covers what is gone")
     if after > head:
         after, snapshot_seq, state = 0, 0, new
