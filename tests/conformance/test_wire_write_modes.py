@@ -10,6 +10,7 @@ from wire_kit import Wire, WireError, World, jumping, mint, ring, world
 from turnlane.core.reasons import Reason
 from turnlane.core.write_mode import WriteMode
 from turnlane.daemon import access
+from turnlane.daemon.operations import ROUTES
 from turnlane.daemon.protocol import METHODS
 from turnlane.machines.canary import Canary, KeyOf
 
@@ -93,7 +94,7 @@ def test_a_mode_that_does_not_write_refuses_every_route_that_is_no_read(mode: Wr
     """Revocation and tickets excepted: they keep what they keep in memory."""
     always = ["/internal/v1/sync/sessions/revoke", "/internal/v1/tickets"]
     posted = ["/internal/v1/runs", "/internal/v1/projectors/rebuild", "/internal/v1/workers/{worker_id}/heartbeat"]
-    for template in (*always, *posted, *(path for _, path in access.ROUTES)):
+    for template in (*always, *posted, *(path for _, path in ROUTES)):
         refusal = access.route_frozen(mode, verb, template)
         assert (refusal is None) == (verb in ("GET", "HEAD") or template in always), template
         assert refusal is None or refusal.reason is Reason.WRITE_PATH_FROZEN
