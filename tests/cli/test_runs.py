@@ -271,7 +271,8 @@ def test_runs_of_another_tenant_are_its_own(tmp_path: Path, capfdbinary: pytest.
 def get(url: str) -> Any:
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.loads(answer.read())
+            body: bytes = answer.read()
+            return body if url.endswith("/replay") else json.loads(body)
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -408,6 +409,29 @@ def test_the_key_of_a_creation_does_not_bring_a_pruned_run_back(tmp_path: Path) 
         return await reason_of(made)(), await reason_of(runtime.runs.read(run_id))()
 
     assert with_runtime(state, asked) == (Reason.ID_IN_USE, Reason.NOT_FOUND)
+
+
+def test_a_pruned_run_is_absent_on_every_route(place: Any) -> None:
+    """Also where a daemon had read models of it; the next one is ready, and shows the run beside it."""
+    file = place.folder / "runs.jsonl"
+    file.write_bytes(finished(OLD) + event(1, "run.started", run_id=OTHER))
+    assert runs("import", place.state, file) == 0
+    paths = [
+        *(f"runs/{{}}{more}" for more in ("", "/events", "/events/1", "/receipt", "/replay")),
+        *(f"projectors/{kind}/{{}}" for kind in ("run-summary", "checkpoints")),
+    ]
+    found = []
+    for _ in range(2):
+        daemon = place.start("--operator-auth", "off")
+        url = daemon.operator_url
+        found.append([get(f"{url}/internal/v1/{path.format(OLD)}") for path in paths])
+        listed, ready = get(f"{url}/internal/v1/runs")["runs"], get(f"{url}/readyz")["ready"]
+        daemon.signal(signal.SIGTERM)
+        assert daemon.ended()[0] == 0
+        assert runs("prune", place.state, "--older-than", "1") == 0
+
+    assert found[0][0]["run"]["status"] == "succeeded" and found[1] == [404] * len(paths)
+    assert [one["id"] for one in listed] == [OTHER] and ready
 
 
 class Stopped(Exception):
