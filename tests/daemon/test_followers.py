@@ -34,6 +34,7 @@ from live_world import (
 
 from turnlane.core.ids import Seq
 from turnlane.core.owners import Owner
+from turnlane.core.ports import StoreError
 from turnlane.core.reasons import Reason
 from turnlane.core.step import Step
 from turnlane.daemon.followers import Follower
@@ -639,3 +640,32 @@ async def test_followers_at_the_same_place_are_told_by_one_rendering(autojump_cl
         assert body(await world.poll(head - 1, authorization=bearer(jti=f"p-{head}")))["messages"]
         await trio.sleep(1)
     assert len(world.live._rendered) == PAGES_HELD_MAX
+
+
+async def test_what_nobody_announced_is_heard_after_a_silence(autojump_clock: Any) -> None:
+    """As in a shadow, where another process writes."""
+    world = World()
+    world.append(1)
+    follower = await world.follow(0)
+    while not seqs(await next_frames(follower)):
+        pass
+    world.append(2, announce=False)
+    began = trio.current_time()
+    assert seqs(await next_frames(follower)) == [2, 3]
+    assert trio.current_time() - began == pytest.approx(world.limits.sse_keepalive_ms / 1000)
+    assert [event.name for event in await next_frames(follower)] == [""], "and then it is quiet again"
+
+
+async def test_rights_that_cannot_be_judged_again_end_a_stream(autojump_clock: Any) -> None:
+    """It is told that the driver failed, and comes back by its cursor; nobody is denied."""
+
+    class Broken:
+        async def owner_of(self, stream: str) -> Owner | None:
+            raise StoreError(Reason.JOURNAL_BROKEN, "gone")
+
+    world = World()
+    world.append(1)
+    follower = await world.follow(0)
+    world.live._owners = Broken()
+    assert ended(await rest(follower)) == ("fanout_unavailable", 1)
+    assert not world.live.counts.denied

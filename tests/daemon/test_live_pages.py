@@ -480,6 +480,8 @@ async def test_a_run_that_cannot_be_read_is_a_fault_of_ours_and_no_denial() -> N
         made.store.truncate(f"default/run/{run_id}", 2)
         answer = await made.get(f"{topic(run_id)}/messages?after_seq=1", token=token)
         assert refused(answer) == (500, "internal", "corrupt_stream")
+        answer = await made.get(f"{API}/runs/{run_id}/events", token=token)
+        assert refused(answer) == (500, "internal", "corrupt_stream")
 
 
 # what is counted

@@ -156,7 +156,7 @@ class Follower:
                 if self.head > self.cursor and (chunk := await self._page()):
                     return chunk + self._told_caught_up()
                 if self.why is None and not await self._move():
-                    return KEEPALIVE
+                    return await self._looked() or KEEPALIVE
             except StoreError:
                 self.why = self.why or Reason.FANOUT_UNAVAILABLE
 
@@ -199,6 +199,10 @@ class Follower:
         said = self.live.messages(self.topic, page.events, limits.sse_page_bytes_max)
         self.cursor = said[-1][0] if said else self.cursor
         return b"".join(sse("message", data, seq=seq) for seq, data in said)
+
+    async def _looked(self) -> bytes:
+        """What came without an announcement, as where another process writes (write mode shadow)."""
+        return b"" if self.topic.stream() is None else await self._page()
 
     async def _move(self) -> bool:
         """Wait until the head is past the cursor (then true), or for something else to do; false: it was quiet."""
