@@ -206,8 +206,11 @@ async def test_a_token_of_live_delivery_opens_the_history_of_its_own_topics_alon
     async with open_house(live=LiveSettings(allowed_origins=("https://app.example",))) as made:
         run_id, foreign = await a_run(made, 1), await a_run(made, user=8)
         at, token = f"{API}/runs/{run_id}/events", mint(made)
+        await made.runtime.workers.register("lab:east-2", owner=Owner(7))
         assert (await made.get(at, token=token)).status == 200
         assert (await made.get(at, token=token, Origin="https://app.example")).status == 200
+        for state in (f"run-summary/{run_id}", "worker-summary/lab:east-2"):  # where a stale reader begins anew
+            assert (await made.get(f"{API}/projectors/{state}", token=token)).status == 200
         assert (await made.get(at)).status == 200, "an operator's token does as well"
         for path, one, told in (
             (f"{API}/runs/{foreign}/events", token, (403, "owner_mismatch")),
@@ -218,6 +221,8 @@ async def test_a_token_of_live_delivery_opens_the_history_of_its_own_topics_alon
             (f"{API}/runs/{run_id}", token, (401, "invalid_token")),
             (f"{API}/runs/{run_id}/receipt", token, (401, "invalid_token")),
             (f"{API}/runs", token, (401, "invalid_token")),
+            (f"{API}/projectors/run-summary/{foreign}", token, (403, "owner_mismatch")),
+            (f"{API}/projectors/checkpoints/{run_id}", token, (401, "invalid_token")),
         ):
             answer = await made.get(path, token=one)
             assert (answer.status, answer.json["reason_code"]) == told, path

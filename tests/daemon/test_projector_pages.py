@@ -13,17 +13,13 @@ from operator_house import API, Answer, House, drifted, house, until
 from test_operator_api import sample
 
 from turnlane import cli
-from turnlane.core.ids import DEFAULT_TENANT
 from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.observations import ProjectionDrifted, ProjectionRebuilt
 from turnlane.core.owners import Owner
 from turnlane.core.ports import CorruptStream
-from turnlane.core.reasons import Reason
 from turnlane.core.status import FLAGS, Blocker, parts_ready
 from turnlane.core.step import Kept, Lane, Page
 from turnlane.core.write_mode import WriteMode
-from turnlane.daemon.access import Denied, Principal, PrincipalKind, Right
-from turnlane.daemon.operation import Operation
 from turnlane.journal.memory import MemoryStore
 from turnlane.machines.projection import projection_hash
 from turnlane.runtime.follower import Follower
@@ -153,34 +149,6 @@ async def test_a_bound_token_sees_the_read_models_of_its_owner_alone() -> None:
 
     assert [status for status, _ in seen[7]] == [200] * 6
     assert seen[8] == [(404, ABSENT)] * 6
-
-
-async def test_a_token_of_live_delivery_reads_where_a_stale_reader_begins_anew() -> None:
-    """And nowhere else: a row says whether it takes one. What it may see is what its principal may."""
-    async with house() as made:
-        run_id, theirs = await a_run(made, owner_user_id=7), await a_run(made, owner_user_id=8)
-        await made.post(WORKERS, {"worker_id": "w", "owner_user_id": 7})
-        rights = (Right("projections", "read", None), Right("runs", "read", None), Right("workers", "read", None))
-        reader = Principal("device", DEFAULT_TENANT, PrincipalKind.PERSON, rights, owner=Owner(7))
-
-        def sync(token: Any, operation: Operation, path: Any) -> Principal | Denied:
-            return reader if token.reveal() == b"sync" else Denied(Reason.INVALID_TOKEN)
-
-        made.api.sync = sync
-        statuses = [
-            (await made.get(path, token="sync")).status
-            for path in (
-                f"{PROJECTORS}/run-summary/{run_id}",
-                f"{PROJECTORS}/worker-summary/w",
-                f"{RUNS}/{run_id}/events",
-                f"{PROJECTORS}/run-summary/{theirs}",
-                f"{PROJECTORS}/checkpoints/{run_id}",
-                f"{WORKERS}/w/checkpoint",
-                f"{PROJECTORS}/drift?topic=x",
-            )
-        ]
-
-    assert statuses == [200, 200, 200, 404, 401, 401, 401]
 
 
 # behind

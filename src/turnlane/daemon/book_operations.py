@@ -8,7 +8,7 @@ from ..core.reasons import Reason
 from . import book_pages as pages
 from . import operator_shapes as shapes
 from .access import API, Need, Reach
-from .operation import ABSENT, NDJSON, OR_SYNC, Operation, Refusals, together
+from .operation import ABSENT, NDJSON, Operation, Refusals, together
 
 _RUN_READ: Final = Need(Reach.TENANT, ("runs.read",))
 _RUN_READ_OR_SYNC: Final = Need(Reach.TENANT, ("runs.read",), or_sync=True)
@@ -147,7 +147,7 @@ BOOKS: Final[tuple[Operation, ...]] = (
         "A page of the events of a run after a place, in order.",
         {200: shapes.RunEvents},
         {"events": [_EVENT], "events_page": _PAGE},
-        together(_RUN_PATH, OR_SYNC),
+        _RUN_PATH,
         query=shapes.EventsQuery,
     ),
     Operation(

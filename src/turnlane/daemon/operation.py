@@ -183,6 +183,7 @@ class Operation:
             GUARDED if self.guarded else {},
             WITH_BODY if self.takes_body else {},
             WRITING if self.writes else {},
+            OR_SYNC if self.need.or_sync else {},
             {400: tuple(PATH_VALUES[name].reason for name in self.path_names)} if self.path_names else {},
             self.refusals,
         )
