@@ -166,7 +166,7 @@ def state_moves_before_the_commit(patch: Patch) -> None:
     patch.set(StreamOwner, "_commit", commit)
 
 
-@planted_bug(found_by="log_equals_state", within=100, arena="fair")
+@planted_bug(found_by="log_equals_state", within=100, arena="nodes")
 def state_moves_an_await_behind_the_commit(patch: Patch) -> None:
     """Between the commit and the new state lies a checkpoint: the head is new and the state is old."""
     real = StreamOwner._commit
@@ -373,9 +373,9 @@ def key_forgotten_beyond_memory(patch: Patch) -> None:
 # owners
 
 
-@planted_bug(found_by="old_epoch_mute", within=30, arena="takeover")
+@planted_bug(found_by="log_folds", within=30, arena="takeover")
 def store_asks_for_no_epoch(patch: Patch) -> None:
-    """The store keeps what an owner writes who was replaced."""
+    """The store keeps what an owner writes who was replaced. What is left of it is what its clock lets it write."""
     _store_keeps_anything(patch)
 
 
