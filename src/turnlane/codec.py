@@ -21,6 +21,8 @@ from .core.instants import Instant, WallInstant
 from .core.step import Kept, Lane, Order
 from .machines import (
     authority,
+    contract_marks,
+    contract_rooms,
     dispatch,
     effects_ledger,
     queue_state,
@@ -102,6 +104,10 @@ TAGS: Final[Mapping[type, str]] = {
     authority.AuthorityDrainOrdered: "authority.drain_ordered",
     authority.AuthorityReleased: "authority.released",
     authority.AuthorityLost: "authority.lost",
+    contract_marks.ReplayRequested: "replay.requested",
+    contract_marks.ReplayApplied: "replay.applied",
+    contract_marks.SnapshotCaptured: "snapshot.captured",
+    contract_marks.ContractCompacted: "contract.compacted",
 }
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}
@@ -144,6 +150,8 @@ _ANSWERS: Final[Mapping[str, type]] = {
         run.RunAppended,
         worker.WorkerAnswer,
         revocation.Revoked,
+        contract_rooms.At,
+        contract_marks.Applied,
     )
 }
 

@@ -466,6 +466,34 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "as `dispatch/start`.",
         "unknown_session dispatch_mode_conflict claim_invalid claim_lost turn_in_flight",
     ),
+    "contract/execute": (
+        "One command of the [compatibility contract](contract.md). As text it is read as strictly as everywhere; as an "
+        "object it has gone through the reader of messages, which knows no member that stands twice.",
+        "the one event of the command, and the snapshot where one was asked for.",
+        "invalid_command invalid_dispatch_id unknown_dispatch duplicate_dispatch invalid_transition lease_held"
+        " lease_owner_mismatch lease_not_held lease_not_extended invalid_cursor stale_cursor key_conflict",
+    ),
+    "contract/snapshot": ("The snapshot of the contract, one consistent cut.", "as it is everywhere.", ""),
+    "contract/attach": (
+        "Follow the list of events, behind `from`: each comes as `contract/event`, and `run.heartbeat`s with no "
+        "id. With `replay` the events of the replay come first, marked, and each is confirmed when it was written. "
+        "`contract/detached` with `cursor` and `reason` is its last word. Attaching again takes its place.",
+        "where the list begins and ends, and how many events of the replay are left.",
+        "invalid_cursor stale_cursor",
+    ),
+    "contract/events": (
+        "A page of the list of events.",
+        "envelopes, and where to go on.",
+        "invalid_cursor stale_cursor",
+    ),
+    "contract/records": ("Deliveries by request id.", "a page of them; `next` is the `after` of the next one.", ""),
+    "contract/replay_next": ("The next events of the replay.", "envelopes, and how many are left with them.", ""),
+    "contract/replay_apply": (
+        "Confirm the next event of the replay.",
+        "`seen`: it had been confirmed before, and nothing changed.",
+        "replay_out_of_order",
+    ),
+    "contract/schema": ("The contract as JSON Schema.", "the schema (here with one definition of many).", ""),
 }
 
 EVENTS: dict[str, str] = {
@@ -799,6 +827,27 @@ async def _books(wire: Wire) -> None:
     results["worker/status"] = await wire.call("worker/status", status="stopping", **whose)
     results["worker/read"] = await wire.call("worker/read", **whose)
     await _dispatches(wire)
+    await _contract(wire)
+
+
+async def _contract(wire: Wire) -> None:
+    results = _found["results"]
+
+    async def ask(method: str, **params: Any) -> Any:
+        results[method] = await wire.call(method, **params)
+        return results[method]
+
+    await ask("contract/execute", command={"command": "QueueDispatch", "request_id": "req-1", "target": "worker-2"})
+    await wire.call("contract/execute", command={"command": "RequestReplay", "cursor": "cursor-1"})
+    event = (await ask("contract/replay_next"))["events"][0]
+    await ask("contract/replay_apply", event_id=event["event_id"])
+    await ask("contract/snapshot")
+    await ask("contract/records")
+    await ask("contract/events", limit=1)
+    await ask("contract/attach")
+    _found["contract"] = await wire.until(lambda told: told["method"] == "contract/event")
+    schema = await ask("contract/schema")
+    results["contract/schema"] = {**schema, "$defs": {"CaptureSnapshot": schema["$defs"]["CaptureSnapshot"]}}
 
 
 async def _dispatches(wire: Wire) -> None:
@@ -899,6 +948,7 @@ async def _notices(w: World) -> None:
         _found["notices"].append(next(told for told in wire.notices if _named(told) == method))
     for method in ("session/mark", "session/refused", "server/draining", "session/detached"):
         _found["notices"].append(next(told for told in wire.notices if told["method"] == method))
+    _found["notices"].append(_found["contract"])
 
 
 def _named(told: Any) -> str:

@@ -190,7 +190,11 @@ def test_an_operation_answers_as_its_document_says(
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def drive(case: Any) -> None:
-        if name in ("stream_session", "follow_topic"):  # bounded by the listener's `tail_ms_max`, when it is there
+        if name in (
+            "stream_session",
+            "follow_topic",
+            "stream_contract_events",
+        ):  # bounded by `tail_ms_max` if it is there
             case.query = {"tail_ms": 1, **(case.query or {})}
         seen.add(told(case))
         if mode is GenerationMode.POSITIVE:  # and once for what is there, as its owner
@@ -208,6 +212,9 @@ def test_an_operation_answers_as_its_document_says(
                 case.query = {"topic": f"worker:{THERE['worker_id']}:lifecycle"}
             if name == "rebuild_projector":
                 case.body = {"topic": f"run:{THERE['run_id']}:events"}
+            if "/contract" in case.path:
+                case.query = {key: value for key, value in (case.query or {}).items() if key != "after"}
+                case.body = {"command": "CaptureSnapshot"} if "commands" in case.path else case.body
             if "after_seq" in (case.query or {}):
                 case.query["after_seq"] %= 8
             seen.add(told(case))

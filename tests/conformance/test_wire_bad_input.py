@@ -447,7 +447,7 @@ def test_a_hundred_bad_messages_within_a_minute_end_the_connection_and_ninety_ni
 
 def test_two_hundred_bad_messages_on_one_connection_change_nothing_for_the_next() -> None:
     async def main() -> None:
-        async with world(bad_messages_per_min_max=1_000) as w:
+        async with world(bad_messages_per_min_max=4_000) as w:
             await furnished(w)
             before, status = w.fingerprint(), w.status()
             bad = await w.client()
@@ -575,7 +575,7 @@ def test_every_bad_use_of_a_method_has_its_reason_and_changes_nothing() -> None:
 
 def test_every_method_names_the_first_missing_unknown_and_mistyped_member() -> None:
     async def main() -> None:
-        async with world(bad_messages_per_min_max=1_000) as w:
+        async with world(bad_messages_per_min_max=4_000) as w:
             wire = await w.client()
             tried = 0
             for method, members in METHODS.items():
@@ -956,7 +956,7 @@ def requests_of(draw: st.DrawFn) -> bytes:
 @given(st.lists(requests_of() | st.binary(max_size=60) | values.map(lambda v: json.dumps(v).encode()), max_size=12))
 def test_no_message_makes_an_uncaught_fault_or_a_hang(messages: list[bytes]) -> None:
     async def main() -> None:
-        async with world(bad_messages_per_min_max=1_000) as w:
+        async with world(bad_messages_per_min_max=4_000) as w:
             wire = await w.client()
             await wire.call("session/open", session="s")
             for data in messages:

@@ -35,7 +35,7 @@ from turnlane.observe.metrics import Metrics
 
 ALL = (
     *("sessions.read", "status.read", "metrics.read", "runs.*", "workers.*", "projections.*", "cutover.read"),
-    *("live.*", "sync.*"),
+    *("live.*", "sync.*", "contract.*"),
 )
 API = "/internal/v1"
 EVERYBODY_FOLLOWS = LiveSettings(auth=False)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json as jsons
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from ..journal.store import LmdbStore
 
 _HTTP_S: Final = 10.0
+_STREAM_S: Final = 60.0
+"""A stream that is silent for longer is gone: its heartbeats come four times as often."""
+_NONE: Final[Mapping[str, str]] = {}
 
 
 def daemon_at(url: str, token: str | None) -> tuple[str, str | None]:
@@ -39,8 +44,26 @@ def operator_get(url: str, path: str, token: str | None) -> Any:
         raise No(UNREACHABLE, "unreachable", message) from None
 
 
-def operator_bytes(url: str, path: str, token: str | None) -> bytes:
-    """The same, with the answer as it came."""
+def operator_bytes(
+    url: str, path: str, token: str | None, body: bytes | None = None, headers: Mapping[str, str] = _NONE
+) -> bytes:
+    """The same, with the answer as it came. With a `body` it is a POST."""
+    with _asked(url, path, token, body, headers, _HTTP_S) as answer:
+        told: bytes = answer.read()
+        return told
+
+
+def operator_lines(url: str, path: str, token: str | None) -> Iterator[str]:
+    """The lines of an answer that comes bit by bit."""
+    with _asked(url, path, token, None, {}, _STREAM_S) as answer:
+        for line in answer:
+            yield line.decode().rstrip("\r\n")
+
+
+@contextmanager
+def _asked(
+    url: str, path: str, token: str | None, body: bytes | None, headers: Mapping[str, str], wait_s: float
+) -> Iterator[Any]:
     import http.client
     import socket
     import time
@@ -49,15 +72,14 @@ def operator_bytes(url: str, path: str, token: str | None) -> bytes:
 
     parts = checked_url(url, ("http", "https"))
     token = token or local_token(parts, operator=True)
-    request = urllib.request.Request(f"{parts.scheme}://{parts.netloc}{path}")
+    request = urllib.request.Request(f"{parts.scheme}://{parts.netloc}{path}", body, dict(headers))
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     began = time.monotonic()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=_HTTP_S) as answer:
-            body: bytes = answer.read()
-            return body
+        with opener.open(request, timeout=wait_s) as answer:
+            yield answer
     except urllib.error.HTTPError as error:
         raise _http_no(error) from None
     except (urllib.error.URLError, OSError, http.client.HTTPException, ValueError) as error:

@@ -71,6 +71,15 @@ class Limits:
     dispatch_backoff_ms_max: int = 60_000
     list_items: int = 100
     list_items_max: int = 200
+    # the compatibility contract
+    contract_command_bytes_max: int = 65_536
+    contract_metadata_bytes_max: int = 16_384
+    contract_reason_chars_max: int = 1_024
+    contract_ids_max: int = 256
+    contract_lock_ms_max: int = 5_000
+    heartbeat_ms: int = 15_000
+    contract_cursors_max: int = 1_024
+    """Saved places that are remembered; the one that was saved longest ago goes first."""
     # workers and projections
     worker_heartbeat_stale_ms: int = 120_000
     worker_heartbeats_per_second_max: int = 10

@@ -123,6 +123,13 @@ class Reason(Enum):
     LEASE_EXPIRED = "lease_expired", _R, False, CONFLICT_NUMBER, 409
     LEASE_LOST = "lease_lost", _R, False, CONFLICT_NUMBER, 409
     LEASE_NOT_HELD = "lease_not_held", _R, False, CONFLICT_NUMBER, 409
+    # the compatibility contract
+    INVALID_COMMAND = "invalid_command", _R, False, INVALID_PARAMS_NUMBER, 400
+    INVALID_DISPATCH_ID = "invalid_dispatch_id", _R, False, INVALID_PARAMS_NUMBER, 400
+    DUPLICATE_DISPATCH = "duplicate_dispatch", _R, False, CONFLICT_NUMBER, 409
+    LEASE_NOT_EXTENDED = "lease_not_extended", _R, False, CONFLICT_NUMBER, 409
+    REPLAY_OUT_OF_ORDER = "replay_out_of_order", _R, False, CONFLICT_NUMBER, 409
+    LEADER_NOTIFICATION_DEFERRED = "leader_notification_deferred", _N, False, REFUSED_NUMBER, 200
     # requests and effects
     ALREADY_ANSWERED = "already_answered", _R, False, CONFLICT_NUMBER, 409
     REQUEST_CLOSED = "request_closed", _R, False, CONFLICT_NUMBER, 409

@@ -165,7 +165,7 @@ ROLES: Final[Mapping[str, tuple[str, ...]]] = {
     "worker": ("sessions.read", "turns.cancel", "dispatch.read", "dispatch.work", "workers.read", "workers.write"),
     "operator": (
         *("sessions.*", "turns.*", "requests.*", "dispatch.*", "effects.*", "authority.*", "tokens.*"),
-        *("status.*", "metrics.*", "debug.*", "runtime.*"),
+        *("status.*", "metrics.*", "debug.*", "runtime.*", "contract.*"),
     ),
 }
 _OF_SESSIONS: Final = ("sessions", "turns", "requests", "effects")
@@ -247,6 +247,14 @@ METHODS: Final[Mapping[str, Need]] = {
     "dispatch/explain": Need(Reach.SESSION, ("dispatch.read",)),
     "dispatch/mode": Need(Reach.SESSION, ("dispatch.manage",)),
     "turn/start_claimed": Need(Reach.SESSION, ("dispatch.work",)),
+    "contract/execute": Need(Reach.TENANT, ("contract.write",)),
+    "contract/snapshot": Need(Reach.TENANT, ("contract.read",)),
+    "contract/attach": Need(Reach.TENANT, ("contract.read",)),
+    "contract/events": Need(Reach.TENANT, ("contract.read",)),
+    "contract/records": Need(Reach.TENANT, ("contract.read",)),
+    "contract/replay_next": Need(Reach.TENANT, ("contract.read",)),
+    "contract/replay_apply": Need(Reach.TENANT, ("contract.write",)),
+    "contract/schema": Need(Reach.TENANT, ("contract.read",)),
 }
 
 API: Final = "/internal/v1"
@@ -265,6 +273,7 @@ READS: Final = frozenset(
     {"initialize", "auth/refresh", "session/list", "session/read", "session/attach", "session/detach"}
     | {"turn/read", "runtime/status", "run/read", "worker/read"}
     | {"dispatch/read", "dispatch/list", "dispatch/explain"}
+    | {f"contract/{verb}" for verb in ("snapshot", "attach", "events", "records", "replay_next", "schema")}
 )
 """Methods that append nothing. `session/ack` is not one of them: it keeps a cursor."""
 ALWAYS_POSTED: Final = frozenset({f"{API}/sync/sessions/revoke", f"{API}/tickets"})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -88,6 +88,7 @@ class Connection:
     _end: trio.Event = field(factory=trio.Event)
     _nursery: trio.Nursery | None = None
     _expiry: trio.CancelScope = field(factory=trio.CancelScope)
+    _contract: trio.CancelScope = field(factory=trio.CancelScope)
 
     def __attrs_post_init__(self) -> None:
         self.protocol = Protocol(self.limits)
@@ -217,6 +218,18 @@ class Connection:
             message = "this connection is attached to the session as observer: attach as controller to act"
             raise Refused(Reason.READ_ONLY, message)
         return await HANDLERS[call.method](self, call.params, posted)
+
+    def follow_contract(self, pump: Callable[[], Awaitable[None]]) -> None:
+        """Follow the compatibility contract, in place of whoever did so on this connection."""
+        self._contract.cancel(reason="attached anew")
+        scope = self._contract = trio.CancelScope()
+
+        async def follow() -> None:
+            with scope:
+                await pump()
+
+        if self._nursery is not None:
+            self._nursery.start_soon(follow, name="contract attachment")
 
     # who speaks
 

@@ -19,7 +19,7 @@ from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.canary import creation_refused, key_of
 from ..runtime.handles import Answered, Session
-from . import book_methods, dispatch_methods
+from . import book_methods, contract_methods, dispatch_methods
 from .access import owner_key_of
 from .attachment import WireAttachment
 from .status_value import status_value
@@ -251,4 +251,5 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "runtime/status": runtime_status,
     **book_methods.HANDLERS,
     **dispatch_methods.HANDLERS,
+    **contract_methods.HANDLERS,
 }

@@ -743,9 +743,27 @@ class ContractQuery:
 
 
 @frozen
+class ContractStreamQuery:
+    after: str | None = None
+    tail_ms: TailMs | None = None
+
+
+@frozen
+class ContractSchema:
+    """With it `$schema` and `$defs`."""
+
+    schema_version: Literal[1]
+    commands: Sequence[str]
+    events: Sequence[str]
+    extensions: Sequence[str]
+
+
+@frozen
 class ContractDone:
+    """`seq` is null for a repeated key whose event a compaction has taken out of the list."""
+
     event_id: str
-    seq: Whole
+    seq: Whole | None
     event: Mapping[str, Any]
     duplicate: bool
     snapshot: Mapping[str, Any] | None = None

@@ -126,6 +126,9 @@ _HELD: Final = {**_WHERE, "dispatch": _ident(required=True), "claim_token": _ide
 _LEASE: Final = Member("a finite number of ms", lambda value: type(value) in (int, float) and abs(value) < 2**53)
 _FLAG: Final = Member("true or false", lambda value: isinstance(value, bool))
 
+_PLACE: Final = Member("an event id, or the next_cursor of a page", _text(128))
+_LIST_LIMIT: Final = Member("an integer from 1 to 200", _integer(1, 200), limit=200)
+
 METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
     "initialize": {
         "protocol": Member(f'"{PROTOCOL}"', lambda value: value == PROTOCOL, required=True),
@@ -288,6 +291,17 @@ METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
         "turn": _ident(required=True),
         "input_text": Member("text that is not empty", _text(1_048_576), required=True),
     },
+    "contract/execute": {
+        "command": Member("a command of the contract: an object, or its JSON text", lambda value: True, required=True),
+        "key": _KEY,
+    },
+    "contract/snapshot": {},
+    "contract/attach": {"from": _PLACE, "replay": Member("true or false", lambda value: type(value) is bool)},
+    "contract/events": {"after": _PLACE, "limit": _LIST_LIMIT},
+    "contract/records": {"after": Member("a request id", _text(128)), "limit": _LIST_LIMIT},
+    "contract/replay_next": {"limit": _LIST_LIMIT},
+    "contract/replay_apply": {"event_id": Member("an event id", _text(128), required=True)},
+    "contract/schema": {},
 }
 
 assert set(METHODS) == set(RIGHTS), set(METHODS) ^ set(RIGHTS)

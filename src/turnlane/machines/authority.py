@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from ..core.evolving import evolve as having
 from ..core.ids import Epoch, Seq, printable
@@ -24,6 +24,7 @@ from ..core.limits import Limits
 from ..core.ports import Lease, LeasePhase
 from ..core.reasons import Reason, Rejected
 from ..core.step import Step
+from .dispatch import LEAN
 
 RUNTIME: Final = "runtime"
 """The scope that covers every stream of a host."""
@@ -88,6 +89,8 @@ class AuthorityGranted:
     takeover_of: str | None = None
     """The owner whose lease had run out or was lost."""
     as_given: str | None = None
+    asked: str = field(default="", metadata=LEAN)
+    """`acquire` or `renew`, where the contract asked (docs/contract.md)."""
 
 
 @define(slots=True)
@@ -99,6 +102,7 @@ class AuthorityRenewed:
     leased_until: WallInstant
     at: WallInstant
     as_given: str | None = None
+    asked: str = field(default="", metadata=LEAN)
 
 
 @define(slots=True)

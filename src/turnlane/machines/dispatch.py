@@ -158,6 +158,10 @@ class DispatchRemoved:
     completed: int
     failed: int
     cancelled: int
+    again: tuple[DispatchId, ...] = field(default=(), metadata=LEAN)
+    """Those that were asked for and had left before."""
+    compacted: bool = field(default=False, metadata=LEAN)
+    """They leave the list of events too (docs/contract.md)."""
     at: str = _AT
 
 

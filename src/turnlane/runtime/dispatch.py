@@ -25,7 +25,9 @@ from ..core.secret import Secret
 from ..core.step import DUE_NEVER, StoredKey
 from ..machines import dispatch as rows
 from ..machines import queue_state as queue
-from ..machines.claims import LAPSE, decide_queue
+from ..machines.claims import LAPSE
+from ..machines.contract_rooms import QUEUE as CONTRACT_QUEUE
+from ..machines.contract_rooms import decide_rows
 from ..machines.dispatch import Row, RowPhase
 from ..machines.explaining import Facts, Filter, explain, listed, row_value
 from ..machines.queue_state import Claimed, EnqueueAnswer, Queue, RowAnswer
@@ -43,7 +45,9 @@ if TYPE_CHECKING:
 
 ID_KEY: Final = "\x01id/"
 END_KEY: Final = "\x01end/"
-"""Keys of the store's own: ids that were given in a queue, and rows as they ended, beyond memory."""
+GONE_KEY: Final = "\x01gone/"
+"""Keys of the store's own: ids that were given in a queue, rows as they ended, beyond memory, and which of them were
+taken out of the records."""
 _ENDED: Final = {
     RowPhase.COMPLETED: "completed",
     RowPhase.FAILED: "failed",
@@ -103,13 +107,15 @@ def _keys(encode: Any) -> Any:
             yield StoredKey(ID_KEY + event.dispatch, b"", b"")
         elif isinstance(event, rows.ENDS):
             yield StoredKey(END_KEY + event.dispatch, b"", encode(state.ended[event.dispatch]))
+        elif isinstance(event, rows.DispatchRemoved):
+            yield from (StoredKey(GONE_KEY + name, b"", b"") for name in event.request_ids)
 
     return keys
 
 
 DISPATCH: Final = Kind(
     "dispatch",
-    Rules(decide_queue, queue.evolve_queue, _due, queue.bounded_queue),
+    Rules(decide_rows, queue.evolve_queue, _due, queue.bounded_queue),
     lambda _: Queue(),
     recovered=_recovered,
     perform=_perform,
@@ -160,6 +166,10 @@ class Place(Protocol):
         """Whether an id was given before."""
         ...
 
+    async def unreachable(self) -> frozenset[str]:
+        """Targets that nobody can be brought anything at now."""
+        ...
+
 
 @define(slots=True, eq=False)
 class QueuePlace:
@@ -186,6 +196,10 @@ class QueuePlace:
 
     async def known(self, dispatch: str) -> bool:
         return await self.runtime.streams.key(DISPATCH, self.tenant, self.name, ID_KEY + dispatch) is not None
+
+    async def unreachable(self) -> frozenset[str]:
+        of_contract = self.name == CONTRACT_QUEUE
+        return await self.runtime.contract_of(self.tenant).unreachable() if of_contract else frozenset()
 
 
 @define(slots=True, eq=False)
@@ -214,6 +228,9 @@ class SessionPlace:
 
     async def known(self, dispatch: str) -> bool:
         return await self.find_end(dispatch) is not None
+
+    async def unreachable(self) -> frozenset[str]:
+        return frozenset()
 
 
 # what a host program calls
@@ -338,7 +355,8 @@ class Dispatches:
         hashed = hash_of(token)
         assert hashed is not None
         worker = await self.runtime.workers.holder(owner, self.place.tenant)
-        command = queue.ClaimDispatch(owner, hashed, TurnId(ids.new("turn")), lease_ms, key, worker)
+        unreachable = await self.place.unreachable()
+        command = queue.ClaimDispatch(owner, hashed, TurnId(ids.new("turn")), lease_ms, key, worker, unreachable)
         answer = await self._ask(command)
         if answer.claim is None:
             return NoClaim(answer.next_at)

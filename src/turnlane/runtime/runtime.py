@@ -19,7 +19,7 @@ from attrs import define, field
 from ..core import marks
 from ..core.canonical import canonical_json, sha256_hex
 from ..core.given import Event
-from ..core.ids import DEFAULT_TENANT, SessionId, Tenant, TurnId, printable, session_stream, split_stream
+from ..core.ids import DEFAULT_TENANT, SessionId, StreamName, Tenant, TurnId, printable, session_stream, split_stream
 from ..core.limits import Limits
 from ..core.observations import AgentFailed, AuthorityFell, NodeDisowned
 from ..core.ports import Lease, Ports, StoreError, StoreStatus
@@ -38,6 +38,7 @@ from . import attaching, statuses
 from .agent import Agent
 from .attachment import Attachment
 from .authority import Authority
+from .contract import Contract
 from .counts import Counts
 from .dispatch import DISPATCH, Dispatches, QueuePlace, withdraw
 from .follower import Follower
@@ -88,6 +89,8 @@ class Runtime:
     streams: Streams = field(init=False)
     runs: Runs = field(init=False)
     workers: Workers = field(init=False)
+    contracts: dict[str, Contract] = field(init=False)
+    """By tenant."""
     authority: Authority = field(init=False)
     writer: JournalWriter = field(init=False)
     follower: Follower = field(init=False)
@@ -105,7 +108,9 @@ class Runtime:
         limits = self.ports.limits
         self.store_status = self.ports.store.status()
         self.residents = Residents(self)
-        self.streams = Streams(self, kinds={kind.name: kind for kind in (WORKER, DISPATCH)})
+        self.contracts = {DEFAULT_TENANT: Contract(self)}
+        kinds = {kind.name: kind for kind in (WORKER, DISPATCH)}
+        self.streams = Streams(self, self._announced, kinds)
         self.runs, self.workers = Runs(self), Workers(self, partial(withdraw, self))
         self.window = Window(limits)
         self.permits = Permits(limits.turns_active_max)
@@ -355,6 +360,20 @@ class Runtime:
             if actor.state.phase is SessionPhase.ABSENT and passable(actor):
                 self.actors.pop(stream, None)
         return handle, answered.value, answered.duplicate
+
+    @property
+    def contract(self) -> Contract:
+        """The compatibility contract (docs/contract.md)."""
+        return self.contracts[DEFAULT_TENANT]
+
+    def contract_of(self, tenant: str) -> Contract:
+        """The compatibility contract of a tenant."""
+        return self.contracts.setdefault(tenant, Contract(self, Tenant(tenant)))
+
+    def _announced(self, stream: str, _: int) -> None:
+        tenant = split_stream(StreamName(stream))[0]
+        if (contract := self.contracts.get(tenant)) is not None:
+            contract.told()
 
     def queue(self, name: str = "main", tenant: str = DEFAULT_TENANT) -> Dispatches:
         """The deliveries of a queue. It exists with its first dispatch."""
