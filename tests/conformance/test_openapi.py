@@ -194,7 +194,7 @@ def test_an_operation_answers_as_its_document_says(
             "stream_session",
             "follow_topic",
             "stream_contract_events",
-        ):  # bounded by `tail_ms_max` if it is there
+        ):  # bounded by the listener
             case.query = {"tail_ms": 1, **(case.query or {})}
         seen.add(told(case))
         if mode is GenerationMode.POSITIVE:  # and once for what is there, as its owner

@@ -110,7 +110,8 @@ class Runtime:
         self.residents = Residents(self)
         self.contracts = {DEFAULT_TENANT: Contract(self)}
         kinds = {kind.name: kind for kind in (WORKER, DISPATCH)}
-        self.streams = Streams(self, self._announced, kinds)
+        self.streams = Streams(self, kinds=kinds)
+        self.streams.listeners.append(self._announced)
         self.runs, self.workers = Runs(self), Workers(self, partial(withdraw, self))
         self.window = Window(limits)
         self.permits = Permits(limits.turns_active_max)
