@@ -28,6 +28,7 @@ from .machines import (
     queue_state,
     requests,
     reservation,
+    revocation,
     run,
     session,
     turn,
@@ -84,6 +85,7 @@ TAGS: Final[Mapping[type, str]] = {
     run.RunCancelRequested: "run.cancel_requested",
     run.RunFinished: "run.finished",
     run.RunNoted: "run.noted",
+    run.RunPruned: "run.pruned",
     worker.WorkerStarted: "worker.started",
     worker.WorkerHeartbeat: "worker.heartbeat",
     worker.WorkerStarting: "worker.starting",
@@ -96,6 +98,7 @@ TAGS: Final[Mapping[type, str]] = {
     worker.WorkerStalled: "worker.stalled",
     worker.WorkerRecovered: "worker.recovered",
     dispatch.DispatchRemoved: "dispatch.removed",
+    revocation.TokenRevoked: "token.revoked",
     authority.AuthorityGranted: "authority.granted",
     authority.AuthorityRenewed: "authority.renewed",
     authority.AuthorityDrainOrdered: "authority.drain_ordered",
@@ -146,6 +149,7 @@ _ANSWERS: Final[Mapping[str, type]] = {
         reservation.Reserved,
         run.RunAppended,
         worker.WorkerAnswer,
+        revocation.Revoked,
         contract_rooms.At,
         contract_marks.Applied,
     )
@@ -198,8 +202,16 @@ _lean: Final = {
 _decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {
     tag: msgspec.json.Decoder(cls).decode for tag, cls in CLASSES.items()
 }
-_state_decoder: Final = msgspec.json.Decoder(Session)
-_queue_decoder: Final = msgspec.json.Decoder(queue_state.Queue)
+_state_decoders: Final[Mapping[str, Callable[[bytes], Any]]] = {
+    kind: msgspec.json.Decoder(cls).decode
+    for kind, cls in (
+        ("session", Session),
+        ("dispatch", queue_state.Queue),
+        ("run", run.Run),
+        ("worker", worker.Worker),
+    )
+}
+"""By kind of stream."""
 
 
 def _leaned(event: Any) -> dict[str, Any]:
@@ -229,14 +241,12 @@ class Codec:
             return UnknownEvent(kept.type, decode_json(kept.payload))
         return decoder(kept.payload)
 
-    def encode_state(self, state: Session | queue_state.Queue) -> bytes:
+    def encode_state(self, state: Any) -> bytes:
         return _encode(state)
 
-    def decode_state(self, data: bytes) -> Session:
-        return _state_decoder.decode(data)
-
-    def decode_queue(self, data: bytes) -> queue_state.Queue:
-        return _queue_decoder.decode(data)
+    def decode_state(self, data: bytes, kind: str = "session") -> Any:
+        """The folded state of a stream of this kind, out of its snapshot."""
+        return _state_decoders[kind](data)
 
     def encode_answer(self, answer: Any) -> bytes:
         return _encode([type(answer).__name__, answer])

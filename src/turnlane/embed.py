@@ -20,13 +20,26 @@ from .codec import Codec
 from .core.canonical import digest_of
 from .core.instants import Instant, WallInstant
 from .core.limits import DEFAULT_LIMITS, Limits
-from .core.ports import Clock, EventStore, Hop, Ids, Lease, LeasePhase, LeaseStore, Observer, Ports, StoreError
+from .core.ports import (
+    Clock,
+    EventStore,
+    Hop,
+    Ids,
+    Lease,
+    LeasePhase,
+    LeaseStore,
+    Observer,
+    Ports,
+    Projections,
+    StoreError,
+)
 from .core.reasons import Reason, Refused, Rejected
 from .core.write_mode import WriteMode
 from .journal.cursor import StoreCursors
 from .journal.environment import Taken
 from .journal.lease import LmdbLeases, StoreLeases, lease_of
 from .journal.opening import beside, is_empty, make_directories, named_failures
+from .journal.projections import LmdbProjections, StoreProjections
 from .journal.store import LmdbStore
 from .machines.admission import Quotas
 from .machines.authority import RUNTIME, stale
@@ -199,6 +212,7 @@ async def open_runtime(
         lease_hop or read_hop or ThreadHop(1),  # whoever replaces the others runs all of them in place
         observer or Silent(),
         limits,
+        _projections(opened, limits, write_mode),
     )
     name, mode = ports.ids.new("runtime"), Mode(dispatch_mode or "runtime")
     runtime = Runtime(ports, named, name, quotas or {}, write_mode, mode, owner_name(name))
@@ -251,7 +265,7 @@ async def _opened_journal(state: Path, limits: Limits, mode: WriteMode) -> LmdbS
     watch = Watch(limits)
     while True:
         try:
-            return await trio.to_thread.run_sync(_open_journal, state, limits, mode, watch.may_take_over)
+            return await trio.to_thread.run_sync(open_journal, state, limits, mode, watch.may_take_over)
         except StoreError as error:
             if error.reason is not Reason.STATE_IN_USE or not watch.worth_waiting:
                 raise
@@ -267,8 +281,13 @@ def journal_of(state: str | Path) -> Path:
     return Path(state) / JOURNAL
 
 
-def _open_journal(state: Path, limits: Limits, mode: WriteMode, take_over: Callable[[Taken], bool]) -> LmdbStore:
-    """A directory that holds something else is left alone; one of ours has a journal, or is being created."""
+def open_journal(
+    state: Path, limits: Limits, mode: WriteMode, take_over: Callable[[Taken], bool] | None = None
+) -> LmdbStore:
+    """The journal of a state directory, opened as a mode needs it.
+
+    A directory that holds something else is left alone; one of ours has a journal, or is being created.
+    """
     journal = journal_of(state)
     if not mode.writes:
         return LmdbStore.open(journal, limits=limits, readonly=True, still=mode is WriteMode.FROZEN)
@@ -280,6 +299,13 @@ def _open_journal(state: Path, limits: Limits, mode: WriteMode, take_over: Calla
             raise StoreError(Reason.STATE_NOT_OURS, message, path=str(state), remedy="name another directory")
         make_directories(state)
     return LmdbStore.open(journal, limits=limits, take_over=take_over)
+
+
+def _projections(store: EventStore, limits: Limits, mode: WriteMode) -> Projections:
+    """Where read models lie: in the journal, where there is one that may be written, else in memory."""
+    if isinstance(store, LmdbStore) and mode.writes:
+        return LmdbProjections(store)
+    return StoreProjections(store, limits=limits)
 
 
 def _inside_trio() -> None:

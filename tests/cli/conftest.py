@@ -119,7 +119,8 @@ class Place:
         """Serve on free ports; with `wait` until it listens."""
         ports = [] if "--listen" in words else ["--listen", "127.0.0.1:0"]
         ports += [] if "--http" in words else ["--http", "127.0.0.1:0"]
-        words = ("serve", app, "--state", self.state, *ports, "--json", *words)
+        state = [] if "--state" in words else ["--state", self.state]
+        words = ("serve", app, *state, *ports, "--json", *words)
         env = {**self.environ, **environ}
         process = subprocess.Popen(
             self.command(*words), cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

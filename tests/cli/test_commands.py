@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -448,6 +449,32 @@ def test_an_operator_token_goes_into_the_settings_as_it_is_printed(place):
     assert place.run("status", daemon.operator_url, "--token", secret).returncode == 0
     assert place.run("status", daemon.operator_url).returncode == 1
     assert secret not in settings
+
+
+def test_a_sync_token_is_minted_from_the_settings_and_accepted_where_they_are_used(place):
+    """Claims are as asked for; what the check would refuse is not minted; other sources of keys are not mixed in."""
+    from turnlane.core.instants import WallInstant
+    from turnlane.core.secret import Secret
+    from turnlane.daemon.config import read_settings
+    from turnlane.daemon.sync_tokens import SyncTokens
+    from turnlane.machines.live import Reader
+    from turnlane.machines.revocation import Revocations
+
+    config = place.folder / "sync.toml"
+    config.write_text('[[sync.keys]]\nkid = "k"\nsecret_env = "SYNC_SECRET"\n')
+    mint = ("token", "mint", "--sync", "--config", config, "--subject", "ada", "--user", "7", "--session", "app-1")
+    made = place.run(*mint, "--topic", "run:a:events", "--topic", "run:b:events", SYNC_SECRET="s" * 32)
+    assert made.returncode == 0, made.stderr
+    settings = read_settings(config, {"SYNC_SECRET": "s" * 32})
+    found = SyncTokens(settings.sync.keys).check(
+        Secret(made.stdout.strip()), WallInstant(time.time_ns() // 1_000), Revocations()
+    )
+    assert isinstance(found, Reader) and (found.user_id, found.session_id) == (7, "app-1")
+    assert found.topics == {"run:a:events", "run:b:events"} and "runtime.run_events" in found.scopes
+    refused = place.run(*mint, "--life", "301", SYNC_SECRET="s" * 32)
+    assert refused.returncode == 2 and "max_age_seconds" in refused.stderr
+    assert place.run(*mint, "--role", "talker", SYNC_SECRET="s" * 32).returncode == 2
+    assert place.run(*mint).returncode == 2, "its secret is not there"
 
 
 def test_keys_in_a_file_mint_and_serve_without_a_local_key(place):

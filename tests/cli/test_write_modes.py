@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,35 @@ def test_a_daemon_that_may_not_write_needs_something_to_read(place: Any) -> None
 
     assert found.returncode == 3 and Reason.STATE_NOT_FOUND.value in found.stderr
     assert not place.state.exists()
+
+
+OTHER_RUNTIME = """
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b'"as ever"'})
+
+
+nothing = 7
+"""
+MOUNT = '[[cutover.legacy_mounts]]\nprefix = "/old"\napp = "other:{}"\n'
+
+
+def test_an_application_of_the_other_runtime_is_served_below_its_prefix(place: Any) -> None:
+    """Named in the settings, frozen by the variable of the daemon's process; what cannot be served stops the start."""
+    (place.folder / "other.py").write_text(OTHER_RUNTIME)
+    config = place.folder / "turnlane.toml"
+    for name in ("nothing", "nobody"):
+        config.write_text(MOUNT.format(name))
+        found = place.run("serve", "--check", "--config", config)
+        assert found.returncode == 2 and f"other:{name}" in found.stderr and found.stderr.count("\n") == 1
+    config.write_text(MOUNT.format("app"))
+    words = ("--config", config, "--operator-auth", "off")
+    daemon = place.start(*words, LEGACY_RUNTIME_WRITE_FREEZE="on")
+    read = asked(f"{daemon.operator_url}/old/runs")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{daemon.operator_url}/old/runs", b"{}", timeout=10)
+    daemon.signal(signal.SIGTERM)
+    code, _, err = daemon.ended()
+
+    assert read == (200, "as ever") and refused.value.code == 410
+    assert code == 0 and "legacy.write_refused" in err

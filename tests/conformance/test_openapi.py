@@ -29,20 +29,25 @@ from schemathesis.specs.openapi.checks import (
 )
 
 import turnlane
+from turnlane.core.instants import WallInstant
 from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.owners import Owner
+from turnlane.core.reasons import Reason
 from turnlane.daemon.access import API, RIGHTS, Need, Reach
 from turnlane.daemon.calls import Answer, Call
+from turnlane.daemon.live_sources import live_delivery
 from turnlane.daemon.operations import OPERATIONS, Operation
 from turnlane.daemon.operator_api import OperatorApi, serve_operator
 from turnlane.daemon.operator_pages import Pages
-from turnlane.daemon.settings import Address, OperatorSettings
+from turnlane.daemon.settings import Address, LiveSettings, OperatorSettings
 from turnlane.daemon.tokens import OperatorTokens, mint_operator
 from turnlane.journal.memory import MemoryStore
+from turnlane.machines.projection import Drift, drift_row
 from turnlane.observe.metrics import Metrics
 
 EXAMPLES = {"default": 15, "ci": 60, "nightly": 300, "release": 300}
 THERE = {"session": "s-1", "worker_id": "lab:east-2", "seq": "1", "run_id": ""}
+WALL = WallInstant(1)
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -120,15 +125,20 @@ def served() -> Iterator[Served]:
     tokens: list[trio.lowlevel.TrioToken] = []
 
     async def serve() -> None:
-        limits = evolve(DEFAULT_LIMITS, tail_ms_max=20)
+        limits = evolve(DEFAULT_LIMITS, tail_ms_max=20, poll_min_interval_ms=0)
         secret, token = mint_operator("driver", sorted(RIGHTS))
         async with turnlane.open_runtime(store=MemoryStore(limits=limits), agent=speaker, limits=limits) as runtime:
             session = await runtime.open_session("s-1")
             await (await session.start_turn({"text": "x"})).outcome()
+            drift = Drift(f"default/worker/{THERE['worker_id']}", 2, 1, 3, Reason.SEQUENCE_GAP, WALL, WALL)
+            await runtime.ports.read_hop(runtime.ports.projections.write, [drift_row(drift)])
             await runtime.workers.register(THERE["worker_id"], owner=Owner(7))
             THERE["run_id"] = (await runtime.runs.create()).run.run_id
             rules = OperatorSettings(Address("127.0.0.1", 0), True, (), (), ())
-            api = OperatorApi(runtime, rules, Metrics(), OperatorTokens([token]), operations=[*TABLE, LIE])
+            THERE["topic"] = f"run:{THERE['run_id']}:events"
+            live = live_delivery(runtime, LiveSettings(auth=False))
+            tokens_ = OperatorTokens([token])
+            api = OperatorApi(runtime, rules, Metrics(), tokens_, operations=[*TABLE, LIE], live=live)
             async with trio.open_nursery() as nursery:
                 address = await nursery.start(serve_operator, api)
                 made.url = f"http://{address}"
@@ -182,8 +192,9 @@ def test_an_operation_answers_as_its_document_says(
     def drive(case: Any) -> None:
         if name in (
             "stream_session",
+            "follow_topic",
             "stream_contract_events",
-        ):  # bounded by the listener's `tail_ms_max`, when it is there
+        ):  # bounded by the listener
             case.query = {"tail_ms": 1, **(case.query or {})}
         seen.add(told(case))
         if mode is GenerationMode.POSITIVE:  # and once for what is there, as its owner
@@ -197,6 +208,10 @@ def test_an_operation_answers_as_its_document_says(
                 else:
                     case.query = {**(case.query or {}), "owner_user_id": 7}
                     case.query.pop("owner_guest_scope", None)
+            if name == "read_drift":
+                case.query = {"topic": f"worker:{THERE['worker_id']}:lifecycle"}
+            if name == "rebuild_projector":
+                case.body = {"topic": f"run:{THERE['run_id']}:events"}
             if "/contract" in case.path:
                 case.query = {key: value for key, value in (case.query or {}).items() if key != "after"}
                 case.body = {"command": "CaptureSnapshot"} if "commands" in case.path else case.body

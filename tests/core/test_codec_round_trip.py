@@ -21,7 +21,9 @@ from turnlane.core.ids import SessionId, TurnId
 from turnlane.core.instants import Instant, WallInstant
 from turnlane.core.step import Kept, Lane, Order
 from turnlane.machines import dispatch, effects_ledger, requests, turn
+from turnlane.machines.run import Run
 from turnlane.machines.session import Session, evolve_session
+from turnlane.machines.worker import Worker
 
 CODEC = Codec()
 T = TurnId("t")
@@ -110,6 +112,16 @@ def test_every_state_reads_back_as_it_was(state: Session) -> None:
     decoded = CODEC.decode_state(encoded)
     assert decoded == state and CODEC.encode_state(decoded) == encoded
     assert list(decoded.rows) == list(state.rows) and list(decoded.tombstones) == list(state.tombstones)
+
+
+@pytest.mark.parametrize(("kind", "cls"), [("run", Run), ("worker", Worker)])
+@quick
+@given(st.data())
+def test_the_state_of_a_book_reads_back_as_it_was(kind: str, cls: type, data: st.DataObject) -> None:
+    state = data.draw(of(cls))
+    encoded = CODEC.encode_state(state)
+    decoded = CODEC.decode_state(encoded, kind)
+    assert decoded == state and CODEC.encode_state(decoded) == encoded
 
 
 def test_every_event_class_has_one_tag() -> None:

@@ -15,20 +15,31 @@ import trio
 from attrs import define, evolve, field
 
 import turnlane
+from turnlane.core.instants import WallInstant
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.owners import Owner
+from turnlane.core.reasons import Reason
 from turnlane.core.secret import Secret
+from turnlane.core.write_mode import WriteMode
+from turnlane.daemon.legacy_mounts import Mounted
+from turnlane.daemon.live_sources import live_delivery
 from turnlane.daemon.operation import Operation
 from turnlane.daemon.operations import OPERATIONS
 from turnlane.daemon.operator_api import OperatorApi, serve_operator
-from turnlane.daemon.settings import Address, OperatorSettings
+from turnlane.daemon.settings import Address, LiveSettings, OperatorSettings, SyncSettings
 from turnlane.daemon.tokens import OperatorTokens, mint_operator
 from turnlane.journal.memory import MemoryStore
+from turnlane.machines.projection import Drift, drift_row
 from turnlane.observe import Observers
 from turnlane.observe.metrics import Metrics
 
-ALL = ("sessions.read", "status.read", "metrics.read", "runs.*", "workers.*", "cutover.read", "contract.*")
+ALL = (
+    *("sessions.read", "status.read", "metrics.read", "runs.*", "workers.*", "projections.*", "cutover.read"),
+    *("live.*", "sync.*", "contract.*"),
+)
 API = "/internal/v1"
+EVERYBODY_FOLLOWS = LiveSettings(auth=False)
+NO_KEYS = SyncSettings()
 
 
 class Kept:
@@ -180,17 +191,29 @@ async def house(
     state: Path | None = None,
     commit_hop: Any = None,
     operations: Sequence[Operation] = OPERATIONS,
+    live: LiveSettings = EVERYBODY_FOLLOWS,
+    sync: SyncSettings = NO_KEYS,
+    write_mode: WriteMode = WriteMode.AUTHORITATIVE,
+    legacy: Sequence[Mounted] = (),
     **settings: Any,
 ) -> AsyncIterator[House]:
     seen, metrics = Kept(), Metrics()
     where: dict[str, Any] = {"state": state} if state else {"store": (store := store or MemoryStore(limits=limits))}
     secret, token = mint_operator("operator", ALL)
     async with turnlane.open_runtime(
-        **where, agent=talker, limits=limits, observer=Observers(metrics, seen), commit_hop=commit_hop
+        **where,
+        agent=talker,
+        limits=limits,
+        observer=Observers(metrics, seen),
+        commit_hop=commit_hop,
+        write_mode=write_mode,
     ) as runtime:
+        await until(lambda: runtime.follower.recovered)
         rules = OperatorSettings(Address("127.0.0.1", 0), auth, (), (), ())
         tokens = OperatorTokens([token])
-        api = OperatorApi(runtime, evolve(rules, **settings), metrics, tokens, tls, operations=operations)
+        delivery = live_delivery(runtime, live, sync)
+        rules = evolve(rules, **settings)
+        api = OperatorApi(runtime, rules, metrics, tokens, tls, operations=operations, live=delivery, legacy=legacy)
         async with trio.open_nursery() as nursery:
 
             async def serve(task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
@@ -210,6 +233,12 @@ async def told_a_story(made: House, name: str = "s-1") -> turnlane.Session:
     session = await made.runtime.open_session(name)
     await (await session.start_turn({"text": "hello there"})).outcome()
     return session
+
+
+async def drifted(runtime: turnlane.Runtime, stream: str) -> None:
+    """A report about a topic, as it lies in the store after an old gap was closed."""
+    drift = Drift(stream, 2, 1, 3, Reason.SEQUENCE_GAP, WallInstant(1), WallInstant(2))
+    await runtime.ports.read_hop(runtime.ports.projections.write, [drift_row(drift)])
 
 
 async def until(said: Callable[[], object], seconds: float = 5) -> None:

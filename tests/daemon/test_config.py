@@ -14,7 +14,9 @@ from joserfc.jwk import OKPKey
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.write_mode import WriteMode
 from turnlane.daemon.config import KEYS, Problem, read_settings
-from turnlane.daemon.settings import Address, Settings
+from turnlane.daemon.operations import ROUTES
+from turnlane.daemon.settings import Address, LegacyMount, Settings
+from turnlane.daemon.settings_values import OURS as OUR_SEGMENTS
 from turnlane.machines.admission import Quotas
 from turnlane.machines.canary import Canary, KeyOf
 
@@ -136,7 +138,7 @@ ping_interval_msec = 5
 [tenants.acme]
 turns_open_mx = 1
 [live]
-auth = "off"
+auth = "perhaps"
 """
     environ = {"TURNLANE_LOG_LEVEL": "loud", "TURNLANE_LISTNE": "x", "TURNLANE_LIMITS_RUNS": "1", "OTHER": "x"}
     found = "\n".join(faults(text, tmp_path, environ, tls="maybe"))
@@ -156,7 +158,7 @@ auth = "off"
         (":17", "unknown key limits.ping_interval_msec; did you mean limits.ping_interval_ms?"),
         (":18", "tenants: 'Acme' is not a tenant id"),
         (":20", "unknown key tenants.acme.turns_open_mx; did you mean turns_open_max?"),
-        (":22", "live.auth is not built"),
+        (":22", "live.auth: expected on or off"),
         ("variable TURNLANE_LOG_LEVEL", "log.level: expected one of"),
         ("variable TURNLANE_LISTNE", "unknown setting; did you mean TURNLANE_LISTEN?"),
         ("variable TURNLANE_LIMITS_RUNS", "unknown setting"),
@@ -284,6 +286,61 @@ def test_any_values_give_settings_or_problems_never_an_error(flags: dict[str, An
 
 # cutover
 
+MOUNTED = """[cutover]
+legacy_freeze = true
+[[cutover.legacy_mounts]]
+prefix = "/old/api"
+app = "old.web:app"
+authenticate = "old.web:who"
+[[cutover.legacy_mounts]]
+prefix = "/older"
+app = "older:app"
+"""
+
+
+def test_applications_to_be_mounted_are_named_by_prefix(tmp_path: Path) -> None:
+    """In the file only; without one nothing is mounted and nothing frozen."""
+    found, nothing = good(MOUNTED, tmp_path).cutover, good().cutover
+
+    assert found.legacy_freeze and not nothing.legacy_freeze and nothing.legacy_mounts == ()
+    assert found.legacy_mounts == (
+        LegacyMount("/old/api", "old.web:app", "old.web:who"),
+        LegacyMount("/older", "older:app"),
+    )
+    assert "/old/api -> old.web:app, /older -> older:app" in good(MOUNTED, tmp_path).resolved
+    assert "unknown setting" in faults(environ={"TURNLANE_CUTOVER_LEGACY_MOUNTS": "/old"})[0]
+    assert good(environ={"TURNLANE_CUTOVER_LEGACY_FREEZE": "true"}).cutover.legacy_freeze
+
+
+@pytest.mark.parametrize(
+    "old, new, told",
+    [
+        ('"/older"', '"older"', "a prefix has to be a path"),
+        ('"/older"', '"/older/"', "a prefix has to be a path"),
+        ('"/older"', '"/"', "a prefix has to be a path"),
+        ('"/older"', '"/.."', "a prefix has to be a path"),
+        ('"/older"', '"/a%20b"', "a prefix has to be a path"),
+        ('"/older"', '"/internal/v1/old"', "none of ours"),
+        ('"/older"', '"/old/api"', "the same prefix"),
+        ('"older:app"', '"older"', "app of /older has to be module:function"),
+        ('"older:app"', "7", "app of /older has to be module:function"),
+        ('"old.web:who"', '"who"', "authenticate of /old/api has to be module:function"),
+        ('app = "older:app"', "", "expected tables"),
+        ('app = "older:app"', 'app = "older:app"\nswitch = true', "expected tables"),
+    ],
+)
+def test_a_mount_that_cannot_be_is_a_problem(old: str, new: str, told: str, tmp_path: Path) -> None:
+    """Also one that would hide a route of ours."""
+    (found,) = faults(MOUNTED.replace(old, new), tmp_path)
+
+    assert "cutover.legacy_mounts: " in found and told in found
+
+
+def test_no_prefix_hides_a_route() -> None:
+    """The first segments of all routes are kept free."""
+    assert {path.split("/")[1] for _, path in ROUTES} <= OUR_SEGMENTS
+
+
 MODE = "RUNTIME_AUTHORITY_WRITE_MODE"
 OURS = "TURNLANE_CUTOVER_WRITE_MODE"
 SIX = {
@@ -386,3 +443,101 @@ def test_a_canary_that_cannot_be_is_refused(wrong: str, told: str, tmp_path: Pat
     found = faults(f"[cutover.canary]\n{wrong}", tmp_path)
 
     assert len(found) == 1 and told in found[0] and "turnlane.toml:2" in found[0], found
+
+
+# live delivery
+
+LIVE = """
+[live]
+allowed_origins = ["https://App.example/"]
+unowned_runs = "scope"
+max_strikes = 2
+poll_min_interval_ms = 0
+fair_topic_slice = 7
+[live.classes.run_events]
+replay_budget_events = 500
+[live.classes.worker_lifecycle]
+payload_bytes_max = 1000
+publish_per_second = 1
+[sync]
+issuer = "lab"
+max_age_seconds = 60
+revoked_jtis = ["Token_A"]
+require_jti = false
+[[sync.keys]]
+kid = "new"
+secret_env = "SYNC_SECRET"
+[[sync.keys]]
+kid = "old"
+secret_file = "old.secret"
+"""
+
+
+def test_live_delivery_and_its_token_are_set_in_two_sections(tmp_path: Path) -> None:
+    """Names of the contract set limits of ours; a class changes in what is given; keys come from their places."""
+    private(tmp_path / "old.secret", "o" * 32 + "\n")
+    settings = good(LIVE, tmp_path, {"SYNC_SECRET": "s" * 32})
+    assert settings.live.auth and settings.live.enforce_origin and settings.live.driver == "memory"
+    assert settings.live.allowed_origins == ("https://app.example",) and settings.live.unowned_runs == "scope"
+    limits = settings.limits
+    assert (limits.strikes_max, limits.poll_min_interval_ms, limits.fair_slice_items) == (2, 0, 7)
+    assert limits.sync_age_s_max == 60 and limits.sync_clock_skew_s == 5
+    run, worker = settings.live.classes["run_events"], settings.live.classes["worker_lifecycle"]
+    assert (run.replay_budget_events, run.publish_per_second, run.payload_bytes_max) == (500, 240, 262_144)
+    assert (worker.replay_budget_events, worker.publish_per_second, worker.payload_bytes_max) == (10_000, 1, 1_000)
+    assert [key.kid for key in settings.sync.keys] == ["new", "old"]
+    assert (settings.sync.issuer, settings.sync.audience) == ("lab", "turnlane-sync")
+    assert settings.sync.revoked_jtis == ("Token_A",) and not settings.sync.require_jti
+    assert "live.classes.run_events.replay_budget_events" in settings.resolved and "sss" not in settings.resolved
+
+
+def test_without_settings_live_delivery_is_closed() -> None:
+    settings = good()
+    assert settings.live.auth and settings.sync.keys == () and settings.live.unowned_runs == "deny"
+    assert good(operator__auth="off").live.unowned_runs == "scope"
+    assert good(operator__auth="off", live__unowned_runs="deny").live.unowned_runs == "deny"
+    assert any("live.auth is off" in said for said in good(live__auth="off").announcements())
+
+
+def test_a_secret_in_the_settings_is_the_users_alone(tmp_path: Path) -> None:
+    text = f'[[sync.keys]]\nkid = "k"\nsecret = "{"s" * 32}"\n'
+    (tmp_path / "turnlane.toml").write_text("")
+    (tmp_path / "turnlane.toml").chmod(0o644)
+    (fault,) = faults(text, tmp_path)
+    assert "may be read by others" in fault and "secret_file or secret_env" in fault and "sss" not in fault
+    (tmp_path / "turnlane.toml").chmod(0o600)
+    assert [key.kid for key in good(text, tmp_path).sync.keys] == ["k"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[sync]\nkeys = 1", "expected tables [[sync.keys]]"),
+        ("[[sync.keys]]\nsecret_env = 'S'", "expected a text that is not empty"),
+        ("[[sync.keys]]\nkid = 'k'\nkey = 'x'", "has no member 'key'"),
+        ("[[sync.keys]]\nkid = 'k'\nsecret_env = 'S'\n[[sync.keys]]\nkid = 'k'\nsecret_env = 'S'", "the same kid"),
+        ("[[sync.keys]]\nkid = 'k'", "exactly one of secret, secret_file, secret_env"),
+        ("[[sync.keys]]\nkid = 'k'\nsecret_env = 'NONE'", "the variable NONE is not set"),
+        ("[[sync.keys]]\nkid = 'k'\nsecret_env = 'SHORT'", "HS256 needs 32 or more"),
+        ("[[sync.keys]]\nkid = 'k'\nsecret_file = 'none'", "does not exist"),
+        ("[sync]\nrevoked_jtis = [1]", "expected a list of texts"),
+        ("[live]\ndriver = 'jetstream'", "expected one of memory"),
+        ("[live]\nunowned_runs = 'allow'", "expected one of deny, scope"),
+        ("[live]\nmax_strikes = 1", "2 or more"),
+        ("[live]\nallowed_origins = ['*']", "`*` is refused"),
+        ("[live.classes.hot]\npublish_per_second = 1", "there is no class 'hot'"),
+        ("[live.classes.run_events]\ntier = 1", "a class has no 'tier'"),
+        ("[live.classes.run_events]\npublish_per_second = 0", "1 or more"),
+        ("[live]\nmax_strikes = 4\n[limits]\nstrikes_max = 4", "are one setting"),
+        ("[live]\nsse_page_bytes_max = 2000000", "sse_page_bytes_max <= poll_page_bytes_max"),
+    ],
+)
+def test_a_wrong_setting_of_live_delivery_is_told(text: str, words: str, tmp_path: Path) -> None:
+    found = faults(text, tmp_path, {"S": "s" * 32, "SHORT": "s" * 31})
+    assert len(found) == 1 and words in found[0], found
+
+
+def test_live_delivery_without_its_defences_is_refused_off_loopback() -> None:
+    public = {"operator__listen": "10.0.0.1:2", "tls": "elsewhere"}
+    found = "\n".join(faults(**public, live__auth="off", live__enforce_origin="false"))
+    assert "live.auth = off" in found and "live.enforce_origin = false" in found

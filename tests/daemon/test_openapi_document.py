@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from operator_house import API, house, told_a_story
+from operator_house import API, drifted, house, told_a_story
 
 from turnlane.daemon import openapi
 from turnlane.daemon.access import Reach
@@ -18,8 +18,10 @@ from turnlane.daemon.openapi import described, document, lost
 from turnlane.daemon.operation import JSON, PATH_VALUES, Operation
 from turnlane.daemon.operations import OPERATIONS
 from turnlane.daemon.shapes import read_shape
+from turnlane.machines.projection import topic_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
+TOLD = f"default/worker/{PATH_VALUES['worker_id'].example}"
 DOCUMENT = json.loads(document())
 
 
@@ -55,7 +57,10 @@ def test_an_operation_is_documented_whole(operation: Operation) -> None:
     said = DOCUMENT["paths"][operation.path][operation.method.lower()]
 
     assert said["operationId"] == operation.name and said["summary"].endswith(".")
-    assert said["security"] == ([] if operation.need.reach is Reach.OPEN else [{"operator": [*operation.need.rights]}])
+    ways = [{"operator": [*operation.need.rights]}] if operation.need.rights else []
+    if operation.need.reach is Reach.SYNC or operation.need.or_sync:
+        ways.append({"sync": []})
+    assert said["security"] == ways and bool(ways) == (operation.need.reach is not Reach.OPEN)
     assert set(said["responses"]) == {str(status) for status in (*operation.answers, *operation.all_refusals())}
     for status, reasons in operation.all_refusals().items():
         text = json.dumps(said["responses"][str(status)]["content"][JSON]["schema"])
@@ -98,17 +103,19 @@ async def test_what_is_answered_has_the_documented_shape() -> None:
     """Each operation with a class, asked of a runtime with a session, a run and a worker in it; writers first."""
     async with house() as made:
         await told_a_story(made)
+        await drifted(made.runtime, TOLD)
         run = ""
-        for operation in sorted(OPERATIONS, key=lambda one: (one.method != "POST", one.path)):
+        for operation in sorted(OPERATIONS, key=lambda one: (one.method != "POST", "projectors" in one.path, one.path)):
             success = min(operation.answers)
             if (shape := operation.answers[success]) is None or operation.media_type != JSON:
                 continue
             values = {name: PATH_VALUES[name].example for name in operation.path_names}
             path = operation.path.format(**{**values, **({"run_id": run} if "run_id" in values else {})})
             if operation.method == "GET":
-                answer = await made.get(path + ("?owner_user_id=7&key=user:7"))
+                answer = await made.get(path + (f"?owner_user_id=7&key=user:7&topic={topic_of(TOLD)}"))
             else:
-                answer = await made.post(path, operation.body_example)
+                topic = {"topic": f"run:{run}:events"} if operation.name == "rebuild_projector" else {}
+                answer = await made.post(path, {**operation.body_example, **topic})
             assert answer.status == success, (operation.name, answer.body)
             read_shape(shape, answer.json)
             run = answer.json["run"]["id"] if operation.name == "create_run" else run

@@ -27,6 +27,7 @@ from turnlane.core.ports import StoreError
 from turnlane.core.reasons import Reason
 from turnlane.core.status import Blocker
 from turnlane.daemon import operator_api
+from turnlane.daemon.access import Reach
 from turnlane.daemon.operation import PATH_VALUES
 from turnlane.daemon.operations import OPERATIONS
 from turnlane.daemon.operator_api import OperatorApi, serve_operator
@@ -40,12 +41,13 @@ from turnlane.observe.metrics import Metrics
 GUARDED = [
     (one.method, one.path.format(**{name: PATH_VALUES[name].example for name in one.path_names}))
     for one in OPERATIONS
-    if one.guarded
+    if one.guarded and one.need.reach is not Reach.SYNC
 ]
+"""Those that take operator tokens."""
 ALWAYS_THERE = {
     path: path + {"stream": "?tail_ms=1", "route": "?key=user:7"}.get(path.rpartition("/")[2], "")
     for method, path in GUARDED
-    if method == "GET" and "/workers" not in path and "/runs/" not in path
+    if method == "GET" and not any(noun in path for noun in ("/workers", "/runs/", "/projectors"))
 }
 """What answers 200 to a principal with all rights, since the session of the example is there."""
 
@@ -124,17 +126,17 @@ def leaseless(made: House) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inject", "code"),
+    ("inject", "codes"),
     [
         (broken, "journal_broken"),
         (full, "storage_full"),
         (draining, "draining"),
-        (recovering, "recovering"),
+        (recovering, "recovering workers_recovering"),
         (leaseless, "authority_not_acquired"),
     ],
 )
 async def test_each_condition_makes_the_runtime_not_ready_by_its_code(
-    inject: Callable[[House], None], code: str
+    inject: Callable[[House], None], codes: str
 ) -> None:
     async with house() as made:
         before = made.runtime.phase, made.runtime.epoch
@@ -145,8 +147,9 @@ async def test_each_condition_makes_the_runtime_not_ready_by_its_code(
         health = await made.get("/healthz", token=None)
         made.runtime.phase, made.runtime.epoch = before
     assert (answer.status, answer.json["status"], answer.json["ready"]) == (503, "not_ready", False)
-    assert [reason["code"] for reason in answer.json["reasons"]] == [code]
-    assert answer.json["authority_ready"] is False and answer.json["workers_ready"] is True
+    assert [reason["code"] for reason in answer.json["reasons"]] == codes.split()
+    assert answer.json["authority_ready"] is False and answer.json["projector_ready"] is True
+    assert answer.json["workers_ready"] is ("workers_recovering" not in codes)
     assert health.status == 200
     if metrics.status == 200:
         assert sample(metrics, "turnlane_ready") == 0

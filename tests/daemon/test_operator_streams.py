@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 
-import h11
 import pytest
 import trio
-from attrs import define, evolve, field
+from attrs import evolve
+from event_streams import Frame, follow
 from operator_house import API, House, house, told_a_story, until
 
 from turnlane.core.limits import DEFAULT_LIMITS
@@ -20,74 +18,6 @@ from turnlane.daemon.tokens import OperatorTokens
 from turnlane.observe import AccessDenied, ServingFailed
 
 STREAM = f"{API}/sessions/s-1/stream"
-
-
-@define
-class Frame:
-    event: str
-    id: int | None
-    data: Any
-
-
-@define(eq=False)
-class Reader:
-    """The client's side of one event stream."""
-
-    stream: trio.SocketStream
-    comments: int = 0
-    ended: bool = False
-    _text: bytes = b""
-    _http: Any = field(factory=lambda: h11.Connection(h11.CLIENT))
-
-    async def next(self) -> Frame | None:
-        """The next event, or None at the end."""
-        with trio.fail_after(5):
-            while True:
-                block, found, rest = self._text.partition(b"\n\n")
-                if not found:
-                    if self.ended:
-                        return None
-                    await self._more()
-                    continue
-                self._text = rest
-                lines = dict(line.split(": ", 1) for line in block.decode().splitlines() if not line.startswith(":"))
-                if not lines:
-                    self.comments += 1
-                    continue
-                said = lines.get("id")
-                return Frame(lines["event"], None if said is None else int(said), json.loads(lines["data"]))
-
-    async def until(self, event: str) -> list[Frame]:
-        """All events up to one of this name."""
-        found: list[Frame] = []
-        while not found or found[-1].event != event:
-            one = await self.next()
-            assert one is not None, found
-            found.append(one)
-        return found
-
-    async def _more(self) -> None:
-        event = self._http.next_event()
-        if event is h11.NEED_DATA:
-            self._http.receive_data(await self.stream.receive_some(65_536))
-        elif isinstance(event, h11.Response):
-            assert event.status_code == 200
-            assert dict(event.headers)[b"content-type"] == b"text/event-stream"
-        elif isinstance(event, h11.Data):
-            self._text += event.data
-        else:
-            assert isinstance(event, h11.EndOfMessage), event
-            self.ended = True
-
-
-@asynccontextmanager
-async def follow(made: House, path: str = STREAM, **headers: str) -> AsyncIterator[Reader]:
-    async with await made.connect() as stream:
-        await stream.send_all(made.request(path, **headers))
-        reader = Reader(stream)
-        reader._http.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
-        reader._http.send(h11.EndOfMessage())
-        yield reader
 
 
 def messages(frames: list[Frame]) -> list[dict[str, Any]]:
@@ -125,7 +55,7 @@ async def test_without_a_cursor_a_stream_begins_at_the_head() -> None:
     async with house() as made:
         session = await told_a_story(made)
         head = session.status()["head_seq"]
-        async with follow(made) as reader:
+        async with follow(made, STREAM) as reader:
             begin = await reader.until("caught_up")
             assert [(one.event, one.id) for one in begin] == [("hello", head), ("caught_up", head)]
             await (await session.start_turn({"text": "more"})).outcome()
@@ -144,7 +74,7 @@ async def test_every_cut_of_a_stream_resumes_by_its_id() -> None:
                 seen += messages([one for one in frames if one is not None])
                 last = frames[-1]
             assert last is not None
-            async with follow(made, Last_Event_ID=str(last.id)) as reader:
+            async with follow(made, STREAM, Last_Event_ID=str(last.id)) as reader:
                 seen += messages(await reader.until("caught_up"))
             assert seen == whole, cut
 
@@ -225,7 +155,7 @@ async def test_a_stream_ends_with_its_token(monkeypatch: pytest.MonkeyPatch) -> 
     async with house() as made:
         await told_a_story(made)
         short = made.token("sessions.read")
-        async with follow(made, token=short) as expiring, follow(made) as taken:
+        async with follow(made, STREAM, token=short) as expiring, follow(made, STREAM) as taken:
             await expiring.until("caught_up")
             await taken.until("caught_up")
             made.api.tokens = OperatorTokens([evolve(one, expires_at=1) for one in made.api.tokens._tokens[1:]])
@@ -237,7 +167,7 @@ async def test_a_stream_ends_with_its_token(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_a_drain_ends_streams_with_their_place() -> None:
     async with house() as made:
         session = await told_a_story(made)
-        async with follow(made) as reader:
+        async with follow(made, STREAM) as reader:
             await reader.until("caught_up")
             made.api.drain()
             frames = await reader.until("closed")
@@ -253,23 +183,23 @@ async def test_followers_are_bounded_and_are_no_requests_in_flight() -> None:
         other = made.token("sessions.read")
         async with AsyncExitStack() as open_streams:
             for _ in range(2):
-                await (await open_streams.enter_async_context(follow(made))).until("caught_up")
+                await (await open_streams.enter_async_context(follow(made, STREAM))).until("caught_up")
             full = await made.get(STREAM)
             assert full.told == (429, "rate_limited", "too_many_followers") and full.headers["retry-after"] == "1"
             assert (await made.get(f"{API}/sessions/s-1")).status == 200
-            async with follow(made, token=other) as third:
+            async with follow(made, STREAM, token=other) as third:
                 await third.until("caught_up")
                 assert (await made.get(STREAM, token=other)).told[2] == "too_many_followers"
             await until(lambda: made.api.pages.followers.counts.total() == 2)
         await until(lambda: not made.api.pages.followers.counts)
-        async with follow(made) as again:
+        async with follow(made, STREAM) as again:
             await again.until("caught_up")
 
 
 async def test_a_quiet_stream_shows_that_it_lives() -> None:
     async with house(limits=evolve(DEFAULT_LIMITS, sse_keepalive_ms=10)) as made:
         session = await told_a_story(made)
-        async with follow(made) as reader:
+        async with follow(made, STREAM) as reader:
             await reader.until("caught_up")
             await trio.sleep(0.05)
             await (await session.start_turn({"text": "x"})).outcome()

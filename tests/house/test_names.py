@@ -170,6 +170,7 @@ def test_the_name_of_a_mark_is_a_literal_and_occurs_once() -> None:
 
 REVEALS = {
     "daemon/tokens.py": "checks and makes tokens",
+    "daemon/sync_tokens.py": "checks and makes the tokens of live delivery",
     "daemon/keys.py": "makes keys of their text, writes the token file of the same user",
     "client/client.py": "sends the token of this client in `initialize`",
     "client/link.py": "sends the token of this client in the request for the upgrade",

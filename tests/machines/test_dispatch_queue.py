@@ -74,7 +74,7 @@ def advance(place: Place, command: Any) -> tuple[Any, Place]:
         if isinstance(event, rows.DispatchEvent):
             assert event.at == wall_text(claims.moment(place.state.latest, place.wall))
     assert CODEC.encode_state(folded) == CODEC.encode_state(state)
-    assert CODEC.decode_queue(CODEC.encode_state(state)) == state
+    assert CODEC.decode_state(CODEC.encode_state(state), "dispatch") == state
     tokens = place.tokens
     if isinstance(command, q.ClaimDispatch) and step.events:
         tokens = (*tokens, command.token_sha256)

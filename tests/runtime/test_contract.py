@@ -220,6 +220,8 @@ async def test_the_kept_pages_are_a_cache_and_the_log_alone_gives_the_same_list(
         assert disk.store.load_checkpoint("contract/default/head") is not None
     reads = list[int]()
     async with disk.runtime(nothing) as runtime:
+        while not runtime.follower.recovered:  # read models read the log as well
+            await trio.sleep(0.1)
         real = runtime.ports.store.read_all
 
         def counted(after: int, limit: int) -> Any:

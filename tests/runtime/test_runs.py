@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import turnlane
 from turnlane.core.limits import Limits
@@ -199,6 +202,75 @@ async def test_a_caller_that_stops_waiting_does_not_undo_its_append(autojump_clo
         state, _ = await runtime.runs.read(run_id)
 
     assert again.duplicate and state.last_seq == 3
+
+
+STEPS = st.tuples(
+    st.integers(0, 2),  # who
+    st.sampled_from([None, None, "k-1", "k-2"]),
+    st.integers(0, 1),  # what
+    st.sampled_from(["append", "read", "stop waiting"]),
+    st.integers(0, 3),  # how long before
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(STEPS, min_size=1, max_size=14), st.lists(st.integers(0, 3), max_size=8), st.booleans())
+def test_any_interleaving_of_callers_gives_one_story(steps: list[Any], commits: list[int], small: bool) -> None:
+    """Seqs are contiguous, a key has one event, and no answer shows less than one that was given before it.
+
+    Three callers append, read, and stop waiting; commits take as long as they like, and owners leave memory meanwhile.
+    """
+    clock, disk, pace = trio.testing.MockClock(autojump_threshold=0), Disk(), iter([*commits, *[0] * 99])
+    shown: list[int] = []
+    answers: list[tuple[str | None, int, int, bool]] = []
+
+    async def slow(function: Any, /, *args: object) -> Any:
+        await trio.sleep(next(pace, 0))
+        return function(*args)
+
+    async def caller(runtime: turnlane.Runtime, run_id: str, mine: list[Any]) -> None:
+        for _, key, what, deed, pause in mine:
+            await trio.sleep(pause)
+            before = max(shown)
+            if deed == "read":
+                state, events = await runtime.runs.read(run_id)
+                assert [seq for seq, _ in events] == list(range(1, state.last_seq + 1))
+                assert state.last_seq >= before
+                shown.append(state.last_seq)
+                continue
+            with trio.move_on_after(1 if deed == "stop waiting" else 1_000):
+                try:
+                    answer = await runtime.runs.append(run_id, "note", what, key=key)
+                except Refused as refused:
+                    assert refused.reason is Reason.KEY_CONFLICT
+                    continue
+                assert answer.run.last_seq >= max(before, answer.seq)
+                assert (answer.event.payload, answer.event.key) == (what, key)
+                assert answer.duplicate or answer.seq > before
+                shown.append(answer.run.last_seq)
+                answers.append((key, what, answer.seq, answer.duplicate))
+
+    async def told() -> Any:
+        limits = Limits(stream_owners_max=1) if small else Limits()
+        async with disk.runtime(waits, commit_hop=slow, limits=limits) as runtime:
+            run_id = (await runtime.runs.create()).run.run_id
+            shown.append(1)
+            async with trio.open_nursery() as nursery:
+                for who in range(3):
+                    nursery.start_soon(caller, runtime, run_id, [step for step in steps if step[0] == who])
+            await trio.sleep(100)  # what was left behind in the corridor is carried out
+        async with disk.runtime(waits) as runtime:
+            return await runtime.runs.read(run_id)
+
+    state, events = trio.run(told, clock=clock)
+
+    keys = [event.key for _, event in events if event.key is not None]
+    assert [seq for seq, _ in events] == list(range(1, state.last_seq + 1)) and state.last_seq >= max(shown)
+    assert len(keys) == len(set(keys))
+    kept = {seq: (event.key, event.payload) for seq, event in events}
+    assert all(kept[seq] == (key, what) for key, what, seq, _ in answers)
+    firsts = [seq for *_, seq, duplicate in answers if not duplicate]
+    assert len(firsts) == len(set(firsts))
 
 
 async def opens(gate: trio.Event) -> None:

@@ -15,6 +15,7 @@ import trio
 
 import turnlane
 from turnlane.core.limits import Limits
+from turnlane.core.owners import Owner
 from turnlane.core.ports import StoreError
 from turnlane.core.reasons import Reason, Refused
 from turnlane.core.status import readiness
@@ -271,3 +272,33 @@ def test_a_mode_is_known_by_both_of_its_words_and_by_no_other() -> None:
         with pytest.raises(ValueError) as error:
             WriteMode.of(other)
         assert all(word in str(error.value) for word in words)
+
+
+@MODES
+async def test_books_can_be_read_and_are_not_written(tmp_path: Path, mode: WriteMode) -> None:
+    """Runs and workers: every read, no write, nothing kept in memory, and no timer of a worker runs."""
+    state = tmp_path / "state"
+    async with turnlane.open_runtime(state, agent=agent) as runtime:
+        run_id = (await runtime.runs.create()).run.run_id
+        await runtime.workers.register("w-1", owner=Owner(7))
+    before = contents(tmp_path, READERS)
+    refusals = []
+    async with turnlane.open_runtime(state, agent=agent, write_mode=mode) as runtime:
+        run, events = await runtime.runs.read(run_id)
+        worker = await runtime.workers.read("w-1", owner=Owner(7))
+        listed = [one.run_id for one in (await runtime.runs.list())[0]]
+        timers = runtime.timers.armed()
+        for call in (
+            runtime.runs.create(),
+            runtime.runs.append(run_id, "note"),
+            runtime.workers.register("w-2", owner=Owner(7)),
+            runtime.workers.heartbeat("w-1", owner=Owner(7)),
+        ):
+            with pytest.raises(Refused) as refused:
+                await call
+            refusals.append(refused.value.reason)
+
+    assert (run.last_seq, len(events), listed, worker.worker_id) == (1, 1, [run_id], "w-1")
+    assert timers == 0
+    assert refusals == [Reason.WRITE_PATH_FROZEN] * 4
+    assert contents(tmp_path, READERS) == before

@@ -20,12 +20,12 @@ import cyclopts
 from ..core.ports import StoreError
 from ..core.reasons import Refused
 
-from . import serving, talking, logs, status, state, tokens, shadow, contract  # isort: skip  (in the order in which they are listed)
+from . import serving, talking, logs, status, state, projections, tokens, runs, shadow, contract  # isort: skip  (as listed)
 from .frame import BROKEN, CUT, NO, OK, UNREACHABLE, USAGE, No, app, leaf, print_json, safe
 
 __all__ = ["app", "main"]
 
-FAMILIES = (serving, talking, logs, status, state, tokens, shadow, contract)
+FAMILIES = (serving, talking, logs, status, state, projections, tokens, runs, shadow, contract)
 """Each registers its commands with the app when it is imported."""
 
 

@@ -1,14 +1,20 @@
-"""APP of `turnlane serve`: from `module:function` to an agent. What is wrong with it is told as the user's own."""
+"""APP of `turnlane serve`, and the applications of `cutover.legacy_mounts`: from `module:function` to what it names.
+
+What is wrong with it is told as the user's own.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .frame import USAGE, No
 
 if TYPE_CHECKING:
+    from ..daemon.legacy_mounts import Mounted
+    from ..daemon.settings import LegacyMount
     from ..runtime.agent import Agent
 
 
@@ -23,6 +29,29 @@ def load_agent(spec: str) -> Agent:
             raise No(USAGE, "app", str(error)) from None
     if spec.endswith((".toml", ".json")):
         raise No(USAGE, "app", f"APP {spec}: plan files are not built yet: give module:function")
+    return _checked_agent(_named(spec), spec)
+
+
+def load_mounts(mounts: Sequence[LegacyMount]) -> list[Mounted]:
+    """The applications behind `cutover.legacy_mounts`, and their checks."""
+    from ..daemon.legacy_mounts import Mounted
+
+    return [
+        Mounted(
+            mount.prefix, _callable(mount.app), None if mount.authenticate is None else _callable(mount.authenticate)
+        )
+        for mount in mounts
+    ]
+
+
+def _callable(spec: str) -> Any:
+    found = _named(spec)
+    if not callable(found):
+        raise No(USAGE, "app", f"APP {spec}: it cannot be called")
+    return found
+
+
+def _named(spec: str) -> Any:
     module_name, colon, name = spec.partition(":")
     if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
         raise No(USAGE, "app", f"APP {spec}: expected module:function, such as my_agent:agent")
@@ -34,7 +63,7 @@ def load_agent(spec: str) -> Agent:
         near = difflib.get_close_matches(name, [one for one in vars(module) if callable(vars(module)[one])], 1)
         hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
         raise No(USAGE, "app", f"APP {spec}: {module.__file__}:1 has no {name}{hint}")
-    return _checked_agent(found, spec)
+    return found
 
 
 def _import(name: str, spec: str) -> Any:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from cyclopts import Parameter
 
 from .. import __version__
-from .apps import load_agent
+from .apps import load_agent, load_mounts
 from .frame import OK, UNREACHABLE, USAGE, Json, No, app, leaf, print_json, safe
 
 if TYPE_CHECKING:
+    from ..daemon.legacy_mounts import Mounted
     from ..daemon.settings import Settings
     from ..runtime.agent import Agent
 
@@ -57,11 +58,14 @@ def serve(
     }
     settings = read_settings_or_say(config, flags)
     agent = load_agent(settings.app)
-    agents = {settings.profile.name: agent, EMBEDDED_PROFILE: agent}
+    agents, legacy = (
+        {settings.profile.name: agent, EMBEDDED_PROFILE: agent},
+        load_mounts(settings.cutover.legacy_mounts),
+    )
     if check:
         print_json({"ok": True, "settings": settings.resolved.splitlines()}) if json else print(settings.resolved)
         return OK
-    return _run_serve(settings, agents, json)
+    return _run_serve(settings, agents, legacy, json)
 
 
 def read_settings_or_say(config: Path | None, flags: Mapping[str, Any]) -> Settings:
@@ -80,7 +84,7 @@ def read_settings_or_say(config: Path | None, flags: Mapping[str, Any]) -> Setti
     return found
 
 
-def _run_serve(settings: Settings, agents: Mapping[str, Agent], json: bool) -> int:
+def _run_serve(settings: Settings, agents: Mapping[str, Agent], legacy: list[Mounted], json: bool) -> int:
     import trio
 
     from ..daemon.connection import fresh_incident
@@ -99,6 +103,7 @@ def _run_serve(settings: Settings, agents: Mapping[str, Agent], json: bool) -> i
             await run_daemon(
                 settings,
                 agents,
+                legacy=legacy,
                 observers=[lines],
                 metrics=Metrics(),
                 say=lines.say,

@@ -6,7 +6,7 @@ import json as jsons
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -22,7 +22,8 @@ OfState = Annotated[Path | None, Parameter(help="state directory of a loopback d
 
 
 @token_app.command(
-    usage="Usage: turnlane token mint (--keys FILE | --state DIR | --operator) [--role ROLE | --scope SCOPE] [OPTIONS]"
+    usage="Usage: turnlane token mint (--keys FILE | --state DIR | --operator | --sync) [--role ROLE | --scope SCOPE] "
+    "[OPTIONS]"
 )
 def mint(
     *,
@@ -32,12 +33,29 @@ def mint(
     subject: Annotated[str, Parameter(help="who it speaks for (with --operator: its name)")] = "me",
     role: Annotated[Literal["observer", "talker", "worker", "operator"] | None, Parameter(help="usual rights")] = None,
     scope: Annotated[str | None, Parameter(help="rights, such as `sessions.read turns.start`")] = None,
-    session: Annotated[str | None, Parameter(help="only this session, or a prefix with `*` at its end")] = None,
+    session: Annotated[
+        str | None, Parameter(help="only this session, or a prefix with `*` (with --sync: its id)")
+    ] = None,
     tenant: Tenant = DEFAULT_TENANT,
     life: Annotated[int | None, Parameter(help="seconds until it expires")] = None,
+    sync: Annotated[
+        bool, Parameter(negative="", help="a token for live delivery, of the first of `sync.keys`")
+    ] = False,
+    config: Annotated[Path | None, Parameter(help="with --sync: settings in TOML")] = None,
+    user: Annotated[int | None, Parameter(help="with --sync: the user whose runs and workers it may follow")] = None,
+    org: Annotated[
+        str | None, Parameter(help="with --sync: organisation, a guest scope where no user is given")
+    ] = None,
+    device: Annotated[str | None, Parameter(help="with --sync: device")] = None,
+    topic: Annotated[tuple[str, ...], Parameter(negative="", help="with --sync: only these topics")] = (),
     json: Json = False,
 ) -> int:
     """Make a token and print it. Of an operator token the settings keep only the hash, which is printed as well."""
+    if sync:
+        if keys or state or operator or role:
+            raise No(USAGE, "usage", "--sync takes its key from the settings (--config) and its rights from --scope")
+        ids = {"user": user, "org": org, "device": device, "session": session}
+        return _mint_sync(config, subject, scope, topic, life, ids, json)
     from ..daemon.access import ROLES, scope_of
 
     if role is not None and scope is not None:
@@ -61,6 +79,44 @@ def mint(
         raise No(USAGE, "usage", str(error)) from None
     text = made.reveal().decode()
     print_json({"token": text, "scope": rights}) if json else print(text)
+    return OK
+
+
+def _mint_sync(
+    config: Path | None,
+    subject: str,
+    scope: str | None,
+    topics: tuple[str, ...],
+    life: int | None,
+    ids: dict[str, Any],
+    json: bool,
+) -> int:
+    import time
+
+    from ..daemon.sync_tokens import SyncTokens
+    from ..embed import SystemIds
+    from ..machines.live import SCOPES
+    from .serving import read_settings_or_say
+
+    settings = read_settings_or_say(config, {})
+    tokens = SyncTokens(
+        settings.sync.keys, issuer=settings.sync.issuer, audience=settings.sync.audience, limits=settings.limits
+    )
+    scopes = sorted(frozenset().union(*SCOPES.values())) if scope is None else scope.split()
+    try:
+        made = tokens.mint(
+            subject,
+            now_s=int(time.time()),
+            jti=SystemIds().new("token"),
+            life_s=life,
+            scopes=scopes,
+            topics=topics,
+            **ids,
+        )
+    except ValueError as error:
+        raise No(USAGE, "usage", str(error)) from None
+    text = made.reveal().decode()
+    print_json({"token": text, "scopes": scopes, "topics": topics}) if json else print(text)
     return OK
 
 

@@ -88,6 +88,7 @@ class Limits:
     worker_metadata_bytes_max: int = 65_536
     worker_id_chars_max: int = 200
     worker_reason_chars_max: int = 200
+    worker_events_kept_max: int = 10_000
     projection_page_items_max: int = 256
     projection_catchup_events_max: int = 2_000
     projection_catchup_ms_max: int = 200
@@ -214,6 +215,37 @@ class Limits:
     sse_keepalive_ms: int = 15_000
     status_items_max: int = 1_000
     status_bytes_max: int = 262_144
+    # live delivery over HTTP
+    live_window_items_max: int = 1_024
+    tails_max: int = 1_024
+    tails_bytes_max: int = 67_108_864
+    topic_chars_max: int = 512
+    poll_items: int = 100
+    poll_items_max: int = 200
+    outbound_items_max: int = 200
+    poll_page_bytes_max: int = 1_048_576
+    poll_min_interval_ms: int = 250
+    consumers_max: int = 4_096
+    consumer_idle_ms_max: int = 60_000
+    lag_threshold_items: int = 300
+    strikes_max: int = 3
+    fair_slice_items: int = 50
+    reconnect_base_ms: int = 400
+    reconnect_jitter_ms: int = 250
+    sse_page_bytes_max: int = 262_144
+    sse_recheck_ms: int = 30_000
+    """How often the rights of an open follower are judged again."""
+    sse_goodbye_ms_max: int = 500
+    """How long a follower whose rights have ended may take to hear so."""
+    disconnect_causes_max: int = 32
+    # sync tokens
+    sync_clock_skew_s: int = 5
+    sync_age_s_max: int = 300
+    revocation_margin_s: int = 60
+    """Beyond the longest life of a token: how long a revocation is remembered after nothing can need it."""
+    revoked_ids_max: int = 1_000
+    """In one request."""
+    revocations_max: int = 65_536
 
     def __attrs_post_init__(self) -> None:
         for lane in ("control", "data", "telemetry"):
@@ -230,6 +262,9 @@ class Limits:
         assert self.worker_heartbeat_stale_ms >= 1
         assert 0 < self.claim_lease_ms_min <= self.claim_lease_ms <= self.claim_lease_ms_max
         assert 0 < self.dispatch_attempts <= self.dispatch_attempts_max
+        assert self.strikes_max >= 2
+        assert self.live_window_items_max >= 1
+        assert self.sse_page_bytes_max <= self.poll_page_bytes_max
         assert self.lease_ttl_ms_min <= self.lease_ttl_ms <= self.lease_ttl_ms_max
         assert self.lease_margin_ms_min * 2 < self.lease_ttl_ms_min
         assert 0 < self.lease_retry_ms < self.lease_ttl_ms_min // 6

@@ -14,6 +14,7 @@ from attrs import frozen
 from .ids import Epoch, Seq
 from .instants import Instant, WallInstant
 from .limits import Limits
+from .owners import Owner
 from .reasons import Reason, Rejected
 from .step import AppendResult, Batch, Head, Kept, Lane, Page, Position, StoredKey
 
@@ -250,7 +251,7 @@ class EventEncoder(Protocol):
     def kept(self, event: Any, seq: Seq, epoch: Epoch, mono: Instant, wall: WallInstant) -> Kept: ...
     def decode(self, kept: Kept) -> Any: ...
     def encode_state(self, state: Any) -> bytes: ...
-    def decode_state(self, data: bytes) -> Any: ...
+    def decode_state(self, data: bytes, kind: str) -> Any: ...
     def encode_answer(self, answer: Any) -> bytes: ...
     def decode_answer(self, data: bytes) -> Any: ...
     def data_of_answer(self, data: bytes) -> Any: ...
@@ -273,6 +274,95 @@ class PlanSources(Protocol):
 
 
 @frozen
+class LiveWindow:
+    """What of a stream may be followed: arithmetic on its floor and head, never a buffer (docs/live-delivery.md)."""
+
+    oldest: Seq
+    head: Seq
+
+    @property
+    def oldest_cursor(self) -> Seq | None:
+        """The smallest cursor that is served; None where there are no events."""
+        return self.oldest - 1 if self.head else None
+
+    @property
+    def head_cursor(self) -> Seq | None:
+        return self.head or None
+
+    @property
+    def depth(self) -> int:
+        return self.head - self.oldest + 1 if self.head else 0
+
+    @property
+    def dropped(self) -> int:
+        """Events that left the window; they are still in the log, unless retention took them."""
+        return self.oldest - 1 if self.head else 0
+
+
+@frozen
+class LivePage:
+    """Events after a cursor, ascending and gapless; none when the cursor is at the head or above it."""
+
+    events: Sequence[Kept]
+    window: LiveWindow
+
+
+@frozen
+class StaleCursor:
+    """The cursor lies below the window: never a partial answer."""
+
+    window: LiveWindow
+
+
+@frozen
+class FanoutStatus:
+    name: str
+    up: bool
+    """Whether the last read was answered."""
+    topics: int
+    tail_items: int
+    tail_bytes: int
+    waiting: int
+
+
+class Fanout(Protocol):
+    """How readers come by the kept events of a stream, and how they learn that there are more.
+
+    A view of the log: losing it loses nothing, and nothing on it makes a write fail. Reads raise `StoreError`.
+    """
+
+    @property
+    def name(self) -> str: ...
+    def announce(self, stream: str, head: Seq) -> None:
+        """The head has moved. Never blocks, never raises; may be repeated or left out: the next one covers it."""
+        ...
+
+    async def page(self, stream: str, after: Seq, limit: int, bytes_max: int) -> LivePage | StaleCursor:
+        """Events above `after`: at most `limit` (0: the window alone) and `bytes_max`, at least one if there is."""
+        ...
+
+    async def moved(self, stream: str, after: Seq) -> None:
+        """Returns when the head is above `after`."""
+        ...
+
+    async def window(self, stream: str) -> LiveWindow | None:
+        """None where there are no events."""
+        ...
+
+    async def windows(self, limit: int) -> Sequence[tuple[str, LiveWindow]]:
+        """Of the streams that it knows, by head descending, then name."""
+        ...
+
+    def status(self) -> FanoutStatus: ...
+
+
+class TopicOwners(Protocol):
+    async def owner_of(self, stream: str) -> Owner | None:
+        """The owner of a run or worker by its stream; None when there is no such run or worker."""
+        ...
+
+
+@frozen
 class Ports:
     """Everything the runtime was given."""
 
@@ -291,3 +381,4 @@ class Ports:
     """Runs renewals of leases: beside commits and reads, so that neither keeps one waiting."""
     observer: Observer
     limits: Limits
+    projections: Projections

@@ -238,6 +238,7 @@ class Reason(Enum):
     METADATA_NOT_OBJECT = "metadata_not_object", _R, False, INVALID_PARAMS_NUMBER, 400
     HEARTBEAT_RATE = "heartbeat_rate", _R, True, OVERLOADED_NUMBER, 429
     PROJECTION_BEHIND = "projection_behind", _R, True, OVERLOADED_NUMBER, 503
+    INVALID_TOPIC = "invalid_topic", _R, False, INVALID_PARAMS_NUMBER, 400
     REBUILD_RUNNING = "rebuild_running", _R, True, CONFLICT_NUMBER, 409
     SEQUENCE_GAP = "sequence_gap", _N, False, REFUSED_NUMBER, 200
     FLOOR_PASSED = "floor_passed", _N, False, REFUSED_NUMBER, 200
@@ -260,6 +261,21 @@ class Reason(Enum):
     TAIL_ELAPSED = "tail_elapsed", _N, False, REFUSED_NUMBER, 200
     # cutover
     OUTSIDE_CANARY = "outside_canary", _R, False, REFUSED_NUMBER, 503
+    # live delivery over HTTP
+    TOKEN_TOO_OLD = "token_too_old", _R, False, NOT_AUTHORISED_NUMBER, 401
+    TOKEN_REVOKED = "token_revoked", _R, False, NOT_AUTHORISED_NUMBER, 401
+    FORBIDDEN_TOPIC = "forbidden_topic", _R, False, NOT_AUTHORISED_NUMBER, 403
+    RETENTION_FLOOR_BREACH = "retention_floor_breach", _R, False, STALE_NUMBER, 410
+    REPLAY_BUDGET_EXCEEDED = "replay_budget_exceeded", _R, False, STALE_NUMBER, 410
+    SLOW_CONSUMER_EVICTED = "slow_consumer_evicted", _R, False, REFUSED_NUMBER, 409
+    LIVE_DELIVERY_DISABLED = "live_delivery_disabled", _R, False, REFUSED_NUMBER, 503
+    POLL_INTERVAL_GUARD = "poll_interval_guard", _R, True, OVERLOADED_NUMBER, 429
+    FANOUT_UNAVAILABLE = "fanout_unavailable", _R, True, REFUSED_NUMBER, 503
+    KHALA_FRAME_PAYLOAD_TOO_LARGE = "khala_frame_payload_too_large", _N, False, REFUSED_NUMBER, 200
+    KHALA_PUBLISH_RATE_LIMITED = "khala_publish_rate_limited", _N, False, REFUSED_NUMBER, 200
+    SCOPE_CHANGED = "scope_changed", _N, False, REFUSED_NUMBER, 200
+    SEND_FAILED = "send_failed", _N, False, REFUSED_NUMBER, 200
+    FANOUT_ERROR = "fanout_error", _N, False, REFUSED_NUMBER, 200
 
 
 @frozen

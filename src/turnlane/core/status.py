@@ -6,8 +6,8 @@ Metrics, `/readyz`, `runtime/status` and tests all read the same value. Instants
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from attrs import field, frozen
 
@@ -21,6 +21,31 @@ class Blocker:
 
     code: str
     message: str
+
+
+@frozen
+class FollowerStatus:
+    """Where the read models are. `lag_events`: positions of the store up to the newest event that one lacks."""
+
+    position: int = 0
+    head_position: int = 0
+    lag_events: int = 0
+    topics: int = 0
+    topics_held: int = 0
+    page_ms: float = 0.0
+    rebuilds_total: int = 0
+    drift_total: int = 0
+    rebuilding: bool = False
+    recovered: bool = False
+    """Every stored record has been looked at since the start."""
+    stalled: bool = False
+    """It lags, and has not got on within `projection_stall_ms_max`."""
+    failed: str | None = None
+    """What reading or writing failed with, until it succeeds again."""
+
+    @property
+    def ready(self) -> bool:
+        return self.recovered and self.failed is None and not self.topics_held and not self.stalled
 
 
 @frozen
@@ -93,6 +118,40 @@ class RuntimeStatus:
     write_mode: WriteMode = WriteMode.AUTHORITATIVE
     authority: tuple[AuthorityStatus, ...] = ()
     """One for each scope that this process has asked for."""
+    projections: FollowerStatus = field(factory=FollowerStatus)
+
+
+FLAGS: Final[Mapping[str, str]] = {
+    "projection_store_failed": "projector_ready",
+    "projection_recovering": "projector_ready",
+    "projection_stalled": "projector_ready",
+    "projection_drift": "projector_ready",
+    "workers_recovering": "workers_ready",
+}
+"""The part that a reason says is not ready. Those that are not here are about the log itself: `authority_ready`."""
+
+
+def parts_ready(blockers: Iterable[Blocker]) -> dict[str, bool]:
+    """Which parts can do their work: each is cleared by its own reasons alone."""
+    cleared = {FLAGS.get(blocker.code, "authority_ready") for blocker in blockers}
+    return {part: part not in cleared for part in ("authority_ready", "projector_ready", "workers_ready")}
+
+
+@frozen
+class LiveStatus:
+    """What live delivery over HTTP holds and has done since the start."""
+
+    driver: str
+    driver_up: bool
+    followers: int
+    consumers: int
+    cursors_ahead_total: int
+    denied_total: Mapping[str, int]
+    """By reason."""
+    answers_total: Mapping[str, int]
+    """Polls by `ok` or the reason of the refusal."""
+    messages_total: Mapping[str, int]
+    """Delivered to polls and followers, by class of topic."""
 
 
 def readiness(status: RuntimeStatus, limits: Limits) -> tuple[Blocker, ...]:
@@ -100,6 +159,7 @@ def readiness(status: RuntimeStatus, limits: Limits) -> tuple[Blocker, ...]:
     found: list[Blocker] = []
     if status.phase in ("opening", "recovering"):
         found.append(Blocker("recovering", "streams with unfinished work are still being folded"))
+        found.append(Blocker("workers_recovering", "workers whose silence has to be noticed are still being folded"))
     if status.writer_broken is not None:
         found.append(Blocker("journal_broken", f"the journal failed: {status.writer_broken}; restart the daemon"))
     if status.store_used_percent >= 100:
@@ -113,7 +173,20 @@ def readiness(status: RuntimeStatus, limits: Limits) -> tuple[Blocker, ...]:
     elif status.write_mode.writes and any(one.view == "fenced" for one in status.authority):
         why = next(one.silent_because or "it ran out" for one in status.authority if one.view == "fenced")
         found.append(Blocker("authority_stale", f"the runtime holds no lease that lasts: {why}"))
-    return tuple(found)
+    return (*found, *_of_projections(status.projections, limits))
+
+
+def _of_projections(status: FollowerStatus, limits: Limits) -> Iterator[Blocker]:
+    if status.failed is not None:
+        yield Blocker("projection_store_failed", f"read models cannot be kept: {status.failed}")
+    elif not status.recovered:
+        yield Blocker("projection_recovering", "stored read models are still being compared with the log")
+    if status.stalled:
+        message = f"read models are {status.lag_events} events behind, and stand still"
+        yield Blocker("projection_stalled", f"{message} (projection_stall_ms_max = {limits.projection_stall_ms_max})")
+    if status.topics_held:
+        message = f"{status.topics_held} topics do not fit the log: GET /internal/v1/projectors/drift says why"
+        yield Blocker("projection_drift", message)
 
 
 def warnings(status: RuntimeStatus) -> tuple[Blocker, ...]:

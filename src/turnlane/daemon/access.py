@@ -303,6 +303,11 @@ MESSAGES: Final[Mapping[Reason, str]] = {
     Reason.MISSING_SCOPE: "The token does not hold the right that this needs.",
     Reason.SUBJECT_MISMATCH: "A refresh has to be for the same subject and tenant. The old token stays in force.",
     Reason.INVALID_REQUEST: "Two different tokens were presented. Send one.",
+    Reason.TOKEN_TOO_OLD: "The token was issued too long ago. Get a new one.",
+    Reason.TOKEN_REVOKED: "The token, its session or its device was revoked.",
+    Reason.FORBIDDEN_TOPIC: "There is no such topic for this token.",
+    Reason.OWNER_MISMATCH: "What this topic is about does not belong to the holder of the token.",
+    Reason.ORIGIN_NOT_ALLOWED: "Pages of this origin may not read here (live.allowed_origins).",
 }
 
 

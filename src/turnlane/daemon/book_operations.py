@@ -11,6 +11,7 @@ from .access import API, Need, Reach
 from .operation import ABSENT, NDJSON, Operation, Refusals, together
 
 _RUN_READ: Final = Need(Reach.TENANT, ("runs.read",))
+_RUN_READ_OR_SYNC: Final = Need(Reach.TENANT, ("runs.read",), or_sync=True)
 _RUN_WRITE: Final = Need(Reach.TENANT, ("runs.write",))
 _WORKER_READ: Final = Need(Reach.TENANT, ("workers.read",))
 _WORKER_WRITE: Final = Need(Reach.TENANT, ("workers.write",))
@@ -78,7 +79,15 @@ BOOKS: Final[tuple[Operation, ...]] = (
         {201: shapes.RunMade},
         {"run": _RUN, "duplicate": False},
         together(
-            _OWNED, _KEYED, _OUTSIDE, {400: _VALUES, 422: (Reason.INVALID_PARAMS,), 413: (Reason.PAYLOAD_TOO_LARGE,)}
+            _OWNED,
+            _KEYED,
+            _OUTSIDE,
+            {
+                400: _VALUES,
+                409: (Reason.ID_IN_USE,),
+                422: (Reason.INVALID_PARAMS,),
+                413: (Reason.PAYLOAD_TOO_LARGE,),
+            },
         ),
         body=shapes.CreateRun,
         body_example={"metadata": {"policy_bundle_id": "bundle.docs.v3"}, **_WHOSE, "idempotency_key": "run-1"},
@@ -133,7 +142,7 @@ BOOKS: Final[tuple[Operation, ...]] = (
         "read_run_events",
         "GET",
         f"{API}/runs/{{run_id}}/events",
-        _RUN_READ,
+        _RUN_READ_OR_SYNC,
         pages.read_run_events,
         "A page of the events of a run after a place, in order.",
         {200: shapes.RunEvents},

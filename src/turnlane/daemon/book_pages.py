@@ -44,7 +44,7 @@ def asserted(call: Call, limits: Limits, user_id: Any, guest_scope: Any, *, requ
 # runs
 
 
-def _run_id(call: Call) -> str:
+def run_id_in(call: Call) -> str:
     try:
         return run_id_of(call.path["run_id"])
     except ValueError as error:
@@ -56,9 +56,9 @@ def _visible(principal: Principal, run: runs.Run) -> bool:
     return principal.owner is None or principal.owner == run.creation.owner
 
 
-async def _seen(pages: Pages, call: Call, after: int = 0, limit: int = 0) -> tuple[runs.Run, Any]:
+async def seen(pages: Pages, call: Call, after: int = 0, limit: int = 0) -> tuple[runs.Run, Any]:
     """The run, where the principal may see it, with a page of its events."""
-    run, events = await pages.runtime.runs.read(_run_id(call), after, limit, tenant=call.known.tenant)
+    run, events = await pages.runtime.runs.read(run_id_in(call), after, limit, tenant=call.known.tenant)
     if not _visible(call.known, run):
         raise absent()
     return run, events
@@ -92,9 +92,9 @@ async def create_run(pages: Pages, call: Call) -> Answer:
 async def append_run_event(pages: Pages, call: Call) -> Answer:
     body = call.body(shapes.AppendRunEvent)
     if call.known.owner is not None:
-        await _seen(pages, call)
+        await seen(pages, call)
     kept = await pages.runtime.runs.append(
-        _run_id(call),
+        run_id_in(call),
         body.event_type,
         body.payload,
         key=body.idempotency_key,
@@ -128,13 +128,13 @@ async def list_runs(pages: Pages, call: Call) -> Answer:
 
 async def read_run(pages: Pages, call: Call) -> Answer:
     after, limit = call.query.after_seq, _page(pages, call.query.limit)
-    run, events = await _seen(pages, call, after, limit)
+    run, events = await seen(pages, call, after, limit)
     return Answer({"run": run_json(run, after, events)})
 
 
 async def read_run_events(pages: Pages, call: Call) -> Answer:
     after, limit = call.query.after_seq, _page(pages, call.query.limit)
-    run, events = await _seen(pages, call, after, limit)
+    run, events = await seen(pages, call, after, limit)
     return Answer(page_json(run.last_seq, after, events))
 
 
@@ -146,20 +146,20 @@ def _page(pages: Pages, limit: int | None) -> int:
 async def read_run_event(pages: Pages, call: Call) -> Answer:
     seq = call.path["seq"]
     place = int(seq) if seq.isascii() and seq.isdigit() and len(seq) <= 16 else 0
-    _, events = await _seen(pages, call, max(0, place - 1), 1)
+    _, events = await seen(pages, call, max(0, place - 1), 1)
     if not place or not events:
         raise absent()
     return Answer({"event": event_json(*events[0])})
 
 
 async def read_receipt(pages: Pages, call: Call) -> Answer:
-    run, _ = await _seen(pages, call)
+    run, _ = await seen(pages, call)
     receipt = await pages.runtime.runs.receipt(run.run_id, tenant=call.known.tenant)
     return call.tagged(receipt.body, receipt.sha256)
 
 
 async def read_replay(pages: Pages, call: Call) -> None:
-    run, _ = await _seen(pages, call)
+    run, _ = await seen(pages, call)
     replay = await pages.runtime.runs.replay(run.run_id, call.query.dialect, tenant=call.known.tenant)
     part = await replay.some()  # what cannot be read is said with a status of its own
     async with call.stream() as write:

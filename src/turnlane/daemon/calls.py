@@ -23,6 +23,11 @@ T = TypeVar("T")
 Write = Callable[[bytes], Awaitable[None]]
 
 
+async def never(*_: Any) -> Any:
+    """In place of a wire, where there is none."""
+    raise AssertionError("this call has no wire")
+
+
 @frozen
 class Answer:
     """A whole answer. `value` is said as JSON; bytes are sent as they are, None is no body."""
@@ -60,6 +65,15 @@ class Body:
                 take(message["body"])
                 self.whole = not message.get("more_body", False)
 
+    async def noted(self) -> Any:
+        """The next message as it is, for an application that reads by itself."""
+        message: Any = await self.receive()
+        if message["type"] == "http.disconnect":
+            self.whole = self.left = True
+        elif message["type"] == "http.request":
+            self.whole = not message.get("more_body", False)
+        return message
+
     async def gone(self) -> None:
         """Return when the client has left. After the whole body nothing else can come."""
         while not self.left:
@@ -72,8 +86,8 @@ class Call:
 
     headers: Sequence[tuple[bytes, bytes]]
     query_text: str
-    incoming: Body
-    send: Send
+    incoming: Body = field(factory=lambda: Body(never))
+    send: Send = never
     principal: Principal | None = None
     path: Mapping[str, str] = field(factory=dict)
     query: Any = None
@@ -84,6 +98,8 @@ class Call:
     """The answer has begun, bit by bit: there can be no other."""
     recheck: Callable[[], Reason | None] = lambda: None
     """Whether the token still holds, asked again: None, or why not."""
+    cut: Callable[[], None] = lambda: None
+    """Close the socket now, whatever is being written to it."""
     leave_flight: Callable[[], None] = lambda: None
     """The request goes on as a follower: it counts no longer among those in flight."""
 

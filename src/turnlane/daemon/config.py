@@ -28,10 +28,21 @@ from ..core.limits import DEFAULT_LIMITS, Limits
 from ..core.write_mode import WriteMode
 from ..machines.admission import Quotas
 from ..machines.canary import Canary, KeyOf
+from . import settings_live
 from . import settings_values as values
 from .keys import Key, load_keys, private_file_fault
-from .settings import Address, CutoverSettings, OperatorSettings, ProfileSettings, Settings, TlsFiles
+from .settings import (
+    Address,
+    CutoverSettings,
+    LiveSettings,
+    OperatorSettings,
+    ProfileSettings,
+    Settings,
+    SyncSettings,
+    TlsFiles,
+)
 from .settings_values import Reader
+from .sync_tokens import SyncKey
 from .tokens import AUDIENCE, ISSUER
 
 OVERLAPS: Final = ("queue", "reject", "interrupt", "steer", "merge", "latest")
@@ -87,6 +98,7 @@ KEYS: Final[Mapping[str, _Key]] = {
     "profile.turn_budget_ms": _Key(values.whole(0, "milliseconds"), 120_000),
     "profile.on_detach": _Key(values.word("continue", "cancel"), "continue"),
     "profile.history_cut": _Key(values.word("none", "delivered", "acked"), "delivered"),
+    **{key: _Key(*spec, secret=key == "sync.keys") for key, spec in settings_live.KEYS.items()},
     "journal.map_bytes_max": _Key(values.whole(1, "bytes"), DEFAULT_LIMITS.map_bytes_max),
     "cutover.write_mode": _Key(values.write_mode, WriteMode.AUTHORITATIVE),
     "cutover.canary.enabled": _Key(values.boolean, False),
@@ -95,6 +107,8 @@ KEYS: Final[Mapping[str, _Key]] = {
     "cutover.canary.allow": _Key(values.exact, ()),
     "cutover.canary.deny": _Key(values.exact, ()),
     "cutover.canary.key": _Key(values.word(*(one.value for one in KeyOf)), KeyOf.OWNER.value),
+    "cutover.legacy_freeze": _Key(values.boolean, False),
+    "cutover.legacy_mounts": _Key(values.mounts, ()),
     "gc": _Key(values.boolean, True),
     "short_frames": _Key(values.boolean, True),
     "log.format": _Key(values.word("auto", "human", "json"), "auto"),
@@ -103,12 +117,15 @@ KEYS: Final[Mapping[str, _Key]] = {
 }
 _NOT_BUILT: Final = {
     "journal.process_level": "is not built: every acknowledged event survives a loss of power",
-    "live": "is not built: there is no live delivery",
     "cluster": "is not built: one host",
     "trusted_proxies": "is not built: forwarded addresses are not believed",
 }
+_TABLES: Final = ("operator.tokens", "sync.keys", "cutover.legacy_mounts")
+"""Keys that only a file can hold."""
+_ALIASES: Final = {"journal.map_bytes_max": "map_bytes_max", **settings_live.LIMIT_OF}
+"""Key -> the limit that it sets under a name of its own."""
 _QUOTAS: Final = tuple(one.name for one in fields(Quotas))
-_VARIABLES: Final = {f"TURNLANE_{key.replace('.', '_').upper()}": key for key in KEYS if key != "operator.tokens"}
+_VARIABLES: Final = {f"TURNLANE_{key.replace('.', '_').upper()}": key for key in KEYS if key not in _TABLES}
 WRITE_MODE_VARIABLE: Final = "RUNTIME_AUTHORITY_WRITE_MODE"
 """The setting `cutover.write_mode` under the name of the compatibility surface. Neither of the two wins."""
 _OTHER_VARIABLES: Final = ("TURNLANE_CONFIG", "TURNLANE_LEVEL", "TURNLANE_AGENT_PACE_MS")
@@ -121,6 +138,9 @@ class _Reading:
         self.values: dict[str, Any] = {key: spec.default for key, spec in KEYS.items()}
         self.origins: dict[str, str] = {}
         self.tenants: dict[str, dict[str, int]] = {}
+        self.classes: dict[str, dict[str, int]] = {}
+        self.folder: Path | None = None
+        """Of the settings file."""
         self.problems: list[Problem] = []
 
     def fault(self, source: str, message: str) -> None:
@@ -163,6 +183,14 @@ class _Reading:
                 except ValueError as fault:
                     self.fault(source, f"{key}: {fault}")
             return
+        if parts[:2] == ["live", "classes"] and len(parts) == 4:
+            try:
+                number = settings_live.read_of_class(parts[2], parts[3], value)
+                self.classes.setdefault(parts[2], {})[parts[3]] = number
+                self.origins[key] = source
+            except ValueError as fault:
+                self.fault(source, f"{key}: {fault}")
+            return
         self.fault(source, f"unknown key {key}{_nearest(key, KEYS)}")
 
 
@@ -185,10 +213,11 @@ def read_settings(
     _compatible_write_mode(reading, environ)
     limits = _limits(reading)
     keys = _keys(reading, environ, limits)
+    sync_keys = _sync_keys(reading, environ, limits)
     _check_together(reading, keys)
     if reading.problems:
         return tuple(reading.problems)
-    return _settings(reading, keys, limits)
+    return _settings(reading, keys, sync_keys, limits)
 
 
 def _compatible_write_mode(reading: _Reading, environ: Mapping[str, str]) -> None:
@@ -219,9 +248,19 @@ def _read_file(file: Path, reading: _Reading) -> None:
         reading.fault(str(file), f"is not TOML: {fault}")
         return
     lines = _lines(text)
+    reading.folder = file.parent
+    if any("secret" in table for table in _tables(tables, "sync", "keys")) and (wrong := private_file_fault(file)):
+        reading.fault(str(file), f"holds a secret of sync.keys: {wrong}, or name it with secret_file or secret_env")
     for key, value in _flat(tables):
         line = lines.get(key) or lines.get(key.rpartition(".")[0])
         reading.take(key, value, f"{file}:{line}" if line else str(file), file.parent)
+
+
+def _tables(tables: Mapping[str, Any], section: str, name: str) -> list[Mapping[str, Any]]:
+    """The tables of a list, as far as it is one; what is wrong with it is told by its reader."""
+    inner = tables.get(section)
+    found = inner.get(name) if isinstance(inner, dict) else None
+    return [table for table in found if isinstance(table, dict)] if isinstance(found, list) else []
 
 
 def _flat(tables: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -255,19 +294,18 @@ def _lines(text: str) -> dict[str, int]:
 def _limits(reading: _Reading) -> Limits:
     """The limits with what was overridden. A relation that does not hold is named by the rule that states it."""
     given = {key.removeprefix("limits."): reading.values[key] for key in reading.origins if key.startswith("limits.")}
-    if "journal.map_bytes_max" in reading.origins:
-        if "map_bytes_max" in given:
-            reading.fault(
-                reading.source("journal.map_bytes_max"),
-                "journal.map_bytes_max and limits.map_bytes_max are one setting: give one of them",
-            )
-        given["map_bytes_max"] = reading.values["journal.map_bytes_max"]
+    for key, limit in _ALIASES.items():
+        if key not in reading.origins:
+            continue
+        if limit in given:
+            reading.fault(reading.source(key), f"{key} and limits.{limit} are one setting: give one of them")
+        given[limit] = reading.values[key]
     try:
         return evolve(DEFAULT_LIMITS, **given)
     except AssertionError as fault:
         frame = traceback.extract_tb(fault.__traceback__)[-1]
         rule = linecache.getline(frame.filename, frame.lineno or 0).strip().removeprefix("assert ")
-        keys = [*(f"limits.{name}" for name in given), "journal.map_bytes_max"]
+        keys = [*(f"limits.{name}" for name in given), *(key for key, limit in _ALIASES.items() if limit in given)]
         sources = ", ".join(sorted({reading.origins[key] for key in keys if key in reading.origins}))
         numbers = f" {fault}" if fault.args and isinstance(fault.args[0], tuple) else ""
         reading.fault(sources, f"limits: a relation does not hold: {rule.replace('self.', '')}{numbers}")
@@ -282,6 +320,13 @@ def _keys(reading: _Reading, environ: Mapping[str, str], limits: Limits) -> tupl
     for problem in problems:
         reading.fault(reading.source("keys"), problem)
     return tuple(keys)
+
+
+def _sync_keys(reading: _Reading, environ: Mapping[str, str], limits: Limits) -> tuple[SyncKey, ...]:
+    keys, problems = settings_live.load_sync_keys(reading.values["sync.keys"], reading.folder, environ, limits)
+    for problem in problems:
+        reading.fault(reading.source("sync.keys"), f"sync.keys: {problem}")
+    return keys
 
 
 def _check_together(reading: _Reading, keys: tuple[Key, ...]) -> None:
@@ -315,11 +360,14 @@ def _check_together(reading: _Reading, keys: tuple[Key, ...]) -> None:
         fault(source("operator.listen"), "operator.listen is not loopback and there are no operator.tokens")
     if value["cutover.canary.enabled"] and value["cutover.canary.salt"] is None:
         fault(source("cutover.canary.enabled"), "cutover.canary.enabled needs cutover.canary.salt: the hash of a key")
+    if not listens["operator."].loopback:
+        for key, message in settings_live.unsafe(value):
+            fault(source(key), f"{message} with operator.listen {listens['operator.']}, which is not loopback")
     if listens[""] == listens["operator."] and listens[""].port:
         fault(source("operator.listen", "listen"), "listen and operator.listen are the same address")
 
 
-def _settings(reading: _Reading, keys: tuple[Key, ...], limits: Limits) -> Settings:
+def _settings(reading: _Reading, keys: tuple[Key, ...], sync_keys: tuple[SyncKey, ...], limits: Limits) -> Settings:
     value = reading.values
     files = value["tls.cert"], value["tls.key"]
     tenants = {name: evolve(_named_quotas(limits), **given) for name, given in reading.tenants.items()}
@@ -331,6 +379,21 @@ def _settings(reading: _Reading, keys: tuple[Key, ...], limits: Limits) -> Setti
             allowed_hosts=value["operator.allowed_hosts"],
             allowed_origins=value["operator.allowed_origins"],
             tokens=value["operator.tokens"],
+        ),
+        live=LiveSettings(
+            auth=value["live.auth"],
+            allowed_origins=value["live.allowed_origins"],
+            enforce_origin=value["live.enforce_origin"],
+            unowned_runs=value["live.unowned_runs"] or ("deny" if value["operator.auth"] else "scope"),
+            driver=value["live.driver"],
+            classes=settings_live.classes(reading.classes),
+        ),
+        sync=SyncSettings(
+            issuer=value["sync.issuer"],
+            audience=value["sync.audience"],
+            keys=sync_keys,
+            require_jti=value["sync.require_jti"],
+            revoked_jtis=value["sync.revoked_jtis"],
         ),
         state=value["state"],
         app=value["app"],
@@ -352,7 +415,12 @@ def _settings(reading: _Reading, keys: tuple[Key, ...], limits: Limits) -> Setti
         log_format=value["log.format"],
         log_level=value["log.level"],
         tenants=tenants,
-        cutover=CutoverSettings(value["cutover.write_mode"], _canary(value)),
+        cutover=CutoverSettings(
+            value["cutover.write_mode"],
+            _canary(value),
+            value["cutover.legacy_freeze"],
+            value["cutover.legacy_mounts"],
+        ),
         resolved=_resolved(reading, keys),
     )
 
@@ -390,6 +458,11 @@ def _resolved(reading: _Reading, keys: tuple[Key, ...]) -> str:
         lines.append((key, "***" if spec.secret and value else _shown(value), origin))
     for name, given in sorted(reading.tenants.items()):
         lines += [(f"tenants.{name}.{one}", str(given[one]), reading.origins[f"tenants.{name}.{one}"]) for one in given]
+    lines += [
+        (f"live.classes.{name}.{one}", str(number), reading.origins[f"live.classes.{name}.{one}"])
+        for name, given in sorted(reading.classes.items())
+        for one, number in given.items()
+    ]
     lines += [(f"keys[{key.kid}]", f"{key.alg} ***", reading.source("keys")) for key in keys]
     lines.append(("limits.*", "as in the manual where not listed", "default"))
     wide = max(len(key) for key, _, _ in lines)

@@ -41,6 +41,8 @@ from ..runtime.agent import Agent
 from ..runtime.runtime import Runtime
 from .access import ROLES, scope_of
 from .keys import LOCAL_SUBJECT, LocalTokens, local_key, write_local_tokens
+from .legacy_mounts import Mounted
+from .live_sources import live_delivery
 from .operator_api import OperatorApi, serve_operator
 from .server import Server
 from .settings import Address, Settings
@@ -117,6 +119,7 @@ async def run_daemon(
     settings: Settings,
     agents: Mapping[str, Agent],
     *,
+    legacy: Sequence[Mounted] = (),
     observers: Sequence[Observer] = (),
     metrics: Metrics | None = None,
     say: Say = _silent,
@@ -127,7 +130,8 @@ async def run_daemon(
 ) -> Ended:
     """Serve until a signal, a broken journal or a cancel. Reports the bound addresses once everything listens.
 
-    The first of `agents` serves sessions that name no profile. With `signals` the process's handlers of SIGTERM, SIGINT
+    The first of `agents` serves sessions that name no profile. `legacy` are the applications that the settings
+    `cutover.legacy_mounts` name. With `signals` the process's handlers of SIGTERM, SIGINT
     and SIGHUP are ours meanwhile (main thread only). A cancel ends at once: open turns are `abandoned` by the next
     start. Raises StoreError where the state directory cannot be opened, CannotListen, and ValueError for a private
     file that others may read.
@@ -145,7 +149,7 @@ async def run_daemon(
             observer=observer,
             write_mode=settings.cutover.write_mode,
         ) as runtime:
-            daemon = Daemon(settings, runtime, ending, metrics, say, version, environ)
+            daemon = Daemon(settings, runtime, ending, metrics, say, version, environ, legacy)
             try:
                 with daemon.signals(signals), seldom_collected() if settings.gc else nullcontext():
                     async with trio.open_nursery() as nursery:
@@ -208,6 +212,7 @@ class Daemon:
     say: Say
     version: str
     environ: Mapping[str, str]
+    legacy: Sequence[Mounted]
     server: Server = field(init=False)
     api: OperatorApi = field(init=False)
     _ring: KeyRing | None = None
@@ -232,7 +237,15 @@ class Daemon:
         tokens = OperatorTokens((*settings.operator.tokens, *self._local_operator_token()))
         notices = () if settings.auth else (Blocker("auth_off", "the websocket listener takes everybody"),)
         self.api = OperatorApi(
-            self.runtime, settings.operator, self.metrics, tokens, notices=notices, canary=settings.cutover.canary
+            self.runtime,
+            settings.operator,
+            self.metrics,
+            tokens,
+            notices=notices,
+            canary=settings.cutover.canary,
+            live=live_delivery(self.runtime, settings.live, settings.sync),
+            legacy=self.legacy,
+            legacy_frozen=settings.cutover.legacy_freeze,
         )
 
     def _local_operator_token(self) -> tuple[OperatorToken, ...]:

@@ -43,6 +43,8 @@ _WORDS: Final[Mapping[int, str]] = {
 _OWN_WORDS: Final[Mapping[Reason, str]] = {
     Reason.ORIGIN_NOT_ALLOWED: "forbidden_origin",
     Reason.KEY_CONFLICT: "key_conflict",
+    Reason.FORBIDDEN_TOPIC: "forbidden_topic",
+    Reason.SLOW_CONSUMER_EVICTED: "slow_consumer_evicted",
 }
 encode: Final = msgspec.json.Encoder(enc_hook=str).encode
 

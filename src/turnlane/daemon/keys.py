@@ -99,7 +99,7 @@ def read_key(table: Mapping[str, Any], folder: Path, environ: Mapping[str, str],
         if value is not None and not (isinstance(value, list) and value and all(isinstance(one, str) for one in value)):
             raise ValueError(f"{name} has to be a list of texts")
     assert isinstance(kid, str) and isinstance(alg, str)
-    material = key_material(alg, _key_text(table, folder, environ), limits)
+    material = key_material(alg, secret_text(table, "key", folder, environ), limits)
     if table.get("mint", False) and isinstance(material, OKPKey) and not material.is_private:
         raise ValueError("a public key cannot mint")
     return Key(
@@ -115,18 +115,20 @@ def read_key(table: Mapping[str, Any], folder: Path, environ: Mapping[str, str],
     )
 
 
-def _key_text(table: Mapping[str, Any], folder: Path, environ: Mapping[str, str]) -> Secret:
-    sources = [name for name in ("key", "key_file", "key_env") if name in table]
+def secret_text(table: Mapping[str, Any], name: str, folder: Path | None, environ: Mapping[str, str]) -> Secret:
+    """What `name`, `<name>_file` or `<name>_env` of a table gives; exactly one of them has to be there."""
+    known = (name, f"{name}_file", f"{name}_env")
+    sources = [one for one in known if one in table]
     if len(sources) != 1 or not isinstance(table[sources[0]], str):
-        raise ValueError("exactly one of key, key_file, key_env has to be given, as text")
+        raise ValueError(f"exactly one of {', '.join(known)} has to be given, as text")
     source, value = sources[0], table[sources[0]]
-    if source == "key":
+    if source == name:
         return Secret(value)
-    if source == "key_env":
+    if source == f"{name}_env":
         if not environ.get(value):
             raise ValueError(f"the variable {value} is not set")
         return Secret(environ[value])
-    path = folder / value
+    path = Path(value) if folder is None else folder / value
     fault = private_file_fault(path)
     if fault is not None:
         raise ValueError(fault)

@@ -64,6 +64,9 @@ PATH_VALUES: Final[Mapping[str, PathValue]] = {
     "session": PathValue(printable, "1 to 128 printable characters, percent-encoded where needed"),
     "run_id": PathValue(bool, "a UUID", Reason.INVALID_RUN_ID, example="0199f3a2-7b10-7c44-9d2e-5a6b7c8d9e0f"),
     "seq": PathValue(bool, "a seq of the run", example="1"),
+    "topic": PathValue(
+        lambda _: True, "a topic", Reason.INVALID_TOPIC, 512, "run:0199f3a2-7b10-7c44-9d2e-5a6b7c8d9e0f:events"
+    ),
     "worker_id": PathValue(bool, "a worker id", Reason.INVALID_WORKER_ID, 200, "lab:east-2"),
 }
 
@@ -100,6 +103,18 @@ WRITING: Final[Refusals] = {
     500: (Reason.OUTCOME_UNKNOWN,),
     503: (Reason.WRITE_PATH_FROZEN, Reason.DRAINING),
 }
+OR_SYNC: Final[Refusals] = {
+    401: (
+        Reason.TOKEN_NOT_YET_VALID,
+        Reason.MISSING_IAT,
+        Reason.TOKEN_TOO_OLD,
+        Reason.MISSING_JTI,
+        Reason.TOKEN_REVOKED,
+    ),
+    403: (Reason.FORBIDDEN_TOPIC, Reason.OWNER_MISMATCH),
+    503: (Reason.FANOUT_UNAVAILABLE,),
+}
+"""What a token of live delivery may be told, on its own rows and on those that take it besides (`or_sync`)."""
 ABSENT: Final[Refusals] = {404: (Reason.NOT_FOUND,)}
 WAKING: Final[Refusals] = {503: (Reason.SESSION_WAKING,)}
 
@@ -168,6 +183,7 @@ class Operation:
             GUARDED if self.guarded else {},
             WITH_BODY if self.takes_body else {},
             WRITING if self.writes else {},
+            OR_SYNC if self.need.or_sync else {},
             {400: tuple(PATH_VALUES[name].reason for name in self.path_names)} if self.path_names else {},
             self.refusals,
         )

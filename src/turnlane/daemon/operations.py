@@ -10,9 +10,11 @@ from . import operator_shapes as shapes
 from .access import API, Need, Reach
 from .book_operations import BOOKS
 from .contract_operations import CONTRACT
+from .live_operations import LIVE
 from .operation import ABSENT, PROMETHEUS, SSE, WAKING, Operation, together
 from .operator_pages import Pages
 from .operator_streams import stream_session
+from .projector_operations import PROJECTORS
 
 _OPEN: Final = Need(Reach.OPEN)
 _READ: Final = Need(Reach.SESSION, ("sessions.read",))
@@ -207,7 +209,7 @@ _OWN: Final[tuple[Operation, ...]] = (
     ),
 )
 
-OPERATIONS: Final = (*_OWN, *BOOKS, *CONTRACT)
+OPERATIONS: Final = (*_OWN, *BOOKS, *PROJECTORS, *LIVE, *CONTRACT)
 
 ROUTES: Final[Mapping[tuple[str, str], Need]] = {(one.method, one.path): one.need for one in OPERATIONS}
 """Method and path of each operation, with the right it needs."""

@@ -9,13 +9,15 @@ forgotten, so that it hears the answer.
 Hypercorn is used per connection (`TCPServer`) under a nursery of ours: no signal handlers, no logger, no socket of its
 own, no upgrade to another protocol. See docs/decisions/http.md. Import this module only where the daemon is: Litestar
 is slow to load.
+
+Applications of another runtime may lie below prefixes (`legacy_mounts.py`); such a request never gets to Litestar.
 """
 
 from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, cast
 from urllib.parse import unquote
@@ -40,11 +42,16 @@ from ..machines.canary import Canary
 from ..observe import AccessDenied, HttpServed, ServingFailed
 from ..observe.metrics import HTTP_METHODS, OTHER, Metrics
 from ..runtime.runtime import Runtime
-from .access import Denied, Principal, Reach, bearer, everyone, route_frozen
+from .access import ALWAYS_POSTED, Denied, Principal, Reach, bearer, everyone, route_frozen
 from .calls import Answer, Body, Call
 from .connection import fresh_incident
 from .handshake import DoorRules, host_allowed, origin_allowed, token_in_query
 from .http_wire import RETRY_MS, Problem, Wire, absent, encode, problem_of, refusal_of, send_problem
+from .legacy_freeze import FREEZE_VARIABLE, Denial, env_switch
+from .legacy_mounts import Mounted, Mounts
+from .live import LiveDelivery
+from .live_pages import sync_reader
+from .live_sources import live_delivery, recall
 from .openapi import document, tag_of
 from .operation import PATH_VALUES, Operation
 from .operations import OPERATIONS
@@ -53,7 +60,7 @@ from .settings import Address, OperatorSettings, own_origins
 from .shapes import Misfit, read_json, read_query, read_shape
 from .tokens import OperatorTokens
 
-CONNECTIONS_MAX: Final = 2_048
+CONNECTIONS_MAX: Final = 4_096
 """Beyond this the connection that has been idle longest is closed, so that health routes can always be asked. More
 than those that may be busy at once: requests in flight and followers."""
 IN_LOOP_BYTES_MAX: Final = 16_384
@@ -62,17 +69,15 @@ IN_LOOP_BYTES_MAX: Final = 16_384
 _JSON_TYPE: Final = re.compile(r"application/json|[\w.+-]+/[\w.+-]+\+json")
 _HEADERS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
-SyncCheck = Callable[[Secret, Operation, Mapping[str, str]], Principal | Denied]
-"""Whether a token of live delivery may read what this operation shows at this path (values not yet decoded)."""
-
 
 @define(slots=True, eq=False, repr=False)
 class OperatorApi:
     """One operator listener over one runtime. `tokens` may be replaced at any time (the file was read again).
 
     `notices` are warnings of the daemon that no status of the runtime knows (`auth_off` of the other listener, keys
-    that did not load). `tls` is a server-side context, or None. `canary` says who is created here;
-    `sync` judges tokens of live delivery, where an operation takes them.
+    that did not load). `tls` is a server-side context, or None. `canary` says who is created here. `live` is live
+    delivery over the same runtime; None: it is closed. `legacy` are applications of another runtime; their writes are
+    refused where they are `legacy_frozen`, or while the variable says so.
     """
 
     runtime: Runtime
@@ -85,12 +90,15 @@ class OperatorApi:
     notices: tuple[Blocker, ...] = ()
     operations: Sequence[Operation] = OPERATIONS
     canary: Canary = field(factory=Canary)
-    sync: SyncCheck | None = None
+    live: LiveDelivery | None = None
+    legacy: Sequence[Mounted] = ()
+    legacy_frozen: bool = False
     pages: Pages = field(init=False)
     door: DoorRules = field(init=False)
     in_flight: int = 0
     wires: dict[Wire, None] = field(factory=dict)
     _litestar: Litestar = field(init=False)
+    _mounts: Mounts = field(init=False)
     _config: Config = field(init=False)
     _context: WorkerContext = field(init=False)
     _work: trio.Nursery = field(init=False)
@@ -106,6 +114,7 @@ class OperatorApi:
             self.service,
             self.build_sha,
             self.metrics,
+            self.live or live_delivery(self.runtime),
             described,
             tag_of(described),
             self.notices,
@@ -115,6 +124,10 @@ class OperatorApi:
             raise ValueError("an operator listener that is not loopback needs authentication and operator tokens")
         self._bound_to(self.settings.listen)
         self._litestar = self._routes()
+        by_variable = env_switch(FREEZE_VARIABLE)
+        self._mounts = Mounts.of(
+            self.legacy, lambda: self.legacy_frozen or by_variable(), self._legacy_caller, self.runtime
+        )
         self._config = Config()
         self._config.errorlog = self._config.accesslog = None
         self._config.include_server_header = False
@@ -136,9 +149,11 @@ class OperatorApi:
     def drain(self) -> None:
         """Accept nobody more; requests in flight get `http_drain_ms_max`, then `serve_operator` returns."""
         self.pages.stopping.set()
+        self.pages.live.drain()
 
     async def serve(self, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
         """See `serve_operator`."""
+        await recall(self.pages.live, self.runtime)
         listeners: list[Any] = list(await _listen(self.settings.listen))
         address = Address(self.settings.listen.host, listeners[0].socket.getsockname()[1])
         self._bound_to(address)
@@ -201,16 +216,18 @@ class OperatorApi:
         started, status, over = self.runtime.ports.clock.now(), 0, False
         wire: Wire = scope["state"]["wire"]
         incoming = Body(receive)
+        prefix = self._mounts.prefix_of(scope)
 
         async def sending(message: Message) -> None:
             nonlocal status, over
             if message["type"] == "http.response.start":
                 if wire.too_large:
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
-                else:
+                elif prefix is None:
                     await incoming.drop()
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_HEADERS]
+                if prefix is None:
+                    message["headers"] = [*message["headers"], *_HEADERS]
             if incoming.left:
                 await trio.lowlevel.checkpoint()  # nobody is there; who writes on and on has to hear that
                 return
@@ -220,10 +237,12 @@ class OperatorApi:
             await send(message)
 
         try:
-            await self._answer(scope, incoming, sending)
+            await self._answer(scope, incoming, sending, prefix)
         except Exception as error:
-            problem = self._fault("http", error)
-            if not status:
+            problem = self._fault("http" if prefix is None else prefix, error)
+            if status and prefix is not None:
+                wire.cut()  # what the application began is not whole: the client has to see that
+            elif not status:
                 await send_problem(problem, sending)
         finally:
             if status and not over:
@@ -235,11 +254,18 @@ class OperatorApi:
         method = scope["method"] if scope["method"] in HTTP_METHODS else OTHER
         self.runtime.observe(HttpServed(self._label(scope), method, status, seconds))
 
-    async def _answer(self, scope: Any, incoming: Body, send: Send) -> None:
-        if (refusal := refusal_of(scope)) is not None:
+    async def _answer(self, scope: Any, incoming: Body, send: Send, prefix: str | None) -> None:
+        refusal = refusal_of(scope)
+        if prefix is not None and refusal is None:
+            refusal = self._not_handed_on(prefix, Call(scope["headers"], ""))
+        if refusal is not None:
             await send_problem(refusal, send)
             return
-        scope["call"] = Call(scope["headers"], scope["query_string"].decode("latin-1"), incoming, send)
+        if prefix is not None:
+            await self._mounts.serve(prefix, scope, incoming, send)
+            return
+        cut = scope["state"]["wire"].cut
+        scope["call"] = Call(scope["headers"], scope["query_string"].decode("latin-1"), incoming, send, cut=cut)
         scope["path"] = scope["raw_path"].decode("ascii")  # still escaped: an id may hold what would be a slash
         scope["headers"] = []  # nothing but our own checks reads them
         if scope["method"] == "OPTIONS":
@@ -248,6 +274,23 @@ class OperatorApi:
             await self._litestar(scope, incoming.receive, send)
         finally:
             scope["method"] = "OPTIONS" if scope["method"] == "NONE" else scope["method"]
+
+    def _not_handed_on(self, prefix: str, call: Call) -> Problem | None:
+        """What is ours to judge of a request to another application: Host, and the size of its body."""
+        try:
+            self._check_host(call, prefix)
+            self._check_size(call)
+        except Problem as problem:
+            return problem
+        return None
+
+    def _legacy_caller(self, scope: Any) -> Denial | str | None:
+        """Who asks another application to write: whoever an operator token names."""
+        call = Call(scope["headers"], scope["query_string"].decode("latin-1"))
+        try:
+            return self._principal(call, scope["root_path"]).subject
+        except Problem as problem:
+            return Denial(problem.status, problem.reason.value, problem.message)
 
     def _label(self, scope: Any) -> str:
         """The route of a request as a label: a template of the table, or `other`."""
@@ -266,9 +309,9 @@ class OperatorApi:
         )
 
     def _route(self, operation: Operation) -> HTTPRouteHandler:
-        def check(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        async def check(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
             connection.scope["operation"] = operation  # type: ignore[typeddict-unknown-key]
-            self.guard(operation, connection)
+            await self.guard(operation, connection)
 
         async def serve(request: Request[Any, Any, Any]) -> Response[Any]:
             call = _call(request.scope)
@@ -294,19 +337,21 @@ class OperatorApi:
 
     # what is judged before the handler, in this order
 
-    def guard(self, operation: Operation, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+    async def guard(self, operation: Operation, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
         """Host, Origin, principal, right. Open routes need none of them; those of live delivery judge the rest."""
         need, route, call = operation.need, operation.path, _call(connection.scope)
         if need.reach is Reach.OPEN:
             return
-        hosts, origins = call.values("host"), call.values("origin")
-        if len(hosts) != 1 or not host_allowed(hosts[0], self.door.allowed_hosts, loopback=self.door.loopback):
-            raise self._denied(route, Reason.HOST_NOT_ALLOWED, "the Host header does not name this listener", 403)
-        if need.reach is Reach.SYNC:
+        origins = call.values("origin")
+        self._check_host(call, route)
+        in_url, sync = token_in_query(call.query_text), need.reach is Reach.SYNC
+        if need.or_sync and not in_url and await self._by_sync(call, operation, connection.path_params):
             return
-        if not all(origin_allowed(origin, self.door.allowed_origins) for origin in origins):
+        if not sync and not all(origin_allowed(origin, self.door.allowed_origins) for origin in origins):
             raise self._denied(route, Reason.ORIGIN_NOT_ALLOWED, "pages of this origin may not ask here", 403)
-        principal = call.principal = self._principal(call, operation, connection.path_params)
+        if sync and not in_url:
+            return
+        principal = call.principal = self._principal(call, route)
         session = _session_of(connection.path_params) if need.reach is Reach.SESSION else None
         if (refusal := principal.refuses(need, session)) is None:
             return
@@ -315,33 +360,46 @@ class OperatorApi:
         self._denied(route, refusal.reason, refusal.message, 403, principal.subject)
         raise Problem(403, refusal.reason, refusal.message, dict(refusal.data))
 
-    def _principal(self, call: Call, operation: Operation, path: Mapping[str, str]) -> Principal:
-        route = operation.path
+    async def _by_sync(self, call: Call, operation: Operation, path: Mapping[str, str]) -> bool:
+        """Whether a token of live delivery opens this row, which is asked of what is no operator token. Its origins
+        are those of live delivery. Raises Problem where it is such a token and does not."""
+        live, token = self.pages.live, _token(call)
+        both = self.settings.auth and live.settings.auth
+        if isinstance(token, Denied) or not both or not live.tokens.signed(token):
+            return False
+        found = await sync_reader(live, call, operation, path)
+        if isinstance(found, Denied):
+            raise Problem(found.reason.http_status, found.reason, found.message)
+        call.principal = found
+        return True
+
+    def _check_host(self, call: Call, route: str) -> None:
+        hosts = call.values("host")
+        if len(hosts) != 1 or not host_allowed(hosts[0], self.door.allowed_hosts, loopback=self.door.loopback):
+            raise self._denied(route, Reason.HOST_NOT_ALLOWED, "the Host header does not name this listener", 403)
+
+    def _principal(self, call: Call, route: str) -> Principal:
         if token_in_query(call.query_text):
             message = "a token in a URL is never accepted: send the header Authorization: Bearer <token>"
             raise self._denied(route, Reason.TOKEN_IN_URL, message, 401)
         if not self.settings.auth:
             return everyone()
-        found = call.values("authorization")
-        token = bearer(found[0] if len(found) == 1 else ", ".join(found) if found else None)
-        principal = self._checked(token, operation, path)
+        token = _token(call)
+        principal = self._checked(token)
         if isinstance(principal, Denied):
             raise self._denied(route, principal.reason, principal.message, 401, None, principal.detail)
 
         def recheck() -> Reason | None:
-            now = self._checked(token, operation, path)
+            now = self._checked(token)
             return now.reason if isinstance(now, Denied) else None
 
         call.recheck = recheck
         return principal
 
-    def _checked(self, token: Secret | Denied, operation: Operation, path: Mapping[str, str]) -> Principal | Denied:
+    def _checked(self, token: Secret | Denied) -> Principal | Denied:
         if isinstance(token, Denied):
             return token
-        found = self.tokens.check(token, self.runtime.ports.clock.wall() // 1_000_000)
-        if isinstance(found, Denied) and operation.need.or_sync and self.sync is not None:
-            return self.sync(token, operation, path)
-        return found
+        return self.tokens.check(token, self.runtime.ports.clock.wall() // 1_000_000)
 
     async def _serve(self, operation: Operation, call: Call, path: Mapping[str, str]) -> Answer | None:
         call.media_type = operation.media_type
@@ -395,6 +453,8 @@ class OperatorApi:
         return await trio.to_thread.run_sync(_shaped, shape, data, self.limits, limiter=self.pages.threads)
 
     def _check_writable(self, operation: Operation) -> None:
+        if operation.path in ALWAYS_POSTED:
+            return
         if (refusal := route_frozen(self.runtime.write_mode, operation.method, operation.path)) is not None:
             raise Refused.of(refusal)
         if self.runtime.phase in ("draining", "closed"):
@@ -492,7 +552,7 @@ class _Said(Response[Any]):
             body = value if isinstance(value, bytes) else b"" if value is None else encode(value)
             headers = {**self.said.headers, "content-length": str(len(body))}
             if value is not None:
-                headers["content-type"] = self.told_as
+                headers.setdefault("content-type", self.told_as)
             pairs = [(name.encode(), text.encode()) for name, text in headers.items()]
             await send({"type": "http.response.start", "status": self.said.status, "headers": pairs})
             await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -501,6 +561,12 @@ class _Said(Response[Any]):
 def _call(scope: Any) -> Call:
     found: Call = scope["call"]
     return found
+
+
+def _token(call: Call) -> Secret | Denied:
+    """Headers given more than once are put in a row, so that two tokens are none."""
+    found = call.values("authorization")
+    return bearer(", ".join(found) if found else None)
 
 
 def _session_of(params: Mapping[str, Any]) -> str:

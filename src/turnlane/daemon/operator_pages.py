@@ -21,13 +21,14 @@ from ..core.instants import Instant, WallInstant, wall_text
 from ..core.limits import Limits
 from ..core.ports import CorruptStream, StoreError
 from ..core.reasons import Reason
-from ..core.status import Blocker, readiness, warnings
+from ..core.status import Blocker, parts_ready, readiness, warnings
 from ..machines.canary import Canary, route
 from ..observe.metrics import Metrics
 from ..runtime.runtime import Runtime
 from .access import Principal
 from .calls import Answer, Call, invalid_query
 from .http_wire import absent, encode
+from .live import LiveDelivery
 from .operator_streams import Followers, stale_cursor
 from .status_value import status_value
 
@@ -68,6 +69,7 @@ class Pages:
     service: str
     build_sha: str
     metrics: Metrics
+    live: LiveDelivery
     document: bytes = b""
     document_tag: str = ""
     notices: tuple[Blocker, ...] = ()
@@ -98,7 +100,7 @@ class Pages:
             "uptime_seconds": up_ns // 1_000_000_000,
             "authority_write_mode": self.runtime.write_mode.spelling,
             "authority_writer_active": self._writes(),
-            "fanout_driver": "memory",
+            "fanout_driver": self.live.fanout.name,
             "write_mode": self.runtime.write_mode.value,
             "name": self.service,
             "version": __version__,
@@ -121,15 +123,15 @@ class Pages:
             blockers, warned = readiness(status, self.limits), (*warnings(status), *warned)
         if not self.auth and "auth_off" not in [one.code for one in warned]:
             warned = (*warned, Blocker("auth_off", "operator.auth is off: whoever reaches this listener may ask all"))
+        if not self.live.open:
+            warned = (*warned, Blocker("live_delivery_disabled", "there are no sync keys: nobody can follow over HTTP"))
         ready = not blockers
         said = {
             "status": "ready" if ready else "not_ready",
             "ready": ready,
-            "authority_ready": ready,  # every reason that is built clears this flag
-            "projector_ready": True,
-            "workers_ready": True,
+            **parts_ready(blockers),
             "authority_writer_active": self._writes(),
-            "fanout_driver": "memory",
+            "fanout_driver": self.live.fanout.name,
             "reasons": [asdict(one) for one in blockers],
             "warnings": [asdict(one) for one in warned],
         }
@@ -137,7 +139,7 @@ class Pages:
 
     async def read_metrics(self, _: Call) -> Answer:
         status = self.runtime.status()
-        return Answer(self.metrics.render(status, ready=not readiness(status, self.limits)))
+        return Answer(self.metrics.render(status, self.live.status(), ready=not readiness(status, self.limits)))
 
     async def read_status(self, call: Call) -> Answer:
         return Answer(status_value(self.runtime.status(), self.limits, call.known.tenant))

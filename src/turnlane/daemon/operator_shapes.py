@@ -593,7 +593,7 @@ class OmittedPayload:
     payload_bytes: Whole
     max_payload_bytes: Whole
     payload_hash: str
-    href: str
+    href: str | None
 
 
 @frozen
@@ -688,12 +688,12 @@ Ids1000 = Annotated[Sequence[str], Meta(max_length=1_000)]
 
 @frozen
 class RevokeSync:
-    """At least one id in all."""
+    """1 to 1,000 ids in all, none of them blank."""
 
     session_ids: Ids1000 = ()
     device_ids: Ids1000 = ()
     jtis: Ids1000 = ()
-    reason: str | None = None
+    reason: Annotated[str, Meta(max_length=512)] | None = None
 
 
 @frozen

@@ -10,15 +10,17 @@ import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ..core.limits import Limits
 from ..core.write_mode import WriteMode
 from ..machines.admission import Quotas
 from ..machines.canary import Canary
+from ..machines.live import CLASSES, TopicClass
 from .handshake import DoorRules
 from .keys import Key
-from .tokens import OperatorToken
+from .sync_tokens import SYNC_AUDIENCE, SyncKey
+from .tokens import ISSUER, OperatorToken
 
 
 @frozen
@@ -55,6 +57,29 @@ class OperatorSettings:
 
 
 @frozen
+class LiveSettings:
+    """Live delivery. `unowned_runs`: who reads a run without owner, "deny" nobody, "scope" whoever holds the scope."""
+
+    auth: bool = True
+    allowed_origins: tuple[str, ...] = ()
+    enforce_origin: bool = True
+    unowned_runs: str = "deny"
+    driver: str = "memory"
+    classes: Mapping[str, TopicClass] = field(factory=lambda: CLASSES)
+
+
+@frozen
+class SyncSettings:
+    """The token of live delivery. The first key mints."""
+
+    issuer: str = ISSUER
+    audience: str = SYNC_AUDIENCE
+    keys: tuple[SyncKey, ...] = ()
+    require_jti: bool = True
+    revoked_jtis: tuple[str, ...] = ()
+
+
+@frozen
 class ProfileSettings:
     """The defaults of turns. `turn_budget_ms` 0 means no bound."""
 
@@ -66,17 +91,33 @@ class ProfileSettings:
 
 
 @frozen
+class LegacyMount:
+    """An ASGI application of the other runtime, `module:function`, and who judges callers of its frozen writes."""
+
+    prefix: str
+    app: str
+    authenticate: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.prefix} -> {self.app}"
+
+
+@frozen
 class CutoverSettings:
     """Where a cutover from another runtime stands: docs/cutover.md."""
 
     write_mode: WriteMode
     canary: Canary
+    legacy_freeze: bool = False
+    legacy_mounts: tuple[LegacyMount, ...] = ()
 
 
 @frozen
 class Settings:
     listen: Address
     operator: OperatorSettings
+    live: LiveSettings
+    sync: SyncSettings
     state: Path
     app: str
     auth: bool
@@ -114,6 +155,8 @@ class Settings:
             said.append(f"operator.auth is off: whoever reaches {self.operator.listen} sees and does everything")
         if not self.cutover.write_mode.writes:
             said.append(f"write mode {self.cutover.write_mode.value}: reads are served, every write is refused")
+        if not self.live.auth:
+            said.append(f"live.auth is off: whoever reaches {self.operator.listen} follows every run and worker")
         return tuple(said)
 
     def door(self) -> DoorRules:

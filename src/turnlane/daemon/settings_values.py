@@ -18,7 +18,7 @@ from ..core.reasons import Rejected
 from ..core.write_mode import WriteMode
 from ..machines.canary import BASIS_POINTS, SALT_CHARS_MAX
 from .handshake import plain_origin
-from .settings import Address
+from .settings import Address, LegacyMount
 from .tokens import OperatorToken
 
 TENANT: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -111,6 +111,32 @@ def exact(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+OURS: Final = frozenset({"internal", "healthz", "readyz", "metrics", "inspector"})
+"""First segments of our own routes."""
+_PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+_FUNCTION: Final = re.compile(r"\w+(?:\.\w+)*:\w+")
+
+
+def mounts(value: Any) -> tuple[LegacyMount, ...]:
+    expected = "expected tables [[cutover.legacy_mounts]] of prefix, app and, if you like, authenticate"
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        raise ValueError(expected)
+    found = []
+    for table in value:
+        if not {"prefix", "app"} <= table.keys() <= {"prefix", "app", "authenticate"}:
+            raise ValueError(expected)
+        prefix = table["prefix"]
+        if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix) or prefix.split("/")[1] in OURS:
+            raise ValueError("a prefix has to be a path such as /old, without a slash at its end, and none of ours")
+        for name in ("app", "authenticate"):
+            if name in table and not (isinstance(table[name], str) and _FUNCTION.fullmatch(table[name])):
+                raise ValueError(f"{name} of {prefix} has to be module:function")
+        found.append(LegacyMount(**table))
+    if len({one.prefix for one in found}) < len(found):
+        raise ValueError("two applications have the same prefix")
+    return tuple(found)
+
+
 def basis_points(value: Any) -> int:
     points: int = whole(0)(value)
     if points > BASIS_POINTS:
@@ -181,3 +207,26 @@ def _owner(table: Mapping[str, Any]) -> Owner | None:
     if isinstance(owner, Rejected):
         raise ValueError(f"user_id or guest_scope of a token: {owner.message}")
     return owner
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """As `listed`, with letters as they are: ids."""
+    if isinstance(value, str):
+        value = [entry for entry in value.split(",") if entry.strip()]
+    if not isinstance(value, list | tuple) or not all(isinstance(entry, str) and entry.strip() for entry in value):
+        raise ValueError("expected a list of texts")
+    return tuple(entry.strip() for entry in value)
+
+
+def sync_keys(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """The tables of `sync.keys` as they stand; what they name is fetched once all layers are read."""
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        raise ValueError("expected tables [[sync.keys]] of kid, and secret or secret_file or secret_env")
+    for table in value:
+        for name in table:
+            if name not in ("kid", "secret", "secret_file", "secret_env"):
+                raise ValueError(f"a sync key has no member {name!r}; it has kid, secret, secret_file, secret_env")
+        text(table.get("kid"))
+    if len({table["kid"] for table in value}) < len(value):
+        raise ValueError("two sync keys have the same kid")
+    return tuple(value)

@@ -21,6 +21,7 @@ def status_value(status: RuntimeStatus, limits: Limits, tenant: str) -> dict[str
     value["lanes"] = [one for one in status.lanes if one["owner"].startswith(f"{tenant}/")]
     value["write_mode"] = status.write_mode.value
     value["authority"] = [asdict(one) for one in status.authority]
+    value["projections"] = {**asdict(status.projections), "ready": status.projections.ready}
     blockers = readiness(status, limits)
     value["readiness"] = {"ready": not blockers, "reasons": [one.code for one in blockers]}
     omitted = {"sessions": 0, "lanes": 0}

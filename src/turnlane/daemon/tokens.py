@@ -44,7 +44,7 @@ _LINKED_KEYS: Final = ("crit", "jwk", "jku", "x5u", "x5c", "b64", "zip", "enc")
 # Session tokens.
 
 
-class _OneAlgorithm(JWSRegistry):
+class OneAlgorithm(JWSRegistry):
     """The algorithm of the key and no other. (`EdDSA`, the old name of Ed25519, would warn at every token.)"""
 
     def __init__(self, alg: str) -> None:
@@ -79,16 +79,16 @@ class KeyRing:
         text = token.reveal()
         if len(text) > self._limits.token_bytes_max:
             return _invalid(f"{len(text)} bytes")
-        header = _read_part(text, 0, self._limits)
+        header = read_part(text, 0, self._limits)
         if header is None:
             return _invalid("not three parts, or a header that is not strict JSON in base64url")
         key = self._key_of(header, now_s)
         if isinstance(key, Denied):
             return key
-        if _read_part(text, 1, self._limits) is None:
+        if read_part(text, 1, self._limits) is None:
             return _invalid("claims that are not strict JSON in base64url")
         try:
-            claims = jwt.decode(text, key.material, registry=_OneAlgorithm(key.alg)).claims
+            claims = jwt.decode(text, key.material, registry=OneAlgorithm(key.alg)).claims
         except (JoseError, ValueError, TypeError) as fault:
             return _invalid(f"signature: {type(fault).__name__}")
         return self._judge(claims, key, now_s)
@@ -177,17 +177,17 @@ class KeyRing:
             "scope": scope,
         }
         header = {"alg": key.alg, "kid": key.kid}
-        return Secret(jwt.encode(header, claims, key.material, registry=_OneAlgorithm(key.alg)))
+        return Secret(jwt.encode(header, claims, key.material, registry=OneAlgorithm(key.alg)))
 
     def inspect(self, token: Secret, now_s: int) -> dict[str, Any]:
         """Header, claims and verdict of a token, for its owner's eyes: never the signature."""
         text = token.reveal()
-        claims = _read_part(text, 1, self._limits)
+        claims = read_part(text, 1, self._limits)
         answer = self.check(token, now_s)
         valid = isinstance(answer, Principal)
         scope = claims.get("scope") if claims else None
         return {
-            "header": _read_part(text, 0, self._limits),
+            "header": read_part(text, 0, self._limits),
             "claims": claims,
             "valid": valid,
             "reason": None if isinstance(answer, Principal) else answer.reason.value,
@@ -207,7 +207,7 @@ def _invalid(detail: str) -> Denied:
     return Denied(Reason.INVALID_TOKEN, detail)
 
 
-def _read_part(text: bytes, index: int, limits: Limits) -> dict[str, Any] | None:
+def read_part(text: bytes, index: int, limits: Limits) -> dict[str, Any] | None:
     """Header (0) or claims (1) of a compact token, if they are strict JSON objects: no member twice."""
     parts = text.split(b".")
     if len(parts) != 3 or not all(parts) or len(text) > limits.token_bytes_max:

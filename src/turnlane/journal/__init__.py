@@ -9,12 +9,13 @@ from .care import DoctorReport, Fault, backup, compact, doctor
 from .cursor import StoreCursors
 from .lease import Leases, LmdbLeases, MemoryLeases, StoreLeases
 from .memory import MemoryStore
-from .projections import LmdbProjections, StoreProjections, verify
+from .projections import Fit, LmdbProjections, StoreProjections, verify
 from .store import LmdbStore
 
 __all__ = [
     "DoctorReport",
     "Fault",
+    "Fit",
     "Leases",
     "LmdbLeases",
     "LmdbProjections",

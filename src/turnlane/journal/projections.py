@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import suppress
+from enum import Enum
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,12 +20,14 @@ from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.ports import CorruptStream
 from turnlane.machines.projection import (
     CHECKPOINTS,
+    POSITION,
     Record,
     agree,
     begun_from,
     empty,
     fold,
     is_followed,
+    place_of,
     places_of,
     record_of,
 )
@@ -33,10 +36,12 @@ from . import layout
 from .records import Damaged, header_of, kept_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from turnlane.core.ids import Seq
     from turnlane.core.ports import EventStore, Projections
     from turnlane.core.step import Kept
+    from turnlane.machines.projection import Decode
 
     from .store import LmdbStore
 
@@ -162,29 +167,66 @@ class StoreProjections:
             self._rows.clear()
 
 
-def verify(projections: Projections, store: EventStore, decode: Callable[[Kept], Any]) -> Iterator[tuple[str, bool]]:
+class Fit(Enum):
+    """How a stored record and the log go together."""
+
+    EQUAL = "equal"
+    BEHIND = "behind"
+    """Right as far as it goes; what it lacks, the follower has not passed yet: the next start folds it."""
+    WRONG = "wrong"
+    """Not what the log says, damaged, missing, held, or of a stream that is gone."""
+
+
+def verify(projections: Projections, store: EventStore, decode: Decode) -> Iterator[tuple[str, Fit]]:
     """Every stream that has a record or should have one, and whether the record is what the log says.
 
     Of a stream that was cut, what is below its floor is taken from its snapshot, as the follower does.
     """
-    after = ""
-    while page := store.streams("", after, _PAGE_ITEMS):
-        for stream in page:
-            if is_followed(stream):
-                checkpoint, summary = projections.read(places_of(stream))
-                stored = record_of(stream, checkpoint, summary, store.log_epoch)
-                yield stream, agree(stored, folded_whole(store, stream, decode))
-        after = page[-1]
+    (row,) = projections.read([(POSITION, "")])
+    place = place_of(row)
+    passed = place.position if place is not None and place.log_epoch == store.log_epoch else 0
+    for stream in followed(store):
+        yield stream, _fit(projections, store, decode, stream, passed)
     after = ""
     while page := projections.listed(CHECKPOINTS, after, _PAGE_ITEMS):
         for stream in page:
             if store.head(stream).seq == 0:
-                yield stream, False
+                yield stream, Fit.WRONG
         after = page[-1]
 
 
-def folded_whole(store: EventStore, stream: str, decode: Callable[[Kept], Any]) -> Record | None:
-    """A stream folded from its beginning (or the snapshot at its floor) as far as that goes; None: no beginning."""
+def followed(store: EventStore) -> Iterator[str]:
+    """The streams that have a read model, by name."""
+    after = ""
+    while page := store.streams("", after, _PAGE_ITEMS):
+        yield from filter(is_followed, page)
+        after = page[-1]
+
+
+def _fit(projections: Projections, store: EventStore, decode: Decode, stream: str, passed: int) -> Fit:
+    checkpoint, summary = projections.read(places_of(stream))
+    stored = record_of(stream, checkpoint, summary, store.log_epoch)
+    if stored is None and passed and (checkpoint is not None or summary is not None):
+        return Fit.WRONG
+    through = 0 if stored is None else stored.last_seq
+    if stored is not None:
+        whole = folded_whole(store, stream, decode, through)
+        if whole is None or (whole.last_seq <= through and not agree(stored, whole)):
+            return Fit.WRONG  # else the log begins behind it, and only what it lacks can be judged
+    try:
+        missing = store.read(stream, max(through, store.floor(stream) - 1), 1).events
+    except CorruptStream:
+        return Fit.WRONG
+    if missing:
+        return Fit.BEHIND if missing[0].position > passed else Fit.WRONG
+    return Fit.EQUAL if stored is not None else Fit.WRONG
+
+
+def folded_whole(store: EventStore, stream: str, decode: Decode, through: Seq | None = None) -> Record | None:
+    """A stream folded from its beginning (or the snapshot at its floor) as far as that goes, or to the event `through`.
+
+    None: no beginning.
+    """
     record, floor = empty(stream, store.log_epoch), store.floor(stream)
     if floor > 1:
         snapshot = store.load_snapshot(stream)
@@ -196,8 +238,9 @@ def folded_whole(store: EventStore, stream: str, decode: Callable[[Kept], Any]) 
             return None
         record = begun
     while True:
+        most = _PAGE_ITEMS if through is None else min(_PAGE_ITEMS, through - record.last_seq)
         try:
-            events = store.read(stream, record.last_seq, _PAGE_ITEMS).events
+            events = store.read(stream, record.last_seq, most).events if most > 0 else ()
         except CorruptStream:
             return record
         folded = fold(record, events, decode)

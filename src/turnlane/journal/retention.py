@@ -6,7 +6,7 @@ a saved cursor within its grace). Compaction of the outputs of a closed turn is 
 
 `truncate` carries it out for one stream, in transactions of at most 1,024 events. The chain value of the last event
 that went stays as an anchor, so the chain can still be walked from the floor. Keys of a stream outlive their events:
-a key says that something was done, and that stays true.
+a key says that something was done, and that stays true. `forget` is for a stream that is thrown away as a whole.
 """
 
 from __future__ import annotations
@@ -100,6 +100,21 @@ def truncate(txn: Any, rows: Reading, stream: str, below: Seq, position: int) ->
     txn.put(*head.row_of(), db=rows.tables["heads"])
     put_position(txn, rows, position)
     return end, end == below
+
+
+def forget(txn: Any, rows: Reading, stream: str) -> bool:
+    """One slice of what lies beside the events of a stream taken away: its keys first; whether that was the last."""
+    head = rows.head(txn, stream)
+    if head is None:
+        return True
+    prefix, left = layout.STREAM.pack(head.number), _EVENTS_MAX
+    beside = ("keys", "cursors", "snapshots", *layout.CACHES)
+    for table in (rows.tables[name] for name in beside if name in rows.tables):
+        cursor = txn.cursor(table)
+        while left and cursor.set_range(prefix) and cursor.key()[:4] == prefix:
+            cursor.delete()
+            left -= 1
+    return left > 0
 
 
 def put_position(txn: Any, rows: Reading, position: int) -> None:

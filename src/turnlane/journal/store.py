@@ -356,6 +356,17 @@ class LmdbStore(Environment):
         self._update(lambda txn: retention.put_position(txn, self._rows, self._position), lend=True)
         return floor
 
+    @property
+    def position(self) -> int:
+        """Of the newest event, in the order of the store."""
+        return self._position
+
+    def forget_beside(self, stream: str) -> None:
+        """Take away all that lies beside the events of a stream: keys, cursors, snapshot, rows of read models."""
+        while not self._update(lambda txn: retention.forget(txn, self._rows, stream), lend=True):
+            pass
+        self._rows.forget(stream)
+
     # -- beside the events
 
     def _number_of(self, txn: Any, stream: str) -> int:

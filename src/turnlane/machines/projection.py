@@ -58,6 +58,8 @@ class Fold:
     """What stands before and after the id in the name of its topic."""
     id_of: Callable[[str], str] = str
     """The id as streams spell it. Raises ValueError for what is none."""
+    tombstone: str | None = None
+    """Tag of the event that ends a stream for good: it is as if there had never been one."""
 
 
 @frozen
@@ -438,6 +440,7 @@ FOLDS: Final[Mapping[str, Fold]] = {
         of_snapshot=None,
         topic=("run:", ":events"),
         id_of=run_id_of,
+        tombstone="run.pruned",
     ),
     "worker": Fold(
         kind="worker",

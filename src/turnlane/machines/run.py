@@ -138,6 +138,13 @@ class RunNoted:
     creation: Creation | None = None
 
 
+@define(slots=True)
+class RunPruned:
+    """The tombstone: all that is left of a run that was thrown away. It stands for every event before it."""
+
+    recorded_at: WallNanos
+
+
 RunEvent = RunStarted | RunCancelRequested | RunFinished | RunNoted
 
 Numbered = tuple[Seq, RunEvent]
@@ -156,7 +163,8 @@ class Blocked:
 
 @frozen
 class Run:
-    """A run as its events so far make it. Before the first event `last_seq` is 0: to others it does not exist."""
+    """A run as its events so far make it. With `last_seq` 0 it does not exist to others: before its first event, and
+    once it was `pruned`."""
 
     run_id: RunId
     phase: RunPhase = RunPhase.CREATED
@@ -164,6 +172,7 @@ class Run:
     last_seq: Seq = 0
     updated_at: WallNanos = WallNanos(0)
     blocked: Blocked | None = None
+    pruned: bool = False
 
 
 @frozen
@@ -231,6 +240,16 @@ def decide(run: Run, command: CreateRun | AppendRunEvent, now: Stamp, limits: Li
                 return refusal
             event = event_of(event_type, payload, at, command.key, after_terminal=run.phase in ENDED)
     return Step((event,), (), RunAppended(run.last_seq + 1))
+
+
+def refuses(run: Run, command: CreateRun | AppendRunEvent) -> Rejected | None:
+    """What is judged before a key is looked up: a run that was pruned is gone, whatever was answered before."""
+    if not run.pruned:
+        return None
+    if isinstance(command, AppendRunEvent):
+        return Rejected(Reason.NOT_FOUND, f"there is no run {run.run_id} any more: it was pruned")
+    message = f"the key stands for run {run.run_id}, which was pruned: create another under a fresh key"
+    return Rejected(Reason.ID_IN_USE, message)
 
 
 def judge(
@@ -306,8 +325,12 @@ def event_of(
     return RunNoted(event_type, payload, recorded_at, key, after_terminal, creation)
 
 
-def evolve_run(run: Run, event: RunEvent, seq: Seq) -> Run:
+def evolve_run(run: Run, event: RunEvent | RunPruned, seq: Seq) -> Run:
     """Fold one event. A move that LEGAL does not list is a corrupt log (KeyError), not a bad request."""
+    if isinstance(event, RunPruned):
+        return Run(run.run_id, pruned=True)
+    if run.pruned:
+        raise KeyError(f"seq {seq} comes after the run was pruned")
     transition = transition_of(event.event_type, event.payload)
     if transition is None:
         raise KeyError(f"run.finished of seq {seq} does not say how")

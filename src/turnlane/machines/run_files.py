@@ -78,10 +78,12 @@ class Imported:
     torn_at: int | None = None
 
 
-def read_histories(
-    data: bytes, limits: Limits, known: Callable[[RunId], Iterable[Numbered]] = lambda run_id: ()
-) -> Imported | Rejected:
-    """What a file adds to the runs that are `known` (all events of a run, none for one that does not exist)."""
+Known = Callable[[RunId], Iterable[Numbered] | Rejected]
+"""All events of a run, none for one that does not exist; or why it takes none."""
+
+
+def read_histories(data: bytes, limits: Limits, known: Known = lambda run_id: ()) -> Imported | Rejected:
+    """What a file adds to the runs that are `known`."""
     stories: dict[RunId, _Story] = {}
     offset = 0
     lines = data.split(b"\n")
@@ -116,15 +118,15 @@ def _told(stories: dict[RunId, _Story]) -> tuple[History, ...]:
     return tuple(History(story.run, tuple(story.new)) for story in stories.values() if story.new)
 
 
-def _take(
-    record: Any, stories: dict[RunId, _Story], limits: Limits, known: Callable[[RunId], Iterable[Numbered]]
-) -> Rejected | None:
+def _take(record: Any, stories: dict[RunId, _Story], limits: Limits, known: Known) -> Rejected | None:
     """Take one line into its story, or say why not."""
     run_id = _run_id(record)
     if isinstance(run_id, Rejected):
         return run_id
     if (story := stories.get(run_id)) is None:
-        story = stories[run_id] = _story(run_id, list(known(run_id)))
+        if isinstance(kept := known(run_id), Rejected):
+            return kept
+        story = stories[run_id] = _story(run_id, list(kept))
     seq = record.get("seq")
     if type(seq) is not int:
         return Rejected(Reason.UNREADABLE, "seq is missing: expected an integer")

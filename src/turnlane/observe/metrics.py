@@ -21,7 +21,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 
 from ..core.reasons import Kind, Reason
-from ..core.status import RuntimeStatus
+from ..core.status import LiveStatus, RuntimeStatus
 from ..core.write_mode import WriteMode
 from ..machines.pressure import LaneShed
 from . import AccessDenied, GroupCommitted, HttpServed, LegacyWriteRefused, TurnEnded, TurnFenced, TurnUnwound
@@ -123,12 +123,14 @@ class Metrics:
             case LaneShed():
                 self._shed[_of(LANES, value.lane), value.reason.value] += value.items
 
-    def render(self, status: RuntimeStatus, *, ready: bool) -> bytes:
+    def render(self, status: RuntimeStatus, live: LiveStatus | None = None, *, ready: bool) -> bytes:
         """The page: Prometheus text of this status and of what was observed so far."""
-        return bytes(generate_latest(_Page(self, status, ready)))
+        return bytes(generate_latest(_Page(self, status, live, ready)))
 
-    def families(self, status: RuntimeStatus, ready: bool) -> Iterator[Metric]:
+    def families(self, status: RuntimeStatus, live: LiveStatus | None, ready: bool) -> Iterator[Metric]:
         yield from _of_status(status, ready)
+        if live is not None:
+            yield from _of_live(live)
         for histogram in (
             self.turn_duration,
             self.first_output,
@@ -154,10 +156,11 @@ class _Page:
 
     metrics: Metrics
     status: RuntimeStatus
+    live: LiveStatus | None
     ready: bool
 
     def collect(self) -> Iterable[Metric]:
-        return self.metrics.families(self.status, self.ready)
+        return self.metrics.families(self.status, self.live, self.ready)
 
 
 def _of_status(status: RuntimeStatus, ready: bool) -> Iterator[Metric]:
@@ -181,6 +184,8 @@ def _of_status(status: RuntimeStatus, ready: bool) -> Iterator[Metric]:
         ("writer_groups", "Transactions of the journal.", status.writer_groups_total),
         ("writer_batches", "Batches in those.", status.writer_batches_total),
         ("writer_events", "Events in those.", status.writer_events_total),
+        ("projection_drift", "Times that a read model did not fit the log.", status.projections.drift_total),
+        ("projection_rebuilds", "Read models that were folded anew.", status.projections.rebuilds_total),
     ):
         yield _counters(name, text, (), {(): total})
     for name, text, level in (
@@ -200,9 +205,26 @@ def _of_status(status: RuntimeStatus, ready: bool) -> Iterator[Metric]:
         ("writer_batches_peak", "Most batches in one transaction.", status.writer_batches_peak),
         ("writer_oldest_seconds", "Age of the oldest batch that waits.", status.writer_oldest_ms / 1000),
         ("writer_broken", "1 when the journal failed.", int(status.writer_broken is not None)),
+        ("projection_lag_events", "Events that read models are behind.", status.projections.lag_events),
         ("journal_bytes", "Size of the journal's file.", status.store_file_bytes),
         ("journal_free_bytes", "Room up to its bound.", max(0, status.store_map_bytes_max - status.store_file_bytes)),
         ("journal_used_ratio", "Part of its bound that is in use.", status.store_used_percent / 100),
+    ):
+        yield _gauges(name, text, (), {(): level})
+
+
+def _of_live(live: LiveStatus) -> Iterator[Metric]:
+    for name, text, label, totals in (
+        ("live_polls", "Polls by `ok` or the reason of the refusal.", "answer", live.answers_total),
+        ("live_denied", "Denials of live delivery.", "reason_code", live.denied_total),
+        ("live_messages", "Messages delivered to polls and followers.", "topic_class", live.messages_total),
+    ):
+        yield _counters(name, text, (label,), {(word,): total for word, total in totals.items()})
+    yield _counters("live_cursors_ahead", "Cursors above the head.", (), {(): live.cursors_ahead_total})
+    for name, text, level in (
+        ("live_followers", "Open event streams of topics.", live.followers),
+        ("live_consumers", "Readers that are remembered.", live.consumers),
+        ("live_driver_up", "1 while the driver of live delivery answers.", int(live.driver_up)),
     ):
         yield _gauges(name, text, (), {(): level})
 

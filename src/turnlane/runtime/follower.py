@@ -29,6 +29,7 @@ from ..core.limits import Limits
 from ..core.observations import ProjectionDrifted, ProjectionFailed, ProjectionRebuilt
 from ..core.ports import Clock, CorruptStream, EventStore, Hop, Projections
 from ..core.reasons import Reason, Refused
+from ..core.status import FollowerStatus
 from ..core.step import Kept, Page
 from ..machines.projection import (
     CHECKPOINTS,
@@ -76,23 +77,6 @@ class Rebuilt:
     before: str | None
     after: str
     folded_events: int
-
-
-@frozen
-class FollowerStatus:
-    """`lag_events`: positions of the store from here to the newest event that a read model lacks."""
-
-    position: int
-    head_position: int
-    lag_events: int
-    topics: int
-    topics_held: int
-    page_ms: float
-    rebuilds_total: int
-    drift_total: int
-    rebuilding: str | None
-    failed: str | None
-    ready: bool
 
 
 @define(slots=True, eq=False)
@@ -155,13 +139,19 @@ class Follower:
 
     def moved(self, stream: str, position: int) -> None:
         """A commit: the stream has its newest event at this position of the store. Never waits."""
+        if not is_followed(stream):
+            self.passed(position)
+            return
         self._head_position = max(self._head_position, position)
-        if is_followed(stream):
-            if self._wanted <= self.position:
-                self._moved_at = self.clock.now()
-            self._wanted = max(self._wanted, position)
-            self._bell.ring()
-        elif position - self.position > FAR_BEHIND:
+        if self._wanted <= self.position:
+            self._moved_at = self.clock.now()
+        self._wanted = max(self._wanted, position)
+        self._bell.ring()
+
+    def passed(self, position: int) -> None:
+        """The store has come so far, whatever it was with. Told now and then; never waits."""
+        self._head_position = max(self._head_position, position)
+        if position - self.position > FAR_BEHIND:
             self._bell.ring()
 
     async def run(self) -> None:
@@ -286,9 +276,10 @@ class Follower:
             page_ms=self.page_ms,
             rebuilds_total=self.rebuilds_total,
             drift_total=self.drift_total,
-            rebuilding=self.rebuilding,
+            rebuilding=self.rebuilding is not None,
+            recovered=self.recovered,
+            stalled=stalled,
             failed=self.failed,
-            ready=self.recovered and self.failed is None and not self._held and not stalled,
         )
 
     # following
@@ -345,7 +336,7 @@ class Follower:
                 beyond = max(incoming, await self._head(stream), after + 1)
                 return await self._hold(stream, topic, record, Gap(after + 1, after, beyond))
             target = target or page.head
-            if page.head == 0:
+            if page.head == 0 or await self._is_gone(stream, page):
                 await self._remove(stream, topic)
                 return None
             if record is not None and record.last_seq > page.head:
@@ -512,6 +503,15 @@ class Follower:
         with suppress(CorruptStream):
             return (await self.read_hop(self.store.head, stream)).seq
         return 0
+
+    async def _is_gone(self, stream: str, page: Page) -> bool:
+        """Whether all that is left of a stream, or will be, is its tombstone."""
+        tombstone, events = empty(stream, self.store.log_epoch).fold.tombstone, page.events
+        if tombstone is None:
+            return False
+        if not events and page.floor == page.head:
+            events = (await self._page(stream, page.head - 1)).events
+        return bool(events) and events[-1].type == tombstone
 
     async def _begun(self, stream: str, floor: Seq) -> Record | None:
         """A record to begin with: empty, or that of the snapshot where the beginning of the stream is gone."""

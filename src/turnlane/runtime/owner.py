@@ -74,6 +74,8 @@ class Rules(Generic[S]):
     """The state without what is only remembered to name the right reason, beyond its bounds."""
     open_turn: Callable[[S], TurnId | None] = _no_turn
     """The turn whose output may pass the exit."""
+    tombstone: type | None = None
+    """An event that stands for all before it: a fold may begin at it."""
 
 
 @frozen

@@ -27,7 +27,12 @@ from .streams import Kind
 if TYPE_CHECKING:
     from .runtime import Runtime
 
-RUN: Final = Kind("run", Rules(run.decide, run.evolve_run, lambda _: DUE_NEVER), lambda name: run.Run(RunId(name)))
+RUN: Final = Kind(
+    "run",
+    Rules(run.decide, run.evolve_run, lambda _: DUE_NEVER, tombstone=run.RunPruned),
+    lambda name: run.Run(RunId(name)),
+    run.refuses,
+)
 RESERVATIONS: Final = Kind(
     "reservations",
     Rules(reservation.decide, reservation.evolve, lambda _: DUE_NEVER),
@@ -35,7 +40,7 @@ RESERVATIONS: Final = Kind(
 )
 CHUNK_BYTES: Final = 65_536
 _ALL: Final = "runs"
-_CREATION: Final = "\x01create"
+CREATION: Final = "\x01create"
 """The key of the store's own under which a run is created once, which no client can spell."""
 
 
@@ -111,7 +116,7 @@ class Runs:
         owner = asked.owner or await self._owner_of_worker(home, asked) or default_owner
         name = await self._reserved(home, asked, caller, may_create(owner))
         command = run.CreateRun(asked.worker_id, owner, asked.metadata, asked.key)
-        done = await self.runtime.streams.handle(RUN, home, name, command, Keyed(_CREATION, asked.content))
+        done = await self.runtime.streams.handle(RUN, home, name, command, Keyed(CREATION, asked.content))
         return await self._answer(home, done.state, 1, done.duplicate)
 
     async def _owner_of_worker(self, tenant: Tenant, asked: Creatable) -> Owner | None:
@@ -207,7 +212,9 @@ class Runs:
         tenant: str = "default",
     ) -> tuple[list[run.Run], str | None]:
         """Runs that fit, by id behind `after`, at most `limit`; and where to go on, None at the end."""
-        return await self.runtime.streams.scan(RUN, Tenant(tenant), after, fits, limit)
+        return await self.runtime.streams.scan(
+            RUN, Tenant(tenant), after, lambda state: state.last_seq > 0 and fits(state), limit
+        )
 
     async def _existing(self, tenant: Tenant, run_id: RunId) -> run.Run:
         state = await self._state(tenant, run_id)

@@ -41,6 +41,7 @@ from .authority import Authority
 from .contract import Contract
 from .counts import Counts
 from .dispatch import DISPATCH, Dispatches, QueuePlace, withdraw
+from .follower import Follower
 from .handles import Session, event_of
 from .history import read_history
 from .pool import Permits, Window
@@ -92,6 +93,8 @@ class Runtime:
     """By tenant."""
     authority: Authority = field(init=False)
     writer: JournalWriter = field(init=False)
+    follower: Follower = field(init=False)
+    """The read models (docs/projections.md)."""
     timers: Timers = field(init=False)
     window: Window = field(init=False)
     permits: Permits = field(init=False)
@@ -107,7 +110,8 @@ class Runtime:
         self.residents = Residents(self)
         self.contracts = {DEFAULT_TENANT: Contract(self)}
         kinds = {kind.name: kind for kind in (WORKER, DISPATCH)}
-        self.streams = Streams(self, self._announced, kinds)
+        self.streams = Streams(self, kinds=kinds)
+        self.streams.listeners.append(self._announced)
         self.runs, self.workers = Runs(self), Workers(self, partial(withdraw, self))
         self.window = Window(limits)
         self.permits = Permits(limits.turns_active_max)
@@ -122,6 +126,17 @@ class Runtime:
             self.observe,
             silent=self.authority.refusal,
             on_stale=self.authority.stale_at_store,
+        )
+        ports = self.ports
+        self.follower = Follower(
+            ports.store,
+            ports.projections,
+            ports.encoder.decode,
+            ports.clock,
+            ports.read_hop,
+            ports.read_hop,  # rows ride with an append: a reader of them waits for none (docs/projections.md)
+            limits,
+            self.observe,
         )
         if (refusal := self.write_mode.refusal()) is not None:
             self.writer.forbidden = Refused.of(refusal)
@@ -166,6 +181,7 @@ class Runtime:
                             self.nursery.start_soon(self.timers.run, name="timers")
                             self.nursery.start_soon(self.residents.sweep_idle, name="idle sessions")
                             self.nursery.start_soon(self._watch_store, name="store status")
+                            self.nursery.start_soon(self.follower.run, name="read models")
                             self.phase = "recovering"
                             if self.writes:
                                 await self.residents.recover()
@@ -260,6 +276,7 @@ class Runtime:
         while True:
             try:
                 self.store_status = await self.ports.read_hop(self.ports.store.status)
+                self.follower.passed(self.writer.position)
                 if looks % max(1, self.limits.reader_check_ms // STORE_LOOK_MS) == 0:
                     await self.ports.read_hop(self.ports.store.reader_check)
             except StoreError as error:

@@ -123,6 +123,7 @@ def runtime_status(runtime: Runtime) -> RuntimeStatus:
         tuple(asdict(lane) | {"owner": stream} for stream in listed for lane in runtime.actors[stream].lanes()),
         runtime.write_mode,
         (runtime.authority.status(),),
+        runtime.follower.status(),
     )
 
 

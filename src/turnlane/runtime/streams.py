@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,6 +67,8 @@ class Kind:
     """Keys of the store's own that an event leaves, given how an answer is encoded."""
     timer: Callable[[str], Any] = TimerFired
     """The command that a timer of the stream becomes, given its key."""
+    events_kept: Callable[[Limits], int] | None = None
+    """How many of its newest events are kept, once a snapshot stands for the others; None: all."""
 
 
 @frozen
@@ -84,6 +87,8 @@ class _Folded:
     extra_keys: ExtraKeys | None = None
     turn: trio.Lock = field(factory=trio.Lock)
     """Who may enter; trio's lock is first come, first served."""
+    cut_at: int = 0
+    """Below this seq events may have been let go."""
 
     @property
     def idle(self) -> bool:
@@ -95,7 +100,7 @@ class Streams:
     """The owners of one runtime's streams of these kinds, by stream, least recently used first."""
 
     runtime: Runtime
-    announce: Callable[[str, int], None] = lambda _stream, _head: None
+    listeners: list[Callable[[str, int], None]] = field(factory=list)
     """Told after each commit that the head of a stream has moved. Synchronous; must not block or raise."""
     kinds: dict[str, Kind] = field(factory=dict)
     """Those that a start may have to wake."""
@@ -108,6 +113,8 @@ class Streams:
         Raises Refused for every no: those of the machine, `overloaded` when too many wait for the same stream, the
         reasons of the journal.
         """
+        if (forbidden := self.runtime.writer.forbidden) is not None:
+            raise forbidden
         stream = stream_of(tenant, kind.name, name)
         while True:
             folded = await self._entered(kind, stream)
@@ -116,8 +123,12 @@ class Streams:
                     continue  # it fell while we waited
                 if (refusal := kind.refuses(folded.owner.state, command)) is not None:
                     raise Refused.of(refusal)
+                before = folded.owner.tail.head
                 answer = await folded.owner.handle(command, keyed, folded.extra_keys)
                 head = folded.owner.tail.head
+                if head > before:
+                    self.runtime.follower.moved(stream, self.runtime.writer.position)
+                    self._let_old_go(kind, stream, folded)
                 self.announce(stream, head)
             except OwnerLost as lost:
                 self._folded.pop(stream, None)
@@ -132,8 +143,9 @@ class Streams:
     async def state(self, kind: Kind, tenant: Tenant, name: str) -> tuple[Any, int]:
         """State and head now; those before seq 1 for a stream that does not exist. Raises Refused."""
         folded = await self._awake(kind, stream := stream_of(tenant, kind.name, name))
-        if not folded.owner.head and folded.idle:
-            self._folded.pop(stream, None)  # nobody's: a name that does not exist takes no room
+        if not (folded.owner.head and self.runtime.writes) and folded.idle:
+            # A name that does not exist takes no room; and where others write, what is here is old at once.
+            self._folded.pop(stream, None)
         return folded.owner.state, folded.owner.tail.head
 
     async def scan(
@@ -162,6 +174,11 @@ class Streams:
                 if fits(state):
                     found.append(state)
         return found, None
+
+    def announce(self, stream: str, head: int) -> None:
+        """Say that the head of a stream has moved. May be said again, or for a head that has not."""
+        for told in self.listeners:
+            told(stream, head)
 
     def soon(self, kind: Kind, tenant: Tenant, name: str, command: Any, keyed: Keyed | None = None) -> None:
         """Have a command of our own carried out when there is time. It is offered again while there is no room."""
@@ -224,8 +241,8 @@ class Streams:
         runtime = self.runtime
         if not runtime.serving:
             raise Refused(Reason.DRAINING, "this runtime serves no more: ask elsewhere or later", AGAIN_S)
-        if runtime.writes and (refusal := runtime.writer.refusal) is not None:
-            raise Refused(refusal.reason, refusal.message)
+        if (broken := runtime.writer.broken) is not None:
+            raise Refused(broken.reason, broken.message)
         ports, folding = runtime.ports, trio.Event()
         self._folding[stream] = folding
         new = kind.new(stream.split("/", 2)[2])
@@ -242,8 +259,9 @@ class Streams:
             self._owner(kind, stream, state, head),
             None if kind.keys_of is None else kind.keys_of(ports.encoder.encode_answer),
         )
-        for effect in kind.recovered(state, ports.clock.wall(), runtime.limits):
-            self._perform(kind, stream, effect)
+        if runtime.writes:
+            for effect in kind.recovered(state, ports.clock.wall(), runtime.limits):
+                self._perform(kind, stream, effect)
         return folded
 
     def _perform(self, kind: Kind, stream: str, effect: Any) -> None:
@@ -281,6 +299,26 @@ class Streams:
             keys_complete=head == 0,
         )
 
+    def _let_old_go(self, kind: Kind, stream: str, folded: _Folded) -> None:
+        """Beside the stream's work, a tenth of what is kept at a time: each costs two transactions."""
+        if kind.events_kept is None or self.runtime.nursery is None:
+            return
+        most = kind.events_kept(self.runtime.limits)
+        below = folded.owner.tail.head - most + 1
+        if below - folded.cut_at > max(1, most // 10):
+            folded.cut_at = below
+            self.runtime.nursery.start_soon(self._cut, stream, folded, below, name="retention")
+
+    async def _cut(self, stream: str, folded: _Folded, below: int) -> None:
+        """The snapshot first: what stands below the floor is known by it alone."""
+        if self._folded.get(stream) is not folded:
+            return  # a later owner knows more
+        state, head = folded.owner.state, folded.owner.tail.head
+        store, writer = self.runtime.ports.store, self.runtime.writer
+        with suppress(StoreError, Refused):  # what was not let go now is let go later
+            await writer.call(store.save_snapshot, stream, head, self.runtime.ports.encoder.encode_state(state))
+            await writer.call(store.truncate, stream, below)
+
     def _make_room(self) -> None:
         most = self.runtime.limits.stream_owners_max
         while len(self._folded) >= most:
@@ -302,9 +340,13 @@ def fold_stream(
     state, after = new, 0
     if (snapshot := store.load_snapshot(stream)) is not None:
         marks.sometimes(True, "streams.woken_from_a_snapshot")
-        after, state = snapshot[0], encoder.decode_state(snapshot[1])
-    head, snapshot_seq = store.head(stream).seq, after
-    if after + 1 < store.floor(stream):
+        after, state = snapshot[0], encoder.decode_state(snapshot[1], split_stream(StreamName(stream))[1])
+    head, snapshot_seq, floor = store.head(stream).seq, after, store.floor(stream)
+    if after + 1 < floor and rules.tombstone is not None:
+        first = store.read(stream, floor - 1, 1).events
+        if first and isinstance(encoder.decode(first[0]), rules.tombstone):
+            after, state = floor - 1, new
+    if after + 1 < floor:
         raise CorruptStream(stream, after + 1, "the log begins later and no snapshot covers what is gone")
     if after > head:
         after, snapshot_seq, state = 0, 0, new

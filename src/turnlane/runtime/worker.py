@@ -45,6 +45,7 @@ WORKER: Final = Kind(
     rules.refusal,
     rules.recovered_effects,
     _perform,
+    events_kept=lambda limits: limits.worker_events_kept_max,
 )
 
 

@@ -137,6 +137,8 @@ class JournalWriter:
     """Why this process may not write now: its lease ran out. Unlike what is broken, that may pass."""
     on_stale: Callable[[Epoch], None] = lambda _: None
     broken: StoreError | None = None
+    position: int = 0
+    """Of the newest event that was kept since the start, in the order of the store."""
     _waiting: Backlog = field(factory=Backlog)
     _calls: deque[_Call[Any]] = field(factory=deque)
     _bell: Doorbell = field(factory=Doorbell)
@@ -280,6 +282,7 @@ class JournalWriter:
         """Answer one; how much work that may have made runnable: tasks, or events that one has to pass on."""
         if isinstance(outcome, Appended):
             self._events += len(ticket.batch.events)
+            self.position = max(self.position, outcome.position)
         return max(len(ticket.batch.events), ticket.done(outcome) or 1)
 
     async def _settle(self, group: list[Ticket], outcomes: list[Outcome]) -> None:

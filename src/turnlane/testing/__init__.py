@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .awaits import AwaitCoverage as AwaitCoverage
     from .awaits import await_coverage as await_coverage
     from .contracts import check_event_store as check_event_store
+    from .contracts import check_fanout as check_fanout
     from .contracts import check_lease_store as check_lease_store
     from .crash import crash_store as crash_store
     from .fakes import CountingIds as CountingIds
@@ -92,6 +93,7 @@ _ROOMS: Final = {
     ),
     "contracts": (
         "check_event_store",
+        "check_fanout",
         "check_lease_store",
     ),
     "crash": ("crash_store",),

@@ -12,10 +12,14 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol
+
+import trio
+from attrs import define, field
 
 from turnlane.core.instants import Instant, WallInstant
-from turnlane.core.ports import LeasePhase, StoreError
+from turnlane.core.limits import Limits
+from turnlane.core.ports import EventStore, Fanout, Hop, LeasePhase, LivePage, LiveWindow, StaleCursor, StoreError
 from turnlane.core.reasons import Reason, Rejected
 from turnlane.core.step import (
     DUE_NEVER,
@@ -841,11 +845,181 @@ PROJECTION_CLAUSES: Final = (
     _rows_are_no_events,
 )
 
+
+# the port `Fanout`
+
+TOPIC: Final = "default/run/0199f3a2-7b10-7c44-9d2e-5a6b7c8d9e0f"
+QUIET: Final = "default/worker/quiet"
+SOON_S: Final = 5
+"""What comes comes well before; on virtual time it costs nothing."""
+NOT_YET_S: Final = 0.02
+
+
+class FanoutSubject(Protocol):
+    """A driver and the log behind it. `append` writes events and announces the head, unless told not to."""
+
+    @property
+    def fanout(self) -> Fanout: ...
+    @property
+    def window_items_max(self) -> int: ...
+    async def append(self, stream: str, count: int, *, announce: bool = True) -> None: ...
+    async def truncate(self, stream: str, below: int) -> None: ...
+
+
+@define(slots=True, eq=False)
+class FanoutOverStore:
+    """A `FanoutSubject` made of a driver and an `EventStore` of ours."""
+
+    fanout: Fanout
+    store: EventStore
+    limits: Limits
+    hop: Hop
+    _heads: dict[str, int] = field(factory=dict)
+
+    @property
+    def window_items_max(self) -> int:
+        return self.limits.live_window_items_max
+
+    async def append(self, stream: str, count: int, *, announce: bool = True) -> None:
+        head = self._heads.get(stream, 0)
+        made = Batch(stream, head, 1, [kept(head + n, turn=None) for n in range(1, count + 1)])
+        (result,) = await self.hop(self.store.append, [made])
+        assert isinstance(result, Appended), result
+        self._heads[stream] = result.head
+        if announce:
+            self.fanout.announce(stream, result.head)
+
+    async def truncate(self, stream: str, below: int) -> None:
+        await self.hop(self.store.truncate, stream, below)
+
+
+async def check_fanout(open_subject: Callable[[], Any]) -> None:
+    """All clauses of the port `Fanout`; each on a `FanoutSubject` of its own, with an empty log."""
+    for clause in FANOUT_CLAUSES:
+        with clause_named(clause):
+            async with opened(open_subject()) as subject:
+                await clause(subject)
+
+
+async def _window_suffix(subject: FanoutSubject, stream: str, after: int, limit: int, bytes_max: int) -> list[int]:
+    """What pages from a cursor to the head give, one behind the other."""
+    seqs: list[int] = []
+    cursor = after
+    while True:
+        page = await subject.fanout.page(stream, cursor, limit, bytes_max)
+        assert isinstance(page, LivePage), f"a page is stale in the middle of paging: {page}"
+        if not page.events:
+            return seqs
+        assert len(page.events) <= limit, f"a page of {len(page.events)} for a limit of {limit}"
+        seqs += [event.seq for event in page.events]
+        cursor = seqs[-1]
+
+
+async def _pages_give_the_suffix_of_the_window(subject: FanoutSubject) -> None:
+    """From each cursor of the window the pages give all that follows it, once and in order, whatever their size."""
+    most = subject.window_items_max
+    await subject.append(TOPIC, 3)
+    await subject.append(TOPIC, most)
+    head = most + 3
+    for after in (*range(head - most, head + 2, max(1, most // 7)), head):
+        for limit, size in ((1, 1 << 20), (3, 1 << 20), (most, 1), (most, 70), (most * 2, 1 << 20)):
+            seqs = await _window_suffix(subject, TOPIC, after, limit, size)
+            assert seqs == list(range(after + 1, head + 1)), f"after {after} by {limit}: {seqs}"
+    page = await subject.fanout.page(TOPIC, head, 0, 1)
+    assert page == LivePage([], LiveWindow(4, head)), f"a limit of 0 tells the window alone: {page}"
+
+
+async def _below_the_window_is_stale(subject: FanoutSubject) -> None:
+    """A cursor below the window is told so with the window, and never gets a part; the floor counts as well."""
+    most = subject.window_items_max
+    await subject.append(TOPIC, most + 5)
+    for after in range(5):
+        stale = await subject.fanout.page(TOPIC, after, 10, 1 << 20)
+        assert stale == StaleCursor(LiveWindow(6, most + 5)), f"after {after}: {stale}"
+    assert isinstance(await subject.fanout.page(TOPIC, 5, 10, 1 << 20), LivePage), "the oldest cursor is served"
+    await subject.truncate(TOPIC, 8)
+    stale = await subject.fanout.page(TOPIC, 6, 10, 1 << 20)
+    assert stale == StaleCursor(LiveWindow(8, most + 5)), f"the floor is part of the window: {stale}"
+    assert await _window_suffix(subject, TOPIC, 7, 4, 1 << 20) == list(range(8, most + 6)), "and the rest is served"
+
+
+async def _what_is_forgotten_is_read_again(subject: FanoutSubject) -> None:
+    """More topics than are held in memory change no answer."""
+    await subject.append(TOPIC, 5)
+    first = await subject.fanout.page(TOPIC, 2, 10, 1 << 20)
+    for number in range(40):
+        other = f"default/worker/w-{number}"
+        await subject.append(other, 2)
+        assert await _window_suffix(subject, other, 0, 1, 1 << 20) == [1, 2], "another topic is served"
+    assert await subject.fanout.page(TOPIC, 2, 10, 1 << 20) == first, "a topic is served as before"
+    await subject.append(TOPIC, 1, announce=False)
+    assert await _window_suffix(subject, TOPIC, 5, 9, 1 << 20) == [6], "what nobody announced is there"
+
+
+async def _who_waits_is_told(subject: FanoutSubject) -> None:
+    """`moved` returns once the head is above, at once if it is so already, and can be cancelled."""
+    fanout = subject.fanout
+    with trio.move_on_after(NOT_YET_S) as scope:
+        await fanout.moved(TOPIC, 0)
+    assert scope.cancelled_caught, "nothing has moved"
+    with trio.fail_after(SOON_S):
+        async with trio.open_nursery() as nursery:
+            for after in (0, 0, 2):
+                nursery.start_soon(fanout.moved, TOPIC, after)
+            await trio.lowlevel.checkpoint()
+            await subject.append(TOPIC, 1)
+            await subject.append(QUIET, 1)
+            await subject.append(TOPIC, 2)
+        await fanout.moved(TOPIC, 2)
+    with trio.move_on_after(NOT_YET_S) as scope:
+        await fanout.moved(TOPIC, 3)
+    assert scope.cancelled_caught, "the head is not above"
+
+
+async def _an_announcement_may_be_left_out(subject: FanoutSubject) -> None:
+    """The next one covers it; repeated, late and wrong ones do no harm, also of topics that nobody knows."""
+    with trio.fail_after(SOON_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(subject.fanout.moved, TOPIC, 1)
+            await trio.lowlevel.checkpoint()
+            await subject.append(TOPIC, 1, announce=False)
+            await subject.append(TOPIC, 1)
+    for head in (2, 1, 0):
+        subject.fanout.announce(TOPIC, head)
+    subject.fanout.announce("default/worker/never", 1)
+    assert await _window_suffix(subject, TOPIC, 0, 9, 1 << 20) == [1, 2], "and pages are as they were"
+    assert await subject.fanout.window("default/worker/never") is None, "a topic without events has no window"
+
+
+async def _windows_are_listed(subject: FanoutSubject) -> None:
+    """By head descending, then name, at most as many as asked for."""
+    for number, count in ((1, 2), (2, 5), (3, 2)):
+        await subject.append(f"default/worker/w-{number}", count)
+        await subject.fanout.page(f"default/worker/w-{number}", 0, 1, 1)
+    found = [(stream, window.head, window.depth) for stream, window in await subject.fanout.windows(10)]
+    assert found == [("default/worker/w-2", 5, 5), ("default/worker/w-1", 2, 2), ("default/worker/w-3", 2, 2)], found
+    assert len(await subject.fanout.windows(2)) == 2, "at most as many as asked for"
+    assert await subject.fanout.window("default/worker/w-2") == LiveWindow(1, 5), "each is known alone"
+    status = subject.fanout.status()
+    assert status.up and status.waiting == 0 and status.name == subject.fanout.name, status
+
+
+FANOUT_CLAUSES: Final = (
+    _pages_give_the_suffix_of_the_window,
+    _below_the_window_is_stale,
+    _what_is_forgotten_is_read_again,
+    _who_waits_is_told,
+    _an_announcement_may_be_left_out,
+    _windows_are_listed,
+)
+
 __all__ = [
     "OTHER",
     "STREAM",
+    "FanoutOverStore",
     "batch",
     "check_event_store",
+    "check_fanout",
     "check_lease_store",
     "check_projections",
     "clause_name",

@@ -19,7 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
+
+from turnlane.runtime import residents
 
 from .checkers import DEFAULT
 from .nodes import no_forgery_kept
@@ -71,6 +73,30 @@ class Patch:
     def undo(self) -> None:
         while self._undo:
             self._undo.pop()()
+
+
+def in_owners(patch: Patch, **changed: Callable[[Any], Any]) -> None:
+    """Owners of sessions ask other rules: each named rule is what `changed` makes of the real one."""
+    real = patch.real(residents, "StreamOwner")
+
+    def owner(stream: str, rules: Any, *rest: Any, **how: Any) -> Any:
+        return real(stream, _changed(rules, changed), *rest, **how)
+
+    patch.set(residents, "StreamOwner", owner)
+
+
+def in_folds(patch: Patch, **changed: Callable[[Any], Any]) -> None:
+    """The same for sessions that are folded anew."""
+    real = patch.real(residents, "fold_stream")
+
+    def fold(store: Any, encoder: Any, rules: Any, *rest: Any) -> Any:
+        return real(store, encoder, _changed(rules, changed), *rest)
+
+    patch.set(residents, "fold_stream", fold)
+
+
+def _changed(rules: Any, changed: Mapping[str, Callable[[Any], Any]]) -> Any:
+    return evolve(rules, **{name: change(getattr(rules, name)) for name, change in changed.items()})
 
 
 @frozen

@@ -18,10 +18,8 @@ from turnlane.core.step import Appended, Batch, Duplicate, KeyConflict, Page, St
 from turnlane.journal import lease
 from turnlane.journal.memory import MemoryStore, MemoryStream
 from turnlane.machines import authority, ends, fence
-from turnlane.machines import session as rules
 from turnlane.machines import turn as turns
 from turnlane.machines.turn import TurnOutput
-from turnlane.runtime import owner
 from turnlane.runtime.agent import Turn
 from turnlane.runtime.egress import Egress
 from turnlane.runtime.owner import StreamOwner
@@ -30,7 +28,7 @@ from turnlane.runtime.session import SessionActor
 from turnlane.runtime.tail import Tail
 from turnlane.runtime.writer import JournalWriter
 
-from .planted import Patch, planted_bug
+from .planted import Patch, in_folds, in_owners, planted_bug
 
 # the fence
 
@@ -168,7 +166,7 @@ def state_moves_before_the_commit(patch: Patch) -> None:
     patch.set(StreamOwner, "_commit", commit)
 
 
-@planted_bug(found_by="log_equals_state", within=100, arena="fair")
+@planted_bug(found_by="log_equals_state", within=100, arena="nodes")
 def state_moves_an_await_behind_the_commit(patch: Patch) -> None:
     """Between the commit and the new state lies a checkpoint: the head is new and the state is old."""
     real = StreamOwner._commit
@@ -245,19 +243,22 @@ def _store_keeps_anything(patch: Patch) -> None:
 @planted_bug(found_by="one_terminal", within=20, arena="fair")
 def terminal_written_twice(patch: Patch) -> None:
     """A turn ends two times in one batch."""
-    real, fold = turns.terminal, patch.real(owner, "evolve_session")
+    real = turns.terminal
 
     def terminal(*args: Any, **how: Any) -> Any:
         events = real(*args, **how)
         return [*events[:-1], *events[-2:]]
 
-    def tolerant(state: Any, event: Any, seq: Any) -> Any:
-        with contextlib.suppress(KeyError):
-            return fold(state, event, seq)
-        return state
+    def tolerant(fold: Any) -> Any:
+        def evolve(state: Any, event: Any, seq: Any) -> Any:
+            with contextlib.suppress(KeyError):
+                return fold(state, event, seq)
+            return state
+
+        return evolve
 
     patch.set(turns, "terminal", terminal)
-    patch.set(owner, "evolve_session", tolerant)
+    in_owners(patch, evolve=tolerant)
 
 
 @planted_bug(found_by="one_terminal", within=10, arena="fair")
@@ -275,25 +276,23 @@ def row_ends_between_terminal_and_close(patch: Patch) -> None:
     patch.set(ends, "terminal_batch", terminal_batch)
 
 
-def _forget_cancelled_starts(patch: Patch, room: Any) -> None:
-    real = patch.real(room, "evolve_session")
-
+def _forgets_cancelled_starts(real: Any) -> Any:
     def fold(state: Any, event: Any, seq: Any) -> Any:
         return state if type(event).__name__ == "DispatchCancelled" and state.turn is None else real(state, event, seq)
 
-    patch.set(room, "evolve_session", fold)
+    return fold
 
 
 @planted_bug(found_by="log_folds", within=40, arena="narrow")
 def live_state_forgets_a_cancelled_start(patch: Patch) -> None:
     """The log says that a waiting start was taken back, the state in memory does not."""
-    _forget_cancelled_starts(patch, owner)
+    in_owners(patch, evolve=_forgets_cancelled_starts)
 
 
 @planted_bug(found_by="log_folds", within=60, arena="storm")
 def fold_forgets_a_cancelled_start(patch: Patch) -> None:
     """A session that is folded anew takes up the starts that were taken back."""
-    _forget_cancelled_starts(patch, rules)
+    in_folds(patch, evolve=_forgets_cancelled_starts)
 
 
 @planted_bug(found_by="log_equals_state", within=10, arena="sleepy")
@@ -374,9 +373,9 @@ def key_forgotten_beyond_memory(patch: Patch) -> None:
 # owners
 
 
-@planted_bug(found_by="old_epoch_mute", within=30, arena="takeover")
+@planted_bug(found_by="log_folds", within=30, arena="takeover")
 def store_asks_for_no_epoch(patch: Patch) -> None:
-    """The store keeps what an owner writes who was replaced."""
+    """The store keeps what an owner writes who was replaced. What is left of it is what its clock lets it write."""
     _store_keeps_anything(patch)
 
 

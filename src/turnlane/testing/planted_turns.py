@@ -21,20 +21,23 @@ from turnlane.machines import effects_ledger, ends, overlap, requests, starts, w
 from turnlane.machines import session as rules
 from turnlane.machines import turn as turns
 from turnlane.machines.overlap import Action, Policy, Situation
-from turnlane.runtime import lineage, owner, session
+from turnlane.runtime import lineage, session
 from turnlane.runtime.agent import Effect, Turn
 from turnlane.runtime.pool import Permits, Window
 from turnlane.runtime.session import SessionActor
 from turnlane.runtime.timers import Timers
 from turnlane.runtime.turn import TurnActor
 
-from .planted import Patch, planted_bug
+from .planted import Patch, in_owners, planted_bug
 
 
 def _decides(patch: Patch, change: Any) -> None:
     """Whatever is decided passes through `change(state, command, decision)`."""
-    real = patch.real(owner, "decide")
-    patch.set(owner, "decide", lambda state, command, *rest: change(state, command, real(state, command, *rest)))
+
+    def changed(real: Any) -> Any:
+        return lambda state, command, *rest: change(state, command, real(state, command, *rest))
+
+    in_owners(patch, decide=changed)
 
 
 def _acts_otherwise(patch: Patch, policy: Policy, action: Action) -> None:
