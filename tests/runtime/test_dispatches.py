@@ -251,3 +251,22 @@ async def test_nothing_to_do_is_said_when_nobody_may_drive(tmp_path: Any) -> Non
             pass
 
     assert nobody.value.reason is unknown.value.reason is Reason.DISPATCH_MODE_REQUIRED
+
+
+async def test_a_runtime_without_its_lease_wishes_for_nothing_when_it_looks(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look would arm a timer that is past already, whose command is refused: a circle in which no time passes."""
+    async with Disk().runtime(says) as runtime:
+        queue = runtime.queue()
+        made = await queue.enqueue({"n": 1})
+        await queue.start(held(await queue.claim("a", lease_ms=1_000)))
+        gone = Refused(Reason.DEAUTHORIZED_DRAIN, "the lease was not renewed in time")
+        monkeypatch.setattr(runtime.writer, "silent", lambda: gone)
+        runtime.streams.forget_all()
+        await trio.sleep(5)
+        row = await queue.read(made.dispatch)
+        armed = [key for owner, key in runtime.timers._armed if "/dispatch/" in owner]
+
+    assert row is not None and row["phase"] == "started"
+    assert armed == []

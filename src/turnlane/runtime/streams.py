@@ -140,10 +140,16 @@ class Streams:
             duplicate = isinstance(answer, Repeated)
             return Answered(answer.answer if duplicate else answer, duplicate, folded.owner.state, head)
 
+    @property
+    def _acts(self) -> bool:
+        """Whether this runtime may do anything about what it folds. Without its lease it would be refused, fold anew,
+        and wish for the same again at once."""
+        return self.runtime.writes and self.runtime.writer.refusal is None
+
     async def state(self, kind: Kind, tenant: Tenant, name: str) -> tuple[Any, int]:
         """State and head now; those before seq 1 for a stream that does not exist. Raises Refused."""
         folded = await self._awake(kind, stream := stream_of(tenant, kind.name, name))
-        if not (folded.owner.head and self.runtime.writes) and folded.idle:
+        if not (folded.owner.head and self._acts) and folded.idle:
             # A name that does not exist takes no room; and where others write, what is here is old at once.
             self._folded.pop(stream, None)
         return folded.owner.state, folded.owner.tail.head
@@ -189,7 +195,7 @@ class Streams:
         try:
             await self.handle(kind, tenant, name, command, keyed)
         except Refused as refused:
-            if refused.reason.temporary and self.runtime.writer.broken is None:
+            if refused.reason.temporary and self._acts:
                 marks.sometimes(True, "streams.offered_again")
                 self.runtime.timers.arm(
                     stream_of(tenant, kind.name, name),
@@ -259,7 +265,7 @@ class Streams:
             self._owner(kind, stream, state, head),
             None if kind.keys_of is None else kind.keys_of(ports.encoder.encode_answer),
         )
-        if runtime.writes:
+        if self._acts:
             for effect in kind.recovered(state, ports.clock.wall(), runtime.limits):
                 self._perform(kind, stream, effect)
         return folded
