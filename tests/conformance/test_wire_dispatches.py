@@ -42,6 +42,7 @@ async def test_a_worker_that_vanishes_leaves_its_work_to_the_next_and_explain_sa
         await lost.cut()
         await trio.sleep(1.2)
         waiting = (await client.call("dispatch/explain"))["explained"]
+        listed = await client.call("dispatch/list", phase="queued")
         nobody = await next_one.call("dispatch/claim", owner="b")
         await trio.sleep(5)  # longer than any first backoff
         anew = (await next_one.call("dispatch/claim", owner="b"))["claim"]
@@ -49,6 +50,7 @@ async def test_a_worker_that_vanishes_leaves_its_work_to_the_next_and_explain_sa
         done = await next_one.call("dispatch/complete", dispatch=anew["dispatch"], claim_token=anew["claim_token"])
 
     assert "backoff" in [one["code"] for one in waiting["stuck"]]
+    assert [row["dispatch"] for row in listed["dispatches"]] == [held["dispatch"]] and listed["next"] is None
     assert nobody["claim"] is None and nobody["next_at"]
     assert anew["dispatch"] == held["dispatch"] and anew["generation"] == 2
     assert late.code == "claim_lost" and done["phase"] == "completed"

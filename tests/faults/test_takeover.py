@@ -44,12 +44,19 @@ class Process:
 
     process: subprocess.Popen[str]
     told: list[dict[str, Any]] = field(factory=list)
+    heard: bytes = b""
+    """What it said and nobody has taken yet."""
 
     def hears(self, seconds: float = PATIENCE_S) -> dict[str, Any]:
         """Its next line; empty where it says nothing any more."""
         assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], seconds)[0], "the process says nothing"
-        line = self.process.stdout.readline()
+        out = self.process.stdout.fileno()
+        while b"\n" not in self.heard:  # of our own: what a file has read ahead, select does not see
+            assert select.select([out], [], [], seconds)[0], "the process says nothing"
+            if not (more := os.read(out, 65_536)):
+                break
+            self.heard += more
+        line, _, self.heard = self.heard.partition(b"\n")
         self.told.append(json.loads(line) if line else {})
         return self.told[-1]
 

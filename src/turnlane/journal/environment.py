@@ -256,7 +256,7 @@ class Environment:
             ) from None
         for name in layout.CACHES:
             with suppress(lmdb.NotFoundError, lmdb.ReadonlyError):
-                self._rows.tables[name] = self._environment.open_db(name.encode(), create=False)
+                self._rows.tables[name] = self._environment.open_db(name.encode(), txn=txn, create=False)
         self._page_bytes = self._environment.stat()["psize"]
         self._size = os.stat(self._path / layout.DATA_FILE).st_size
 

@@ -61,7 +61,8 @@ class Life:
     @property
     def busy(self) -> bool:
         """Whether a turn is open, or the host is about to fall."""
-        return self.ports.broken.is_set() or any(actor.turn is not None for actor in self.runtime.actors.values())
+        falls = self.ports.broken.is_set() or self.runtime.writer.refusal is not None
+        return falls or any(actor.turn is not None for actor in self.runtime.actors.values())
 
 
 class Host:
