@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import trio
 import trio.testing
@@ -15,15 +13,10 @@ from turnlane.journal import LmdbStore, doctor
 from turnlane.testing.checkers import Seen, read_logs, violations
 from turnlane.testing.crash import CrashContext
 from turnlane.testing.fakes import CountingIds, FakeClock
+from turnlane.testing.node_hosts import in_place
 from turnlane.testing.schedule import seeded
 
-T = TypeVar("T")
 STREAM = "default/session/s"
-
-
-async def in_place(function: Callable[..., T], /, *args: object) -> T:
-    await trio.lowlevel.checkpoint()
-    return function(*args)
 
 
 async def agent(turn: turnlane.Turn) -> None:

@@ -15,9 +15,8 @@ from turnlane.journal import doctor
 from turnlane.journal.memory import MemoryStore
 from turnlane.testing.crash import CrashContext
 from turnlane.testing.fakes import CountingIds, FakeClock
+from turnlane.testing.node_hosts import in_place
 from turnlane.testing.schedule import seeded
-
-from .conversations import in_place
 
 CALLS = tuple(call for scene in sorted(work.SCENES) for call in work.SCENES[scene])
 

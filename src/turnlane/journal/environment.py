@@ -257,8 +257,6 @@ class Environment:
         for name in layout.CACHES:
             with suppress(lmdb.NotFoundError, lmdb.ReadonlyError):
                 self._rows.tables[name] = self._environment.open_db(name.encode(), txn=txn, create=False)
-        self._page_bytes = self._environment.stat()["psize"]
-        self._size = os.stat(self._path / layout.DATA_FILE).st_size
 
     def _read_meta(self) -> bool:
         """Check the format, take what belongs to the store; whether the last writer closed it."""
