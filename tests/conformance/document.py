@@ -352,9 +352,11 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "unknown_session unknown_turn",
     ),
     "request/answer": (
-        "Answers a question that a turn asked (`request.opened`). The first answer wins.",
+        "Answers a question that a turn asked (`request.opened`). The first answer wins. `method`: the one that is "
+        "answered, where an executor asked ([dispatch.md](dispatch.md)).",
         "the seq of `request.resolved`.",
         "unknown_session unknown_request already_answered request_closed role_not_authorized invalid_answer"
+        " request_method_mismatch"
         " key_conflict read_only storage_full",
     ),
     "effect/resolve": (
@@ -454,6 +456,11 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "dispatch/explain": (
         "Why is it stuck? By default of what runs, else of what is next.",
         "`stuck` names every cause.",
+        "unknown_session",
+    ),
+    "dispatch/requests": (
+        "The open questions of a session, the oldest first. `method` and `item` are of an executor that asked.",
+        "`question` is what was asked.",
         "unknown_session",
     ),
     "dispatch/mode": (
@@ -685,6 +692,7 @@ async def _results(w: World) -> None:
     await wire.call("turn/start", session="s1", key="start-1", turn="t1", input={"then": "ask"})
     request = (await wire.until_event("request.opened"))["data"]["request"]
     await ask("session/read", session="s1")
+    await ask("dispatch/requests", session="s1")
     await ask("session/attach", session="s1", replay_from={"type": "now"}, client="desk")
     await ask("request/answer", session="s1", request=request, answer="accept", key="answer-1")
     await wire.until_event("turn.closed")

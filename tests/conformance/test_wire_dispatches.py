@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import trio
+from attrs import evolve
 from wire_kit import world
+
+from turnlane.core.limits import DEFAULT_LIMITS
 
 DELIVERY = {"input": {"say": "hello"}, "target": "worker-2"}
 
@@ -54,6 +57,61 @@ async def test_a_worker_that_vanishes_leaves_its_work_to_the_next_and_explain_sa
     assert nobody["claim"] is None and nobody["next_at"]
     assert anew["dispatch"] == held["dispatch"] and anew["generation"] == 2
     assert late.code == "claim_lost" and done["phase"] == "completed"
+
+
+APPROVAL = "item/fileChange/requestApproval"
+YES = {"decision": "accept"}
+
+
+async def test_questions_of_executors_keep_their_ids_methods_and_shapes(autojump_clock: Any) -> None:
+    """`77` and `"77"` are two; another method and a misfit leave them open; the answer goes to the one who asked."""
+    async with world() as w:
+        wire = await w.client()
+        for session, request in (("s", 77), ("t", "77")):
+            await wire.call("session/open", session=session)
+            asks = {"method": APPROVAL, "request": request, "item": "item-1"}
+            await wire.call("turn/start", session=session, key="k", input={"ask": asks})
+        await trio.sleep(1)
+        (asked,) = (await wire.call("dispatch/requests", session="s"))["requests"]
+        before = w.fingerprint()
+        wrong = await wire.refused("request/answer", session="s", request=77, answer=YES, method="item/tool/call")
+        misfit = await wire.refused("request/answer", session="s", request=77, answer="accept", method=APPROVAL)
+        other = await wire.refused("request/answer", session="s", request="77", answer=YES)
+        unknown = await wire.refused("dispatch/requests", session="nobody")
+        assert w.fingerprint() == before
+        taken = await wire.call("request/answer", session="s", request=77, answer=YES, method=APPROVAL, key="a")
+        again = await wire.call("request/answer", session="s", request=77, answer=YES, method=APPROVAL, key="a")
+        late = await wire.refused("request/answer", session="s", request=77, answer=YES, method=APPROVAL)
+        await trio.sleep(1)
+        left = (await wire.call("dispatch/requests", session="s"))["requests"]
+        (open_still,) = (await wire.call("dispatch/requests", session="t"))["requests"]
+        payloads = [kept.payload for kept in w.log("s")]
+        w.assert_sound()
+
+    assert (asked["request"], asked["method"], asked["item"], asked["kind"]) == (77, APPROVAL, "item-1", "approval")
+    assert asked["question"] == "go on?" and asked["turn"] and asked["deadline"]
+    assert (wrong.code, misfit.code) == ("request_method_mismatch", "invalid_answer")
+    assert (other.code, unknown.code, late.code) == ("unknown_request", "unknown_session", "already_answered")
+    assert again == {**taken, "duplicate": True} and left == [] and open_still["request"] == "77"
+    assert any(b'"answered":{"decision":"accept"}' in payload for payload in payloads)
+
+
+async def test_an_id_of_an_executor_is_never_asked_again_even_beyond_memory(autojump_clock: Any) -> None:
+    """A resolved one stays resolved: after many others, and for another runtime on the same log."""
+    async with world(limits=evolve(DEFAULT_LIMITS, closed_turns_remembered_max=1)) as w:
+        wire = await w.client()
+        await wire.call("session/open", session="s")
+        for number, request in enumerate((1, 2, 3, 1)):
+            asks = {"method": APPROVAL, "request": request}
+            turn = (await wire.call("turn/start", session="s", key=f"k{number}", input={"ask": asks}))["turn"]
+            await trio.sleep(1)
+            if number < 3:
+                await wire.call("request/answer", session="s", request=request, answer=YES)
+            await trio.sleep(1)
+        ended = await wire.call("turn/read", session="s", turn=turn)
+        left = (await wire.call("dispatch/requests", session="s"))["requests"]
+
+    assert ended["outcome"] == "failed" and left == []
 
 
 WRONG = [

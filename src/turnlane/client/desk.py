@@ -83,15 +83,18 @@ def state_directory() -> Path:
 class Question:
     """A pending request as the person sees it."""
 
-    request: str
+    request: str | int
     kind: str
     prompt: Any
     choices: list[str]
+    decides: bool = False
+    """An executor asks for approval: it is given a decision."""
     shown: bool = False
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Question:
-        return cls(data["request"], data["kind"], data.get("prompt"), list(data.get("choices") or ()))
+        decides = data["kind"] == "approval" and bool(data.get("method"))
+        return cls(data["request"], data["kind"], data.get("prompt"), list(data.get("choices") or ()), decides)
 
     def text(self) -> str:
         """The question with what may be answered."""
@@ -103,12 +106,13 @@ class Question:
             return "\n".join((asked, *numbered))
         return asked
 
-    def answer(self, line: str) -> str | None:
+    def answer(self, line: str) -> Any:
         """The answer that a line means, or None."""
         said = line.strip()
         if self.kind == "approval":
             word = said.lower()
-            return "accept" if word in _YES else "decline" if word in _NO else None
+            said = "accept" if word in _YES else "decline" if word in _NO else ""
+            return {"decision": said} if said and self.decides else said or None
         if self.kind == "choice":
             if said.isascii() and said.isdigit() and 1 <= int(said[:4]) <= len(self.choices):
                 return self.choices[int(said[:4]) - 1]

@@ -177,9 +177,14 @@ class Session:
         return seq
 
     @marks.on_cancel("resumable")
-    async def answer(self, request: str, answer: Any, *, key: str | None = None) -> Seq:
-        """Answer a pending request; the first answer wins. Returns the seq of its `request.resolved`."""
-        params = {"request": request, "answer": answer, "key": key or self._client.new_key()}
+    async def answer(
+        self, request: str | int, answer: Any, *, method: str | None = None, key: str | None = None
+    ) -> Seq:
+        """Answer a pending request; the first answer wins. Returns the seq of its `request.resolved`.
+
+        `method`: the one that is answered, for a question of an executor; another than it asked by is refused.
+        """
+        params = {"request": request, "answer": answer, "method": method, "key": key or self._client.new_key()}
         seq: Seq = (await self._ask("request/answer", params))["seq"]
         return seq
 

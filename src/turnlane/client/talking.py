@@ -52,12 +52,12 @@ class Talk:
     mine: dict[str, str] = field(factory=dict)
     """Turns that were started here and have not ended, with their dispatches."""
     keys: set[str] = field(factory=set)
-    questions: dict[str, Question] = field(factory=dict)
+    questions: dict[str | int, Question] = field(factory=dict)
     code: int | None = None
     caught_up: bool = False
     _events: Events | None = None
     _ended: deque[str] = field(factory=lambda: deque(maxlen=ENDED_REMEMBERED_MAX))
-    _pending: set[str] = field(factory=set)
+    _pending: set[str | int] = field(factory=set)
     _changed: trio.Event = field(factory=trio.Event)
     _interrupted_at: float = float("-inf")
     _nursery: trio.Nursery | None = None

@@ -14,6 +14,8 @@ TurnId = NewType("TurnId", str)
 DispatchId = NewType("DispatchId", str)
 RunId = NewType("RunId", str)
 RequestId = NewType("RequestId", str)
+AnyRequestId = str | int
+"""With its JSON type: an executor's `77` and `"77"` are two requests. Ids of our own are text."""
 EffectId = NewType("EffectId", str)
 AttachmentId = NewType("AttachmentId", str)
 ConnectionId = NewType("ConnectionId", str)
@@ -27,6 +29,16 @@ Generation = int
 
 DEFAULT_TENANT: Final = Tenant("default")
 ID_CHARS_MAX: Final = 128
+
+
+def request_key(request: AnyRequestId) -> str:
+    """A request id as text, for where only text is a name. No printable id is spelled like that of a number."""
+    return request if isinstance(request, str) else f"\x01{request}"
+
+
+def is_request_id(value: object) -> bool:
+    """Whether a value is usable as the id of a request: a printable id, or a whole number of at most 53 bits."""
+    return printable(value) or (type(value) is int and abs(value) < 2**53)
 
 
 def stream_of(tenant: Tenant, kind: str, name: str) -> StreamName:

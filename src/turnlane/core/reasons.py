@@ -131,6 +131,7 @@ class Reason(Enum):
     REPLAY_OUT_OF_ORDER = "replay_out_of_order", _R, False, CONFLICT_NUMBER, 409
     LEADER_NOTIFICATION_DEFERRED = "leader_notification_deferred", _N, False, REFUSED_NUMBER, 200
     # requests and effects
+    REQUEST_METHOD_MISMATCH = "request_method_mismatch", _R, False, CONFLICT_NUMBER, 409
     ALREADY_ANSWERED = "already_answered", _R, False, CONFLICT_NUMBER, 409
     REQUEST_CLOSED = "request_closed", _R, False, CONFLICT_NUMBER, 409
     UNKNOWN_REQUEST = "unknown_request", _R, False, NOT_FOUND_NUMBER, 404

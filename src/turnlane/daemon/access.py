@@ -245,6 +245,7 @@ METHODS: Final[Mapping[str, Need]] = {
     "dispatch/read": Need(Reach.SESSION, ("dispatch.read",)),
     "dispatch/list": Need(Reach.SESSION, ("dispatch.read",)),
     "dispatch/explain": Need(Reach.SESSION, ("dispatch.read",)),
+    "dispatch/requests": Need(Reach.SESSION, ("dispatch.read",)),
     "dispatch/mode": Need(Reach.SESSION, ("dispatch.manage",)),
     "turn/start_claimed": Need(Reach.SESSION, ("dispatch.work",)),
     "contract/execute": Need(Reach.TENANT, ("contract.write",)),
@@ -272,7 +273,7 @@ def need_of(method: str, role: str | None = None) -> Need | None:
 READS: Final = frozenset(
     {"initialize", "auth/refresh", "session/list", "session/read", "session/attach", "session/detach"}
     | {"turn/read", "runtime/status", "run/read", "worker/read"}
-    | {"dispatch/read", "dispatch/list", "dispatch/explain"}
+    | {"dispatch/read", "dispatch/list", "dispatch/explain", "dispatch/requests"}
     | {f"contract/{verb}" for verb in ("snapshot", "attach", "events", "records", "replay_next", "schema")}
 )
 """Methods that append nothing. `session/ack` is not one of them: it keeps a cursor."""

@@ -147,6 +147,10 @@ async def explain(connection: Connection, params: Params, posted: Callable[[], N
     return {"explained": await dispatches.explain(params.get("dispatch"), turn_id=params.get("turn"))}
 
 
+async def requests(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
+    return {"requests": await (await _dispatches(connection, params)).requests()}
+
+
 async def mode(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
     dispatches = await _dispatches(connection, params)
     return {"mode": await dispatches.choose_mode(params["mode"])}
@@ -176,6 +180,7 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "dispatch/read": read,
     "dispatch/list": list_,
     "dispatch/explain": explain,
+    "dispatch/requests": requests,
     "dispatch/mode": mode,
     "turn/start_claimed": start_claimed,
 }

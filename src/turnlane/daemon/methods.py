@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import asdict
 
-from ..core.ids import RequestId, Seq, TurnId
+from ..core.ids import Seq, TurnId
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.step import Position
 from ..machines import requests
@@ -214,7 +214,7 @@ async def request_answer(connection: Connection, params: Params, posted: Callabl
     session = await _session(connection, params, posted)
     request, answer = params["request"], params["answer"]
     role = connection.role(session.id)
-    command = requests.AnswerRequest(RequestId(request), answer, connection.principal.subject, role)
+    command = requests.AnswerRequest(request, answer, connection.principal.subject, role, params.get("method"))
     return _told(await session.ask(command, params.get("key"), ["answer", request, answer]))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 from attrs import define, field, frozen
 
-from ..core.ids import printable
+from ..core.ids import is_request_id, printable
 from ..core.limits import Limits
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..machines.dispatch import RowPhase
@@ -207,8 +207,9 @@ METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
     "turn/read": {"session": _SESSION, "turn": _ident(required=True)},
     "request/answer": {
         "session": _SESSION,
-        "request": _ident(required=True),
+        "request": Member("1 to 128 printable characters, or a whole number", is_request_id, required=True, limit=128),
         "answer": Member("any JSON value", lambda _: True, required=True),
+        "method": _ident(),
         "key": _KEY,
     },
     "effect/resolve": {
@@ -283,6 +284,7 @@ METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
         "limit": Member("an integer from 1 to 200", _integer(1, 200), limit=200),
     },
     "dispatch/explain": {**_WHERE, "dispatch": _ident(), "turn": _ident()},
+    "dispatch/requests": {"session": _SESSION},
     "dispatch/mode": {"session": _SESSION, "mode": _one_of("runtime", "host", required=True)},
     "turn/start_claimed": {
         "session": _SESSION,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.ids import Seq
+from ..core.ids import Seq, request_key
 from ..core.instants import wall_after_ms, wall_text
 from ..core.limits import Limits
 from ..core.reasons import Reason, Rejected
@@ -179,7 +179,11 @@ def terminal_batch(
         turns.StopTurn(turn.turn, ending.reason, ending.outcome is Outcome.COMPLETED),
         turns.DropTimer(f"budget:{turn.turn}"),
         turns.DropTimer(f"soft:{turn.turn}"),
-        *(turns.DropTimer(f"request:{request.request}") for request in turn.requests.values() if request.open),
+        *(
+            turns.DropTimer(f"request:{request_key(request.request)}")
+            for request in turn.requests.values()
+            if request.open
+        ),
     ]
     if turn.children and ending.outcome is not Outcome.COMPLETED:
         effects.append(CancelDescendants(turn.turn))

@@ -2,7 +2,8 @@
 
 A calculator over a session, or a queue of deliveries, and the facts that the shell adds. `stuck` holds the codes of
 `Stuck` in their fixed order, each with one sentence; it is empty when nothing is wrong. Also here: a row as its reader
-gets it, never with a token, and the lists of rows. Source: docs/dispatch.md (Why is it stuck?).
+gets it, never with a token, the lists of rows, and the questions that are open. Source: docs/dispatch.md (Why is it
+stuck?).
 """
 
 from __future__ import annotations
@@ -252,6 +253,26 @@ def row_value(row: Row, wall: WallInstant) -> dict[str, Any]:
         "ended_at": None if end is None else end.at or None,
         "updated_at": row.updated_at or None,
     }
+
+
+def questions_value(session: Session) -> list[dict[str, Any]]:
+    """The open questions of a session. `method` and `item` are null where no executor asked."""
+    turn = session.turn
+    return [
+        {
+            "request": asked.request,
+            "method": asked.method,
+            "turn": None if turn is None else turn.turn,
+            "item": asked.item,
+            "kind": asked.kind,
+            "question": asked.prompt,
+            "choices": None if asked.choices is None else list(asked.choices),
+            "deadline": asked.deadline,
+            "on_expiry": asked.on_expiry,
+            "roles": list(asked.roles),
+        }
+        for asked in open_requests(session)
+    ]
 
 
 def claim_value(row: Row, wall: WallInstant) -> dict[str, Any] | None:

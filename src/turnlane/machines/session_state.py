@@ -460,8 +460,8 @@ def recovered_effects(state: Session, limits: Limits) -> tuple[Any, ...]:
         effects.append(turns.ArmTimer("lapse", at_wall=at))
     if (turn := state.turn) is not None and (began := runs_elsewhere(state)) is not None:
         effects += [
-            turns.ArmTimer(f"request:{request.request}", at_wall=request.deadline_at)
-            for request in turn.requests.values()
+            turns.ArmTimer(f"request:{key}", at_wall=request.deadline_at)
+            for key, request in turn.requests.items()
             if request.open
         ]
         if turn.plan.turn_budget_ms is not None and turn.blocked_on is None:

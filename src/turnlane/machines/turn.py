@@ -15,7 +15,7 @@ from typing import Any, Final
 from attrs import define, field, frozen
 
 from ..core.evolving import evolve
-from ..core.ids import DispatchId, Epoch, RequestId, Seq, SessionId, TurnId
+from ..core.ids import AnyRequestId, DispatchId, Epoch, Seq, SessionId, TurnId
 from ..core.instants import Instant, WallInstant
 from ..core.reasons import Reason
 from . import effects_ledger, requests
@@ -316,7 +316,7 @@ class SteerNode:
 @frozen
 class DeliverAnswer:
     turn: TurnId
-    request: RequestId
+    request: AnyRequestId
     resolution: str
     answer: Any
 

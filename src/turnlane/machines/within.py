@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.canonical import digest_of
 from ..core.evolving import evolve
-from ..core.ids import TurnId
+from ..core.ids import AnyRequestId, TurnId, request_key
 from ..core.instants import WallInstant, wall_from_text
 from ..core.limits import Limits
 from ..core.reasons import Reason, Rejected
@@ -47,11 +47,13 @@ def steer(state: Session, turn: TurnId | None, given: Any, key: str, now: Stamp)
 def open_request(state: Session, command: requests.OpenRequest, now: Stamp, limits: Limits) -> Answer:
     turn = state.turn
     assert turn is not None
+    if requests.repeats(turn.requests, command):
+        return Step(answer=Done(now.head))
     opened = requests.opening({**state.past_requests, **turn.requests}, command, now.wall, limits)
     if isinstance(opened, Rejected):
         return opened
     events: tuple[Any, ...] = (opened,)
-    effects: tuple[Any, ...] = (turns.ArmTimer(f"request:{command.request}", at_wall=wall_from_text(opened.deadline)),)
+    effects: tuple[Any, ...] = (turns.ArmTimer(_timer_of(command.request), at_wall=wall_from_text(opened.deadline)),)
     if turn.blocked_on is None:
         events += (turns.TurnBlocked(turn.turn, "user", "request"),)
         effects += (turns.PauseTimer(f"budget:{turn.turn}"),)
@@ -61,36 +63,38 @@ def open_request(state: Session, command: requests.OpenRequest, now: Stamp, limi
 def answer_request(state: Session, command: requests.AnswerRequest, now: Stamp) -> Answer:
     turn = state.turn
     known = {**state.past_requests, **({} if turn is None else turn.requests)}
-    if command.request not in known and (refusal := no_session(state)) is not None:
+    if request_key(command.request) not in known and (refusal := no_session(state)) is not None:
         return refusal
-    if turn is None or command.request not in turn.requests:
+    if turn is None or request_key(command.request) not in turn.requests:
         refused = requests.answering(known, command, TurnId(""), WallInstant(2**62))
         assert isinstance(refused, Rejected), "a request of an ended turn is never open"
         return refused
     resolved = requests.answering(known, command, turn.turn, now.wall)
     if isinstance(resolved, Rejected):
         return resolved
-    events, effects = _resolved(turn, resolved)
+    events, effects = _resolved(turn, resolved, command.answer)
     return Step(events, effects, requests.AnswerAccepted(now.head + 1))
 
 
 def withdraw_request(state: Session, command: requests.WithdrawRequest) -> Answer:
     turn = state.turn
-    request = None if turn is None else turn.requests.get(command.request)
+    request = None if turn is None else turn.requests.get(request_key(command.request))
     if turn is None or request is None or not request.open:
         return Step()
-    return Step(*_resolved(turn, requests.RequestResolved(command.request, turn.turn, "withdrawn", None, "agent")))
+    return Step(
+        *_resolved(turn, requests.RequestResolved(command.request, turn.turn, "withdrawn", None, "agent"), None)
+    )
 
 
-def expire_request(state: Session, turn: Turn, request_id: str, now: Stamp, limits: Limits) -> Answer:
-    request = next((request for request in turn.requests.values() if request.request == request_id), None)
+def expire_request(state: Session, turn: Turn, key: str, now: Stamp, limits: Limits) -> Answer:
+    request = turn.requests.get(key)
     if request is None or not request.open:
         return Step()
     if now.wall < request.deadline_at:  # the wall clock stepped back: look again at the instant itself
-        return Step((), (turns.ArmTimer(f"request:{request_id}", at_wall=request.deadline_at),))
+        return Step((), (turns.ArmTimer(_timer_of(request.request), at_wall=request.deadline_at),))
     expired = requests.expiring(request, turn.turn)
     if request.on_expiry != "end_turn":
-        events, effects = _resolved(turn, expired)
+        events, effects = _resolved(turn, expired, expired.answer)
         return Step(events, effects)
     after = evolve_session(state, expired, now.head + 1)
     assert after.turn is not None
@@ -100,11 +104,16 @@ def expire_request(state: Session, turn: Turn, request_id: str, now: Stamp, limi
     return Step(*drained(state, (expired, *ended), tuple(end_effects)))
 
 
-def _resolved(turn: Turn, resolved: requests.RequestResolved) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _timer_of(request: AnyRequestId) -> str:
+    return f"request:{request_key(request)}"
+
+
+def _resolved(turn: Turn, resolved: requests.RequestResolved, answer: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """`answer` as it was given: who asked gets that, the log what may be kept of it."""
     events: tuple[Any, ...] = (resolved,)
     effects: tuple[Any, ...] = (
-        turns.DropTimer(f"request:{resolved.request}"),
-        turns.DeliverAnswer(turn.turn, resolved.request, resolved.resolution, resolved.answer),
+        turns.DropTimer(_timer_of(resolved.request)),
+        turns.DeliverAnswer(turn.turn, resolved.request, resolved.resolution, answer),
     )
     others = [request for request in turn.requests.values() if request.open and request.request != resolved.request]
     if turn.blocked_on == "user" and not others:

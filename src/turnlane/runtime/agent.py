@@ -16,10 +16,11 @@ from attrs import define, frozen
 
 from ..core import marks
 from ..core.canonical import digest_of
-from ..core.ids import EffectId, RequestId, Seq, SessionId, TurnId, printable
+from ..core.ids import AnyRequestId, EffectId, RequestId, Seq, SessionId, TurnId, is_request_id, printable
 from ..core.reasons import Fenced, Reason, Refused
 from ..machines import effects_ledger, requests
 from ..machines.plan import Plan
+from ..machines.request_shapes import SHAPES, accepts
 from .lineage import open_subsession
 from .pool import Share
 
@@ -37,7 +38,7 @@ class Answered:
 
     @property
     def accepted(self) -> bool:
-        return bool(self.value == "accept")
+        return accepts(self.value)
 
 
 class Turn:
@@ -113,21 +114,28 @@ class Turn:
         on_expiry: str = "deny",
         default: Any = None,
         roles: Sequence[str] = (),
+        method: str | None = None,
+        request: AnyRequestId | None = None,
+        item: str | None = None,
     ) -> Answered:
         """Ask a person or client and wait for the first answer; the question is durable and shown in every attach.
 
         `kind`: approval (accept or decline), choice (one of `choices`) or input. `deadline` in seconds from now
         (default ten minutes, at most seven days); ValueError if it is not positive. `on_expiry`: deny, default_answer
         or end_turn. Raises Refused for too many open requests, Fenced after the turn's end.
-        Rule: docs/turns.md (Questions and tool calls).
+        An agent that stands before an executor passes its question on: `method` (which may say the kind and the shape
+        of the answer), the executor's own `request` id (text or a whole number) and the `item` that it is about.
+        Rules: docs/turns.md (Questions and tool calls), docs/dispatch.md (Questions of executors).
         """
         if deadline is not None and deadline <= 0:
             raise ValueError("the deadline must lie in the future: give seconds > 0")
         if kind not in requests.KINDS or on_expiry not in requests.ON_EXPIRY:
             raise ValueError(f"kind is one of {requests.KINDS}, on_expiry one of {requests.ON_EXPIRY}")
-        request = RequestId(self._actor.actor.runtime.ports.ids.new("request"))
+        if request is not None and (method is None or not is_request_id(request)):
+            raise ValueError("a request has 1 to 128 printable characters or is a whole number, and names its method")
+        asked = RequestId(self._actor.actor.runtime.ports.ids.new("request")) if request is None else request
         command = requests.OpenRequest(
-            request,
+            asked,
             self.id,
             kind,
             prompt,
@@ -136,15 +144,20 @@ class Turn:
             on_expiry,
             default,
             tuple(roles),
+            method,
+            item,
         )
         try:
             await self._submit(command)
-            resolution, answer = await self._actor.answer_to(request)
+            resolution, answer = await self._actor.answer_to(asked)
         except trio.Cancelled:
-            self._actor.actor.post(requests.WithdrawRequest(request, self.id))
+            if not self._actor.waiting[asked]:
+                self._actor.actor.post(requests.WithdrawRequest(asked, self.id))
             raise
-        if resolution == "expired" and answer is None and kind == "approval":
-            answer = "decline"
+        if resolution == "expired" and answer is None:
+            shape = SHAPES.get(method or "")
+            denial = "decline" if kind == "approval" else None
+            answer = denial if shape is None else shape.denial
         return Answered(resolution, answer)
 
     @asynccontextmanager

@@ -29,7 +29,7 @@ from ..machines.claims import LAPSE
 from ..machines.contract_rooms import QUEUE as CONTRACT_QUEUE
 from ..machines.contract_rooms import decide_rows
 from ..machines.dispatch import Row, RowPhase
-from ..machines.explaining import Facts, Filter, explain, listed, row_value
+from ..machines.explaining import Facts, Filter, explain, listed, questions_value, row_value
 from ..machines.queue_state import Claimed, EnqueueAnswer, Queue, RowAnswer
 from ..machines.session_state import ChooseMode, Mode, Session
 from ..machines.turn import ArmTimer
@@ -457,6 +457,14 @@ class Dispatches:
         return chosen
 
     # looking
+
+    @marks.on_cancel("resumable")
+    async def requests(self) -> list[dict[str, Any]]:
+        """The open questions of a session, oldest first, as JSON."""
+        state = await self.place.state()
+        if isinstance(state, Queue):
+            raise Refused(Reason.INVALID_PARAMS, "questions are of a session: name it", data={"path": "params.session"})
+        return questions_value(state)
 
     @marks.on_cancel("resumable")
     async def read(self, dispatch: str | None = None, *, turn_id: str | None = None) -> Mapping[str, Any] | None:

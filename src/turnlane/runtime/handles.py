@@ -14,7 +14,7 @@ from attrs import frozen
 from ..core import marks
 from ..core.canonical import digest_of
 from ..core.given import Event, Skipped, TurnOutcome
-from ..core.ids import DispatchId, EffectId, Key, RequestId, Seq, SessionId, TurnId, printable
+from ..core.ids import AnyRequestId, DispatchId, EffectId, Key, Seq, SessionId, TurnId, is_request_id, printable
 from ..core.instants import wall_text
 from ..core.reasons import Reason, Refused
 from ..core.step import Kept, Position
@@ -258,11 +258,24 @@ class Session:
 
     @marks.on_cancel("resumable")
     async def answer(
-        self, request: str, answer: Any, *, by: str = "host", role: str = "controller", key: str | None = None
+        self,
+        request: AnyRequestId,
+        answer: Any,
+        *,
+        by: str = "host",
+        role: str = "controller",
+        method: str | None = None,
+        key: str | None = None,
     ) -> Seq:
-        """Answer a pending request; the first answer wins. Returns the seq of its `request.resolved`."""
-        _names(request=request, key=key)
-        command = requests.AnswerRequest(RequestId(request), answer, by, role)
+        """Answer a pending request; the first answer wins. Returns the seq of its `request.resolved`.
+
+        `method`: the one that is answered, for a question of an executor; another than it asked by is refused.
+        """
+        _names(key=key)
+        if not is_request_id(request):
+            message = "request is 1 to 128 printable characters, or a whole number"
+            raise Refused(Reason.INVALID_PARAMS, message, data={"path": "params.request"})
+        command = requests.AnswerRequest(request, answer, by, role, method)
         given = await self.ask(command, key, ["answer", request, answer])
         seq: Seq = given.value.seq
         return seq

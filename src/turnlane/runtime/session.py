@@ -16,7 +16,7 @@ from attrs import define, field
 
 from ..core import marks
 from ..core.evolving import evolve
-from ..core.ids import DispatchId, SessionId, Tenant, TurnId
+from ..core.ids import DispatchId, SessionId, Tenant, TurnId, request_key
 from ..core.observations import TurnEnded, TurnFenced
 from ..core.ports import StoreError
 from ..core.reasons import Deferred, Reason, Refused, Rejected
@@ -51,8 +51,9 @@ TOGETHER = (turns.SteerTurn, requests.AnswerRequest)
 TURN_KEY = "\x01turn/"
 EFFECT_KEY = "\x01effect/"
 END_KEY = "\x01end/"
-"""Keys of the store's own, which no client can spell: ends of turns, results of effects and ends of rows that a host
-program drove, beyond memory."""
+REQUEST_KEY = "\x01request/"
+"""Keys of the store's own, which no client can spell: ends of turns, results of effects, ends of rows that a host
+program drove, and ids of executors' questions that were resolved, beyond memory."""
 
 
 @define(slots=True, eq=False)
@@ -315,6 +316,10 @@ class SessionActor:
             yield StoredKey(EFFECT_KEY + effect.effect_key, b"", encode(effect))
         elif isinstance(event, queue.ENDS) and (row := state.ended_rows.get(event.dispatch)) is not None:
             yield StoredKey(END_KEY + event.dispatch, b"", encode(row))
+        elif isinstance(event, requests.RequestResolved):
+            asked = None if state.turn is None else state.turn.requests.get(request_key(event.request))
+            if asked is not None and asked.method is not None:
+                yield StoredKey(REQUEST_KEY + request_key(event.request), b"", b"")
 
     # what the shell adds to a command before it is judged
 
@@ -329,6 +334,9 @@ class SessionActor:
                 known = await self.owner.find_key(EFFECT_KEY + command.effect_key)
                 effect = None if known is None else self.runtime.ports.encoder.decode_answer(known.answer)
                 return evolve(command, known=effect)
+            case requests.OpenRequest() if command.method is not None:
+                used = await self.owner.find_key(REQUEST_KEY + request_key(command.request))
+                return evolve(command, known=used is not None)
             case queue_state.StartDispatch() | turn_rows.StartClaimed() if command.dispatch in self.state.rows:
                 row = self.state.rows[command.dispatch]
                 plan = self._plan(row.turn, row.deadline_ms, row.on_detach)

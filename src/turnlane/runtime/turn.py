@@ -7,14 +7,14 @@ ladder (ask, insist, force) runs after the terminal is kept, never before the an
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import define, field
 
 from ..core import marks
-from ..core.ids import RequestId
+from ..core.ids import AnyRequestId
 from ..core.observations import TurnUnwound
 from ..core.reasons import Fenced, Reason
 from ..machines import session as rules
@@ -46,7 +46,9 @@ class TurnActor:
     """A soft cancel is under way: finish the output in flight, start nothing new."""
     outputs_in_flight: int = 0
     steering: deque[Any] = field(factory=lambda: deque(maxlen=turns.STEERED_KEPT))
-    answers: dict[RequestId, list[Any]] = field(factory=dict)
+    answers: dict[AnyRequestId, list[Any]] = field(factory=dict)
+    waiting: Counter[AnyRequestId] = field(factory=Counter)
+    """How many wait for the answer: one question may be asked twice."""
     state: dict[str, Any] = field(factory=dict)
     node_cancelled: bool = False
     output_lost: bool = False
@@ -167,7 +169,7 @@ class TurnActor:
         self.steering.append(given)
         self._steered.set()
 
-    def deliver(self, request: RequestId, resolution: str, answer: Any) -> None:
+    def deliver(self, request: AnyRequestId, resolution: str, answer: Any) -> None:
         self.answers[request] = [resolution, answer]
         self._answered.set()
 
@@ -180,13 +182,20 @@ class TurnActor:
             await self._steered.wait()
         return self.steering.popleft()
 
-    async def answer_to(self, request: RequestId) -> tuple[str, Any]:
-        while request not in self.answers:
-            if self._answered.is_set():
-                self._answered = trio.Event()
-            await self._answered.wait()
-        resolution, answer = self.answers.pop(request)
-        return resolution, answer
+    async def answer_to(self, request: AnyRequestId) -> tuple[str, Any]:
+        self.waiting[request] += 1
+        try:
+            while request not in self.answers:
+                if self._answered.is_set():
+                    self._answered = trio.Event()
+                await self._answered.wait()
+            resolution, answer = self.answers[request]
+            return resolution, answer
+        finally:
+            self.waiting[request] -= 1
+            if not self.waiting[request]:
+                del self.waiting[request]
+                self.answers.pop(request, None)
 
 
 def _contained(error: BaseException) -> bool:
