@@ -22,6 +22,7 @@ from ..core.limits import Limits
 from ..core.ports import StoreError
 from ..core.reasons import Reason, Refused, Rejected
 from ..runtime.lanes import Doorbell
+from . import compat
 from .access import Denied, Principal, method_frozen, need_of, one_token, refreshed
 from .attachment import WireAttachment
 from .frames import text_frame
@@ -91,7 +92,7 @@ class Connection:
     _contract: trio.CancelScope = field(factory=trio.CancelScope)
 
     def __attrs_post_init__(self) -> None:
-        self.protocol = Protocol(self.limits)
+        self.protocol = Protocol(self.limits, {**METHODS, **compat.MEMBERS})
 
     @property
     def runtime(self) -> Runtime:
@@ -205,6 +206,8 @@ class Connection:
         self._begin_pumps()
 
     async def _handled(self, call: Call, posted: Callable[[], None]) -> Any:
+        if (row := compat.row_of(call.method)) is not None:
+            return await compat.carried_out(row, call, lambda native: self._handled(native, posted))
         target = call.params.get("session")
         if "attachment" in call.params:
             target = self.attached(call.params["attachment"]).session
@@ -263,7 +266,7 @@ class Connection:
             "server": server,
             "connection": self.id,
             "limits": limits,
-            "methods": sorted(METHODS),
+            "methods": sorted(self.protocol.methods),
         }
 
     async def _initialize_in_time(self) -> None:

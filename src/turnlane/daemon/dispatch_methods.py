@@ -108,6 +108,7 @@ async def cancel(connection: Connection, params: Params, posted: Callable[[], No
     answer = await dispatches.cancel(
         params["dispatch"],
         params.get("claim_token"),
+        reason=params.get("reason", "user_cancel"),
         origin=f"client:{connection.id}" if session is None else connection.origin(session),
         any_claim=connection.principal.allows("dispatch.cancel_any"),
     )

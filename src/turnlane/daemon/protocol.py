@@ -270,7 +270,7 @@ METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
         "retry": _FLAG,
     },
     "dispatch/release": _HELD,
-    "dispatch/cancel": _HELD,
+    "dispatch/cancel": {**_HELD, "reason": _one_of(*CANCEL_REASONS)},
     "dispatch/recover": {**_WHERE, "dispatch": _ident(required=True), "action": _one_of("requeue", "fail")},
     "dispatch/redrive": {**_WHERE, "dispatch": _ident(required=True), "key": _KEY},
     "dispatch/read": {**_WHERE, "dispatch": _ident(), "turn": _ident()},
@@ -309,9 +309,11 @@ METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
 assert set(METHODS) == set(RIGHTS), set(METHODS) ^ set(RIGHTS)
 
 
-def check_params(method: str, params: Mapping[str, Any]) -> Rejected | None:
+def check_params(
+    method: str, params: Mapping[str, Any], methods: Mapping[str, Mapping[str, Member]] = METHODS
+) -> Rejected | None:
     """The first fault of a method's parameters, or None. Never quotes a value."""
-    members = METHODS[method]
+    members = methods[method]
     for name, value in params.items():
         path = f"params.{name}"
         member = members.get(name)
@@ -408,6 +410,7 @@ class Protocol:
     """The state of one connection's conversation. `now_s` is on any steady clock, in seconds."""
 
     limits: Limits
+    methods: Mapping[str, Mapping[str, Member]] = field(default=METHODS)
     initialized: bool = False
     in_flight: set[RequestId] = field(factory=set)
     ignored: int = 0
@@ -445,10 +448,10 @@ class Protocol:
             return self._bad_message(error(request_id, Rejected(Reason.ID_IN_USE, message), -32600), now_s)
         if (refusal := self._state_fault(method)) is not None:
             return self._bad_message(error(request_id, refusal), now_s)
-        if method not in METHODS:
-            message = f"no method {_shown(method)}{_nearest(method, METHODS)}: initialize lists the methods"
+        if method not in self.methods:
+            message = f"no method {_shown(method)}{_nearest(method, self.methods)}: initialize lists the methods"
             return self._bad_message(error(request_id, Rejected(Reason.UNKNOWN_METHOD, message)), now_s)
-        if (refusal := check_params(method, params)) is not None:
+        if (refusal := check_params(method, params, self.methods)) is not None:
             return self._bad_message(error(request_id, refusal), now_s)
         if len(self.in_flight) >= self.limits.requests_in_flight_max:
             most = self.limits.requests_in_flight_max

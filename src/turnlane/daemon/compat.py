@@ -1,0 +1,366 @@
+"""The old names: `compat/<old name>` with camelCase members, as a table over the methods that do the work.
+
+A row says which method an old operation is, how its members are called there, and how the answer is told in the old
+words. Nothing is judged here: an old call becomes the call of its method before rights, write mode and roles are
+looked at, so those are the method's own. A refusal keeps its reason; the code that old callers know stands beside it,
+and before the message. Source: docs/dispatch.md (The old names).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from attrs import field, frozen
+
+from ..codec import encode_json
+from ..core.instants import MICROS_PER_MS, wall_from_text
+from ..core.reasons import Kind, Reason, Refused
+from ..machines.request_shapes import COMMAND_APPROVAL, FILE_APPROVAL, TOOL_CALL, USER_INPUT
+from ..machines.turn_rows import text_of
+from ..runtime.handles import CANCEL_REASONS
+from .protocol import METHODS, Call, Member
+
+PREFIX: Final = "compat/"
+
+CODES: Final[Mapping[Reason, str]] = {
+    Reason.DISPATCH_MODE_REQUIRED: "E_RUNTIME_DISPATCH_MODE_REQUIRED",
+    Reason.DISPATCH_MODE_CONFLICT: "E_RUNTIME_DISPATCH_MODE_CONFLICT",
+    Reason.EXTERNAL_CLAIM_ACTIVE: "E_RUNTIME_DISPATCH_EXTERNAL_CLAIM_ACTIVE",
+    Reason.TURN_IN_FLIGHT: "E_RUNTIME_DISPATCH_TURN_IN_FLIGHT",
+    Reason.CLAIM_INVALID: "E_RUNTIME_DISPATCH_CLAIM_INVALID",
+    Reason.CLAIM_LOST: "E_RUNTIME_DISPATCH_CLAIM_LOST",
+    Reason.UNKNOWN_SESSION: "E_RUNTIME_THREAD_NOT_OPEN",
+    Reason.SESSION_STARTING: "E_RUNTIME_THREAD_NOT_OPEN",
+    Reason.SESSION_ENDED: "E_RUNTIME_THREAD_NOT_OPEN",
+}
+THREAD_FORBIDDEN: Final = {Reason.MISSING_SCOPE: "E_AUTH_THREAD_FORBIDDEN"}
+TURN_FORBIDDEN: Final = {Reason.MISSING_SCOPE: "E_AUTH_TURN_FORBIDDEN"}
+
+FAILURE_CODES: Final[Mapping[str, str]] = {
+    "turn_start_failed": "TURN_START_FAILED",
+    "turn_start_send_failed": "TURN_START_DISPATCH_SEND_FAILED",
+}
+_OUR_FAILURE: Final = {old: ours for ours, old in FAILURE_CODES.items()}
+_DECISIONS: Final = {"accepted": "accept", "declined": "decline"}
+
+Params = Mapping[str, Any]
+
+
+@frozen
+class To:
+    """Where an old member goes: to the member `name` of the method ("" for nowhere), by `by`.
+
+    `member` says what is taken, where that is not what the method's own member takes.
+    """
+
+    name: str = ""
+    required: bool = False
+    by: Callable[[Any], Any] = lambda value: value
+    member: Member | None = None
+
+
+@frozen
+class Row:
+    """One old operation. `told` makes the old result of the call's old members and the method's answer."""
+
+    method: str
+    members: Mapping[str, To]
+    told: Callable[[Params, Any], Any] = lambda _, __: None
+    fixed: Params = field(factory=dict)
+    whole: Callable[[Params], Params] = lambda _: {}
+    """Members of the method that are made of several old ones."""
+    codes: Mapping[Reason, str] = TURN_FORBIDDEN
+    """Codes of this operation, before those of all."""
+
+
+# old values
+
+
+def failure_code(code: str | None) -> str | None:
+    """A failure in the old words. An executor's own number, and what they had no word for, stays as it came."""
+    ended_so = code in {reason.value for reason in Reason if reason.kind is Kind.ENDING}
+    return FAILURE_CODES.get(code or "", "TURN_COMPLETED_FAILED" if ended_so else code)
+
+
+def _ms(text: str | None) -> int:
+    return 0 if text is None else wall_from_text(text) // MICROS_PER_MS
+
+
+def _present(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: member for name, member in value.items() if member is not None}
+
+
+def _opened(params: Params, answer: Any) -> Any:
+    external = params.get("externalThreadId")
+    return _present({"threadId": answer["session"], "externalThreadId": external, "created": answer["created"]})
+
+
+def _enqueued(_: Params, answer: Any) -> Any:
+    status = "started" if answer["phase"] == "active" else answer["phase"]
+    return {"dispatchId": answer["dispatch"], "turnId": answer["turn"], "status": status, "accepted": True}
+
+
+def _claimed(_: Params, answer: Any) -> Any:
+    claim = answer["claim"]
+    return claim and {
+        "dispatchId": claim["dispatch"],
+        "turnId": claim["turn"],
+        "idempotencyKey": claim["key"],
+        "inputText": text_of(claim["input"]),
+        "claimToken": claim["claim_token"],
+        "leaseExpiresAt": _ms(claim["leased_until"]),
+        "attemptCount": claim["attempts"],
+    }
+
+
+def _started(_: Params, answer: Any) -> Any:
+    """The old result says nothing, and whoever gets it begins: so a start that is none has to be a refusal."""
+    if not answer["started"]:
+        reason = Reason(answer["reason"]) if "reason" in answer else Reason.ALREADY_ENDED
+        after_ms = answer.get("retry_after_ms")
+        message = f"it was not started and is {answer['phase']}: do not execute it"
+        raise Refused(reason, message, None if after_ms is None else after_ms / 1000, data={"phase": answer["phase"]})
+
+
+def _state(_: Params, answer: Any) -> Any:
+    row = answer["dispatch"]
+    if row is None:
+        return None
+    claim = row["claim"] or {}
+    ended = f"{row['phase']}At"
+    return _present(
+        {
+            "dispatchId": row["dispatch"],
+            "turnId": row["turn"],
+            "status": row["phase"],
+            "idempotencyKey": row["keys"][0] if row["keys"] else None,
+            "inputText": "" if row["input"] is None else text_of(row["input"]),
+            "claimOwner": claim.get("owner"),
+            "leaseExpiresAt": _ms(claim.get("leased_until")),
+            "attemptCount": row["attempts"],
+            "runtimeTurnId": row["executor_turn_id"],
+            "failureCode": failure_code(row["failure_code"]),
+            "failureReason": row["reason"],
+            "createdAt": _ms(row["queued_at"]),
+            "updatedAt": _ms(row["updated_at"]),
+            "startedAt": row["started_at"] and _ms(row["started_at"]),
+            ended: row["ended_at"] and _ms(row["ended_at"]),
+        }
+    )
+
+
+def _observed(params: Params, answer: Any) -> Any:
+    found, thread = answer["explained"], params["threadId"]
+    if found is None:
+        return {"threadId": thread, **dict.fromkeys(("dispatch", "claim", "runtime", "turn", "correlations"))}
+    claim, runtime, turn, ids = (found[name] for name in ("claim", "runtime", "turn", "correlations"))
+    return {
+        "threadId": thread,
+        "dispatch": {"dispatchId": ids["dispatch_id"], "turnId": ids["turn_id"], "status": found["dispatch"]},
+        "claim": claim
+        and {"owner": claim["owner"], "leaseExpiresAt": _ms(claim["leased_until"]), "active": claim["active"]},
+        "runtime": {
+            "runtimeThreadId": runtime["session_id"],
+            "runtimeTurnId": ids["executor_turn_id"] or runtime["turn_id"],
+            "inFlight": runtime["in_flight"],
+        },
+        "turn": turn and {"turnId": turn["turn_id"], "status": turn["phase"]},
+        "correlations": {
+            "dispatchId": ids["dispatch_id"],
+            "turnId": ids["turn_id"],
+            "runtimeTurnId": ids["executor_turn_id"],
+            "claimOwner": ids["worker"],
+        },
+    }
+
+
+def _asked(params: Params, answer: Any) -> Any:
+    return [
+        {
+            "threadId": params["threadId"],
+            "turnId": one["turn"],
+            "itemId": one["item"],
+            "requestId": one["request"],
+            "method": one["method"],
+            "status": "pending",
+            "payloadJson": encode_json(one["question"]).decode(),
+            "expiresAt": _ms(one["deadline"]),
+        }
+        for one in answer["requests"]
+    ]
+
+
+# the table
+
+_ANY_TEXT: Final = Member("text", lambda value: isinstance(value, str))
+_ANYTHING: Final = Member("anything: it is passed over", lambda _: True)
+_TRUTH: Final = Member("true or false", lambda value: isinstance(value, bool))
+_WORDS: Final = Member("text of 1 to 1024 characters", lambda value: isinstance(value, str) and 0 < len(value) <= 1_024)
+
+THREAD: Final = {"threadId": To("session", required=True), "actor": To(member=_ANYTHING)}
+"""Of every row. Who acts is said by the token of the connection, whatever `actor` says."""
+_ROW: Final = {**THREAD, "dispatchId": To("dispatch", required=True)}
+_HELD: Final = {**_ROW, "claimToken": To("claim_token", required=True)}
+_EITHER: Final = {**THREAD, "dispatchId": To("dispatch"), "turnId": To("turn")}
+_REQUEST: Final = {**THREAD, "requestId": To("request", required=True)}
+_PART: Final = To(required=True, member=Member("a part of the answer", lambda _: True))
+
+
+def _mode(managed: bool) -> str:
+    return "host" if managed else "runtime"
+
+
+def _cancel_reason(text: str) -> str:
+    return text if text in CANCEL_REASONS else "user_cancel"
+
+
+def _our_failure(code: str) -> str:
+    return _OUR_FAILURE.get(code, code)
+
+
+def _decision(params: Params) -> Params:
+    said = params["decision"]
+    return {"answer": {"decision": _DECISIONS.get(said, said) if isinstance(said, str) else said}}
+
+
+ROWS: Final[Mapping[str, Row]] = {
+    "ensureThread": Row(
+        "session/open",
+        {
+            "threadId": To("session"),
+            "actor": To(member=_ANYTHING),
+            "externalThreadId": To("external"),
+            "dispatchManaged": To("dispatch_mode", by=_mode, member=_TRUTH),
+            "model": To(member=_ANYTHING),
+            "cwd": To(member=_ANYTHING),
+        },
+        _opened,
+        codes=THREAD_FORBIDDEN,
+    ),
+    "enqueueTurnDispatch": Row(
+        "dispatch/enqueue",
+        {
+            **THREAD,
+            "idempotencyKey": To("key", required=True),
+            "input": To("input", required=True),
+            "dispatchId": To("dispatch"),
+            "turnId": To("turn"),
+        },
+        _enqueued,
+    ),
+    "claimNextTurnDispatch": Row(
+        "dispatch/claim",
+        {
+            **THREAD,
+            "claimOwner": To("owner", required=True),
+            "leaseMs": To("lease_ms"),
+            "idempotencyKey": To("key"),
+        },
+        _claimed,
+    ),
+    "markTurnDispatchStarted": Row(
+        "dispatch/start",
+        {**_HELD, "runtimeTurnId": To("executor_turn_id"), "runtimeThreadId": To(member=_ANYTHING)},
+        _started,
+    ),
+    "markTurnDispatchCompleted": Row("dispatch/complete", _HELD),
+    "markTurnDispatchFailed": Row(
+        "dispatch/fail",
+        {**_HELD, "reason": To("reason", required=True), "code": To("code", by=_our_failure)},
+        fixed={"retry": False},
+    ),
+    "cancelTurnDispatch": Row(
+        "dispatch/cancel",
+        {**_ROW, "claimToken": To("claim_token"), "reason": To("reason", by=_cancel_reason, member=_WORDS)},
+    ),
+    "getTurnDispatchState": Row("dispatch/read", _EITHER, _state),
+    "getDispatchObservability": Row("dispatch/explain", _EITHER, _observed, codes=THREAD_FORBIDDEN),
+    "sendTurn": Row(
+        "turn/start",
+        {
+            **THREAD,
+            "idempotencyKey": To("key", required=True),
+            "input": To("input", required=True),
+            "turnId": To("turn"),
+        },
+        _enqueued,
+        fixed={"overlap": "reject"},
+    ),
+    "startClaimedTurn": Row(
+        "turn/start_claimed",
+        {
+            **THREAD,
+            "dispatchId": To("dispatch", required=True),
+            "claimToken": To("claim_token", member=_ANY_TEXT),
+            "turnId": To("turn", member=_ANY_TEXT),
+            "inputText": To("input_text", member=_ANY_TEXT),
+            "idempotencyKey": To(member=_ANYTHING),
+        },
+        _started,
+        fixed=dict.fromkeys(("claim_token", "turn", "input_text"), ""),
+    ),
+    "listPendingServerRequests": Row("dispatch/requests", THREAD, _asked),
+    "respondCommandApproval": Row(
+        "request/answer", {**_REQUEST, "decision": _PART}, fixed={"method": COMMAND_APPROVAL}, whole=_decision
+    ),
+    "respondFileChangeApproval": Row(
+        "request/answer", {**_REQUEST, "decision": _PART}, fixed={"method": FILE_APPROVAL}, whole=_decision
+    ),
+    "respondToolUserInput": Row(
+        "request/answer",
+        {**_REQUEST, "answers": _PART},
+        fixed={"method": USER_INPUT},
+        whole=lambda params: {"answer": {"answers": params["answers"]}},
+    ),
+    "respondDynamicToolCall": Row(
+        "request/answer",
+        {**_REQUEST, "success": _PART, "contentItems": _PART},
+        fixed={"method": TOOL_CALL},
+        whole=lambda params: {"answer": {name: params[name] for name in ("success", "contentItems")}},
+    ),
+}
+"""Every old operation that is spoken here. What it may do is what its method may do."""
+
+
+def _members(row: Row) -> dict[str, Member]:
+    return {old: _member(row, to) for old, to in row.members.items()}
+
+
+def _member(row: Row, to: To) -> Member:
+    found = to.member or METHODS[row.method][to.name]
+    return Member(found.expected, found.fits, to.required, found.limit)
+
+
+MEMBERS: Final[Mapping[str, Mapping[str, Member]]] = {PREFIX + name: _members(row) for name, row in ROWS.items()}
+
+
+# a call on its way there and back
+
+
+def row_of(method: str) -> Row | None:
+    return ROWS.get(method.removeprefix(PREFIX)) if method.startswith(PREFIX) else None
+
+
+def translated(row: Row, call: Call) -> Call:
+    """The call of the method."""
+    given = [(row.members[old], value) for old, value in call.params.items()]
+    named = {to.name: to.by(value) for to, value in given if to.name}
+    return Call(call.id, row.method, {**row.fixed, **named, **row.whole(call.params)})
+
+
+def refused(row: Row, refusal: Refused) -> Refused:
+    """A refusal with the old code, where there is one for its reason."""
+    code = row.codes.get(refusal.reason) or CODES.get(refusal.reason)
+    if code is None:
+        return refusal
+    data = {**refusal.data, "compat_code": code}
+    return Refused(refusal.reason, f"[{code}] {refusal.message}", refusal.retry_after, data=data)
+
+
+async def carried_out(row: Row, call: Call, handled: Callable[[Call], Awaitable[Any]]) -> Any:
+    """The old result. Raises Refused."""
+    try:
+        return row.told(call.params, await handled(translated(row, call)))
+    except Refused as refusal:
+        raise refused(row, refusal) from None

@@ -1,0 +1,318 @@
+"""The old names over a real socket: each does what its method does, and says it in the old words."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from wire_kit import Wire, World, ring, world
+
+import turnlane
+from turnlane.core.reasons import Kind, Reason
+from turnlane.core.write_mode import WriteMode
+from turnlane.daemon import access, compat
+from turnlane.daemon.protocol import METHODS
+from turnlane.machines.request_shapes import COMMAND_APPROVAL, FILE_APPROVAL, TOOL_CALL, USER_INPUT
+
+KEYS = ring()
+TEXT = [{"type": "text", "text": "go"}]
+OPERATIONS = {
+    *("ensureThread", "enqueueTurnDispatch", "claimNextTurnDispatch", "markTurnDispatchStarted"),
+    *("markTurnDispatchCompleted", "markTurnDispatchFailed", "cancelTurnDispatch", "getTurnDispatchState"),
+    *("getDispatchObservability", "sendTurn", "startClaimedTurn"),
+}
+"""As docs/dispatch.md lists them; the questions of executors come on top."""
+
+
+async def agent(turn: turnlane.Turn) -> None:
+    """Asks what its input says, or waits."""
+    for ask in turn.input if isinstance(turn.input, list) and "method" in turn.input[0] else ():
+        await turn.output({"answered": (await turn.ask(ask.pop("prompt", "?"), **ask)).value})
+    if turn.input == "wait":
+        await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def socket(w: World, **hello: Any) -> AsyncIterator[Wire]:
+    wire = Wire(await trio.open_tcp_stream("127.0.0.1", await w.listen()))
+    await wire.upgrade()
+    await wire.hello(**hello)
+    yield wire
+    await wire.cut()
+
+
+@asynccontextmanager
+async def old_world() -> AsyncIterator[tuple[World, Wire]]:
+    """A daemon that renews no lease meanwhile, and a socket on which old names are spoken."""
+    with trio.fail_after(60):
+        async with world(virtual=False, agents={"default": agent}, lease_ttl_ms=60_000) as w, socket(w) as wire:
+            yield w, wire
+            w.assert_sound()
+
+
+async def test_every_old_operation_does_the_work_and_tells_it_in_the_old_words() -> None:
+    """A worker of the old kind, from the thread to the last end of a dispatch."""
+    async with old_world() as (_, wire):
+
+        async def old(name: str, **params: Any) -> Any:
+            return await wire.call(f"compat/{name}", threadId="s", actor={"userId": "u"}, **params)
+
+        made = await wire.call("compat/ensureThread", externalThreadId="theirs", threadId="s", dispatchManaged=True)
+        again = await wire.call("compat/ensureThread", externalThreadId="theirs", model="m", cwd="/")
+        queued = await old("enqueueTurnDispatch", idempotencyKey="k1", input=TEXT, dispatchId="d1", turnId="t1")
+        repeated = await old("enqueueTurnDispatch", idempotencyKey="k1", input=TEXT, dispatchId="d1", turnId="t1")
+        waiting = await old("getTurnDispatchState", turnId="t1")
+        claimed = await old("claimNextTurnDispatch", claimOwner="w", leaseMs=60_000)
+        nothing = await old("claimNextTurnDispatch", claimOwner="w")
+        held = {"dispatchId": "d1", "claimToken": claimed["claimToken"]}
+        started = await old("markTurnDispatchStarted", **held, runtimeThreadId="x", runtimeTurnId="theirs-1")
+        seen = await old("getDispatchObservability", turnId="t1")
+        done = await old("markTurnDispatchCompleted", **held)
+        after = await old("getTurnDispatchState", dispatchId="d1")
+        absent = await old("getTurnDispatchState", dispatchId="nobody")
+        nobody = await old("getDispatchObservability", dispatchId="nobody")
+
+        await old("enqueueTurnDispatch", idempotencyKey="k2", input=TEXT, dispatchId="d2", turnId="t2")
+        token = (await old("claimNextTurnDispatch", claimOwner="w"))["claimToken"]
+        failed = await old(
+            "markTurnDispatchFailed", dispatchId="d2", claimToken=token, reason="lost it", code="TURN_START_FAILED"
+        )
+        told = await old("getTurnDispatchState", dispatchId="d2")
+        native = (await wire.call("dispatch/read", session="s", dispatch="d2"))["dispatch"]
+
+        await old("enqueueTurnDispatch", idempotencyKey="k3", input=TEXT, dispatchId="d3", turnId="t3")
+        cancelled = await old("cancelTurnDispatch", dispatchId="d3", reason="changed my mind")
+        gone = await old("getTurnDispatchState", dispatchId="d3")
+
+        await old("enqueueTurnDispatch", idempotencyKey="k4", input=TEXT, dispatchId="d4", turnId="t4")
+        token = (await old("claimNextTurnDispatch", claimOwner="w"))["claimToken"]
+        here = await old("startClaimedTurn", dispatchId="d4", claimToken=token, turnId="t4", inputText="go")
+
+    assert made == {"threadId": "s", "externalThreadId": "theirs", "created": True}
+    assert again == {**made, "created": False}
+    assert queued == repeated == {"dispatchId": "d1", "turnId": "t1", "status": "queued", "accepted": True}
+    assert (waiting["status"], waiting["idempotencyKey"], waiting["inputText"]) == ("queued", "k1", "go")
+    names = {"dispatchId", "turnId", "idempotencyKey", "inputText", "claimToken", "leaseExpiresAt", "attemptCount"}
+    assert set(claimed) == names and nothing is None
+    assert (claimed["dispatchId"], claimed["turnId"], claimed["inputText"], claimed["attemptCount"]) == (
+        *("d1", "t1", "go"),
+        1,
+    )
+    assert 0 < claimed["leaseExpiresAt"] - waiting["createdAt"] < 120_000
+    assert started is done is failed is cancelled is here is absent is None
+    assert seen["threadId"] == "s" and seen["dispatch"] == {"dispatchId": "d1", "turnId": "t1", "status": "started"}
+    assert seen["claim"] == {"owner": "w", "leaseExpiresAt": seen["claim"]["leaseExpiresAt"], "active": True}
+    assert seen["runtime"] == {"runtimeThreadId": "s", "runtimeTurnId": "theirs-1", "inFlight": True}
+    assert seen["turn"] == {"turnId": "t1", "status": "active"}
+    assert seen["correlations"]["runtimeTurnId"] == "theirs-1" and claimed["claimToken"] not in str(seen)
+    assert (after["status"], after["runtimeTurnId"], after["attemptCount"]) == ("completed", "theirs-1", 1)
+    assert after["completedAt"] >= after["startedAt"] >= after["createdAt"]
+    assert "claimToken" not in after and "failureCode" not in after
+    assert nobody == {"threadId": "s", **dict.fromkeys(("dispatch", "claim", "runtime", "turn", "correlations"))}
+    assert (told["failureCode"], told["failureReason"]) == ("TURN_START_FAILED", "lost it")
+    assert native["failure_code"] == "turn_start_failed"
+    assert (gone["status"], gone["failureReason"]) == ("cancelled", "user_cancel") and gone["cancelledAt"]
+
+
+async def test_a_turn_is_sent_as_of_old_and_a_second_one_is_refused() -> None:
+    """`sendTurn` rejects while one runs; its repetition is the first answer."""
+    async with old_world() as (w, wire):
+        await wire.call("compat/ensureThread", threadId="s", dispatchManaged=False)
+        sent = await wire.call("compat/sendTurn", threadId="s", idempotencyKey="k", input="wait", turnId="t")
+        again = await wire.call("compat/sendTurn", threadId="s", idempotencyKey="k", input="wait", turnId="t")
+        before = await fingerprint(w)
+        second = await wire.refused("compat/sendTurn", threadId="s", idempotencyKey="k2", input="wait")
+        unopened = await wire.refused("compat/sendTurn", threadId="nobody", idempotencyKey="k2", input="wait")
+        assert await fingerprint(w) == before
+
+    assert sent == again and (sent["turnId"], sent["status"], sent["accepted"]) == ("t", "started", True)
+    assert (second.code, second.data["compat_code"]) == ("turn_in_flight", "E_RUNTIME_DISPATCH_TURN_IN_FLIGHT")
+    assert second.message.startswith("[E_RUNTIME_DISPATCH_TURN_IN_FLIGHT] ") and second.data["temporary"]
+    assert (unopened.code, unopened.data["compat_code"]) == ("unknown_session", "E_RUNTIME_THREAD_NOT_OPEN")
+
+
+async def fingerprint(w: World) -> str:
+    """What the store holds once nothing is on its way."""
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    return w.fingerprint()
+
+
+QUESTIONS = {"questions": [{"id": "q", "header": "", "question": "?", "isOther": True, "isSecret": False}]}
+ANSWERS: list[tuple[str, str, Any, dict[str, Any], Any]] = [
+    ("respondCommandApproval", COMMAND_APPROVAL, "?", {"decision": "accept"}, {"decision": "accept"}),
+    ("respondFileChangeApproval", FILE_APPROVAL, "?", {"decision": "declined"}, {"decision": "decline"}),
+    ("respondToolUserInput", USER_INPUT, QUESTIONS, {"answers": {"q": {"answers": ["a"]}}}, None),
+    ("respondDynamicToolCall", TOOL_CALL, "?", {"success": True, "contentItems": []}, None),
+]
+
+
+async def test_questions_of_executors_are_listed_and_answered_in_the_old_words() -> None:
+    """Each operation names its method: to another question it is refused, and that stays open."""
+    async with old_world() as (w, wire):
+        await wire.call("compat/ensureThread", threadId="s")
+        asks = [
+            {"method": method, "request": number, "item": f"item-{number}", "prompt": prompt}
+            for number, (_, method, prompt, _, _) in enumerate(ANSWERS)
+        ]
+        await wire.call("compat/sendTurn", threadId="s", idempotencyKey="k", input=asks)
+        for number, (name, method, _, given, _) in enumerate(ANSWERS):
+            while not (pending := await wire.call("compat/listPendingServerRequests", threadId="s")):
+                await trio.lowlevel.checkpoint()
+            (asked,) = pending
+            assert (asked["requestId"], asked["method"], asked["status"]) == (number, method, "pending")
+            assert (asked["itemId"], asked["threadId"]) == (f"item-{number}", "s") and asked["expiresAt"] > 0
+            other, _, _, others, _ = ANSWERS[number - 1]
+            wrong = await wire.refused(f"compat/{other}", threadId="s", requestId=number, **others)
+            assert wrong.code == "request_method_mismatch"
+            assert await wire.call(f"compat/{name}", threadId="s", requestId=number, **given) is None
+        assert await wire.call("compat/listPendingServerRequests", threadId="s") == []
+        unclear = await wire.refused("compat/respondCommandApproval", threadId="s", requestId=0, decision="yes")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        said = [json.loads(kept.payload)["data"]["answered"] for kept in w.log() if kept.type == "turn.output"]
+
+    assert said == [expected or given for _, _, _, given, expected in ANSWERS]
+    assert unclear.code == "already_answered" and "compat_code" not in unclear.data
+
+
+MANAGED = {"threadId": "s", "dispatchId": "d", "claimToken": "wrong"}
+REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
+    "ensureThread": ({"threadId": "other", "externalThreadId": "theirs"}, "external_id_taken", None),
+    "enqueueTurnDispatch": ({"threadId": "s", "idempotencyKey": "k", "input": "other"}, "key_conflict", None),
+    "claimNextTurnDispatch": (
+        {"threadId": "r", "claimOwner": "w"},
+        "dispatch_mode_conflict",
+        "E_RUNTIME_DISPATCH_MODE_CONFLICT",
+    ),
+    "markTurnDispatchStarted": (MANAGED, "claim_lost", "E_RUNTIME_DISPATCH_CLAIM_LOST"),
+    "markTurnDispatchCompleted": (MANAGED, "claim_lost", "E_RUNTIME_DISPATCH_CLAIM_LOST"),
+    "markTurnDispatchFailed": ({**MANAGED, "reason": "r"}, "claim_lost", "E_RUNTIME_DISPATCH_CLAIM_LOST"),
+    "cancelTurnDispatch": ({**MANAGED, "dispatchId": "nobody", "reason": "r"}, "unknown_dispatch", None),
+    "getTurnDispatchState": ({"threadId": "s"}, "invalid_params", None),
+    "getDispatchObservability": ({"threadId": "nobody"}, "unknown_session", "E_RUNTIME_THREAD_NOT_OPEN"),
+    "sendTurn": (
+        {"threadId": "s", "idempotencyKey": "k9", "input": "x"},
+        "dispatch_mode_conflict",
+        "E_RUNTIME_DISPATCH_MODE_CONFLICT",
+    ),
+    "startClaimedTurn": (MANAGED, "claim_invalid", "E_RUNTIME_DISPATCH_CLAIM_INVALID"),
+    "listPendingServerRequests": ({"threadId": "nobody"}, "unknown_session", "E_RUNTIME_THREAD_NOT_OPEN"),
+    "respondCommandApproval": ({"threadId": "s", "requestId": "77", "decision": "accept"}, "unknown_request", None),
+    "respondFileChangeApproval": ({"threadId": "s", "requestId": "77", "decision": "accept"}, "unknown_request", None),
+    "respondToolUserInput": ({"threadId": "s", "requestId": "77", "answers": {}}, "unknown_request", None),
+    "respondDynamicToolCall": (
+        {"threadId": "s", "requestId": "77", "success": True, "contentItems": []},
+        "unknown_request",
+        None,
+    ),
+}
+
+
+async def test_every_old_operation_is_refused_with_our_reason_and_the_old_code() -> None:
+    """The reason stands where it always does, the old code beside it and before the message; nothing is kept."""
+    async with old_world() as (w, wire):
+        await wire.call("compat/ensureThread", threadId="r", dispatchManaged=False)
+        await wire.call("compat/ensureThread", threadId="s", externalThreadId="theirs", dispatchManaged=True)
+        await wire.call("compat/enqueueTurnDispatch", threadId="s", idempotencyKey="k", input=TEXT, dispatchId="d")
+        await wire.call("compat/claimNextTurnDispatch", threadId="s", claimOwner="w", leaseMs=600_000)
+        assert set(REFUSED) == set(compat.ROWS)
+        for name, (params, reason, code) in REFUSED.items():
+            before = await fingerprint(w)
+            refused = await wire.refused(f"compat/{name}", **params)
+            assert (refused.code, refused.data.get("compat_code")) == (reason, code), name
+            assert refused.message.startswith(f"[{code}] ") is (code is not None), name
+            strange = await wire.refused(f"compat/{name}", **params, session="s")
+            assert (strange.code, strange.data["path"]) == ("invalid_params", "params.session"), name
+            assert await fingerprint(w) == before, name
+
+
+async def test_a_start_that_is_none_is_refused_since_whoever_is_told_nothing_begins() -> None:
+    """The old result of a start is null; an ended dispatch must not be executed again."""
+    async with old_world() as (_, wire):
+        await wire.call("compat/ensureThread", threadId="s", dispatchManaged=True)
+        await wire.call("compat/enqueueTurnDispatch", threadId="s", idempotencyKey="k", input=TEXT, dispatchId="d")
+        token = (await wire.call("compat/claimNextTurnDispatch", threadId="s", claimOwner="w"))["claimToken"]
+        held = {"threadId": "s", "dispatchId": "d", "claimToken": token}
+        await wire.call("compat/markTurnDispatchCompleted", **held)
+        late = await wire.refused("compat/markTurnDispatchStarted", **held)
+        assert await wire.call("compat/markTurnDispatchCompleted", **held) is None
+
+    assert (late.code, late.data["phase"]) == ("already_ended", "completed")
+
+
+# rights and modes
+
+
+def token(scope: str) -> str:
+    return KEYS.mint("ann", scope, now_s=int(time.time()), jti="j").reveal().decode()
+
+
+def good(name: str) -> dict[str, Any]:
+    """Members that pass the shape of an old operation."""
+    values: tuple[Any, ...] = ("s", 1, {"x": 1}, True)
+    return {
+        old: next(value for value in values if member.fits(value))
+        for old, member in compat.MEMBERS[f"compat/{name}"].items()
+        if member.required
+    }
+
+
+def test_every_row_names_members_that_its_method_has() -> None:
+    """And what the method requires it gives, whatever an old caller leaves out."""
+    assert set(compat.ROWS) >= OPERATIONS
+    for name, row in compat.ROWS.items():
+        members = METHODS[row.method]
+        aims = {to.name for to in row.members.values() if to.name} | set(row.fixed)
+        assert aims <= set(members), name
+        given = compat.translated(row, compat.Call(1, f"compat/{name}", good(name))).params
+        needed = {member for member, what in members.items() if what.required}
+        assert needed - set(given) <= {"session"} and ("session" in given or row.method == "session/open"), name
+
+
+@pytest.mark.parametrize("name", compat.ROWS)
+async def test_an_old_name_needs_the_right_of_its_method_and_obeys_its_write_mode(name: str) -> None:
+    """Without the right: the same refusal, with the old code. Where nobody writes: refused exactly as the method is."""
+    row = compat.ROWS[name]
+    forbidden = {"E_AUTH_THREAD_FORBIDDEN", "E_AUTH_TURN_FORBIDDEN"}
+    (right,) = access.METHODS[row.method].rights
+    with trio.fail_after(60):
+        async with world(virtual=False, keys=KEYS, write_mode=WriteMode.SHADOW) as w:
+            others = " ".join(sorted(access.RIGHTS - {right}))
+            async with socket(w, token=token(others)) as wire:
+                refused = await wire.refused(f"compat/{name}", **good(name))
+                assert refused.code == "missing_scope" and refused.data["required"] == right
+                assert refused.data["compat_code"] in forbidden and refused.message.startswith("[E_AUTH_")
+            async with socket(w, token=token(f"{right}:s")) as wire:
+                refused = await wire.refused(f"compat/{name}", **{**good(name), "threadId": "s"})
+                assert (refused.code == "write_path_frozen") is (row.method not in access.READS), refused
+
+
+def test_the_page_lists_every_row_with_its_method_and_every_code() -> None:
+    """Neither the table of the manual nor that of the code has one more."""
+    page = (Path(__file__).parents[2] / "docs" / "dispatch.md").read_text().split("## The old names")[1]
+    lines = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    told = {name: cells[2] for cells in lines for name in re.findall(r"`(\w+)`", cells[1]) if "/" in cells[2]}
+    assert set(told) == set(compat.ROWS)
+    assert all(f"`{row.method}`" in told[name] for name, row in compat.ROWS.items())
+    codes = {*compat.CODES.values(), *compat.THREAD_FORBIDDEN.values(), *compat.TURN_FORBIDDEN.values()}
+    assert set(re.findall(r"`(E_\w+)`", page)) == codes
+
+
+def test_failures_have_old_words() -> None:
+    """An ending of a turn is one word there; an executor's own number and ours that they do not know stay."""
+    told = {word: compat.failure_code(word) for word in ("turn_start_failed", "-32000", "claim_lost", None)}
+    assert told == {
+        "turn_start_failed": "TURN_START_FAILED",
+        "-32000": "-32000",
+        "claim_lost": "claim_lost",
+        None: None,
+    }
+    endings = [reason.value for reason in Reason if reason.kind is Kind.ENDING]
+    assert {compat.failure_code(word) for word in endings} == {"TURN_COMPLETED_FAILED"}
+    assert all(compat._our_failure(old) == ours for ours, old in compat.FAILURE_CODES.items())
