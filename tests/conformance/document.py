@@ -414,8 +414,9 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "unknown_session session_ended input_too_large id_in_use key_conflict overloaded storage_full",
     ),
     "dispatch/claim": (
-        "Takes the one that goes first. Repeated with the same `key` and owner: the same one under a new token.",
-        "`claim`, with its token, or null with `next_at`.",
+        "Takes the one that goes first; without `session` and `queue`, of all sessions and queues in turn. Repeated "
+        "with the same `key` and owner: the same one under a new token.",
+        "`claim`, with its token and its `session` or `queue`, or null with `next_at`.",
         "unknown_session dispatch_mode_conflict worker_not_available storage_full",
     ),
     "dispatch/renew": (

@@ -6,10 +6,11 @@ from typing import Any
 
 import trio
 from attrs import evolve
-from wire_kit import world
+from wire_kit import mint, ring, world
 
 from turnlane.core.limits import DEFAULT_LIMITS
 
+KEYS = ring()
 DELIVERY = {"input": {"say": "hello"}, "target": "worker-2"}
 
 
@@ -57,6 +58,29 @@ async def test_a_worker_that_vanishes_leaves_its_work_to_the_next_and_explain_sa
     assert nobody["claim"] is None and nobody["next_at"]
     assert anew["dispatch"] == held["dispatch"] and anew["generation"] == 2
     assert late.code == "claim_lost" and done["phase"] == "completed"
+
+
+async def test_a_worker_that_names_no_place_gets_what_is_next_in_turn_and_where_it_lies(autojump_clock: Any) -> None:
+    """Over all sessions and queues of its tenant; whoever may work in one session only has to name it."""
+    async with world(keys=KEYS) as w:
+        client = await w.client(token=mint(KEYS, "ann", "sessions.* dispatch.*"))
+        narrow = await w.client(token=mint(KEYS, "bob", "dispatch.work:s"))
+        await client.call("session/open", session="s", dispatch_mode="host")
+        await client.call("dispatch/enqueue", session="s", key="k", input="go")
+        await client.call("dispatch/enqueue", queue="letters", **DELIVERY)
+        refused = await narrow.refused("dispatch/claim", owner="w")
+        first = (await client.call("dispatch/claim", owner="w"))["claim"]
+        second = (await client.call("dispatch/claim", owner="w"))["claim"]
+        nothing = await client.call("dispatch/claim", owner="w")
+        for claim in (first, second):
+            at = {name: claim[name] for name in ("session", "queue", "dispatch", "claim_token") if name in claim}
+            assert (await client.call("dispatch/complete", **at))["phase"] == "completed"
+        lost = await client.refused("dispatch/read", session="s", queue="letters", dispatch=first["dispatch"])
+
+    assert refused.code == "missing_scope" and lost.code == "invalid_params"
+    assert first["queue"] == "letters" and "session" not in first
+    assert second["session"] == "s" and "queue" not in second and second["input"] == "go"
+    assert nothing["claim"] is None and nothing["next_at"]
 
 
 APPROVAL = "item/fileChange/requestApproval"

@@ -67,6 +67,8 @@ class Limits:
     claim_lease_ms_min: int = 1_000
     claim_lease_ms_max: int = 600_000
     worker_claims_max: int = 64
+    claim_tries_max: int = 16
+    """Sessions and queues that one claim of any of them asks."""
     dispatch_backoff_base_ms: int = 1_000
     dispatch_backoff_ms_max: int = 60_000
     list_items: int = 100

@@ -1,7 +1,7 @@
 """Websocket methods about dispatches: the rows of a session, or of a queue of deliveries (docs/dispatch.md).
 
-A call names a `session` or a `queue` (default `main`). The token of a claim goes out once, in the answer to
-`dispatch/claim`, and comes in as `claim_token`.
+A call names a `session` or a `queue` (default `main`; a claim that names neither asks all of them in turn). The token
+of a claim goes out once, in the answer to `dispatch/claim`, and comes in as `claim_token`.
 """
 
 from __future__ import annotations
@@ -54,8 +54,11 @@ async def enqueue(connection: Connection, params: Params, posted: Callable[[], N
 
 
 async def claim(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    dispatches = await _dispatches(connection, params)
-    found = await dispatches.claim(params["owner"], lease_ms=params.get("lease_ms"), key=params.get("key"))
+    owner, how = params["owner"], {"lease_ms": params.get("lease_ms"), "key": params.get("key")}
+    if "session" in params or "queue" in params:
+        found = await (await _dispatches(connection, params)).claim(owner, **how)
+    else:
+        found = await connection.runtime.claim(owner, tenant=connection.principal.tenant, **how)
     if isinstance(found, NoClaim):
         return {"claim": None, "next_at": found.next_at}
     assert isinstance(found, Claim)

@@ -22,7 +22,7 @@ from ..core.instants import WallInstant
 from ..core.limits import Limits
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.secret import Secret
-from ..core.step import DUE_NEVER, StoredKey
+from ..core.step import DUE_NEVER, DUE_NOW, StoredKey
 from ..machines import dispatch as rows
 from ..machines import queue_state as queue
 from ..machines.claims import LAPSE
@@ -70,8 +70,9 @@ class Noted:
 
 
 def _due(state: Queue) -> int:
-    at = rows.next_lapse(state.rows)
-    return DUE_NEVER if at is None else max(1, at)
+    """When somebody may claim here, or the sweep has to act."""
+    found = [at for at in (rows.next_due(state.rows), rows.next_lapse(state.rows)) if at is not None]
+    return max(DUE_NOW, min(found)) if found else DUE_NEVER
 
 
 def _recovered(state: Queue, wall: WallInstant, limits: Limits) -> tuple[Any, ...]:
@@ -242,6 +243,9 @@ class Claim:
 
     value: Claimed
     token: Secret
+    session: str | None = None
+    queue: str | None = None
+    """Where the row lies: one of the two."""
 
     @property
     def dispatch(self) -> DispatchId:
@@ -365,7 +369,9 @@ class Dispatches:
             self.place.tenant,
             Noted(owner, answer.claim.dispatch, answer.claim.generation, self.place.stream),
         )
-        return Claim(answer.claim, token)
+        _, kind, name = split_stream(StreamName(self.place.stream))
+        where = {"queue" if kind == DISPATCH.name else "session": name}
+        return Claim(answer.claim, token, **where)
 
     @marks.on_cancel("resumable")
     async def renew(self, claim: Claim | str, token: str | None = None, *, lease_ms: float | None = None) -> RowAnswer:
@@ -559,4 +565,5 @@ def _queue_of(state: Session | Queue) -> Queue:
 
 def claim_json(claim: Claim) -> dict[str, Any]:
     """A claim as it goes over the wire, once: with its token."""
-    return {**asdict(claim.value), "claim_token": claim.token.reveal().decode()}
+    where = {"session": claim.session} if claim.queue is None else {"queue": claim.queue}
+    return {**asdict(claim.value), **where, "claim_token": claim.token.reveal().decode()}

@@ -38,9 +38,10 @@ from . import attaching, statuses
 from .agent import Agent
 from .attachment import Attachment
 from .authority import Authority
+from .claiming import Rounds
 from .contract import Contract
 from .counts import Counts
-from .dispatch import DISPATCH, Dispatches, QueuePlace, withdraw
+from .dispatch import DISPATCH, Claim, Dispatches, NoClaim, QueuePlace, withdraw
 from .follower import Follower
 from .handles import Session, event_of
 from .history import read_history
@@ -89,6 +90,7 @@ class Runtime:
     streams: Streams = field(init=False)
     runs: Runs = field(init=False)
     workers: Workers = field(init=False)
+    rounds: Rounds = field(init=False)
     contracts: dict[str, Contract] = field(init=False)
     """By tenant."""
     authority: Authority = field(init=False)
@@ -113,6 +115,7 @@ class Runtime:
         self.streams = Streams(self, kinds=kinds)
         self.streams.listeners.append(self._announced)
         self.runs, self.workers = Runs(self), Workers(self, partial(withdraw, self))
+        self.rounds = Rounds(self)
         self.window = Window(limits)
         self.permits = Permits(limits.turns_active_max)
         self.timers = Timers(self.ports.clock, limits)
@@ -379,6 +382,16 @@ class Runtime:
     def queue(self, name: str = "main", tenant: str = DEFAULT_TENANT) -> Dispatches:
         """The deliveries of a queue. It exists with its first dispatch."""
         return Dispatches(self, QueuePlace(self, Tenant(tenant), name))
+
+    @marks.on_cancel("resumable")
+    async def claim(
+        self, owner: str, *, lease_ms: float | None = None, key: str | None = None, tenant: str = DEFAULT_TENANT
+    ) -> Claim | NoClaim:
+        """Take a dispatch of whichever session or queue is next in turn; the claim says where it lies.
+
+        A session with a turn in flight is passed over. Rules: docs/dispatch.md (Claims).
+        """
+        return await self.rounds.claim(owner, Tenant(tenant), lease_ms, key)
 
     @marks.on_cancel("resumable")
     async def session(self, session_id: str, tenant: str = DEFAULT_TENANT) -> Session:
