@@ -14,6 +14,7 @@ import trio.testing
 import turnlane
 from tests.contract_lines import LINES
 from tests.machines.test_contract import DELIVER_1, FAIL_1, NOTIFY_1, QUEUE_1, REMOVE_1, authority_command, mutations
+from turnlane.core.ids import Tenant
 from turnlane.core.instants import WallInstant, wall_text
 from turnlane.core.limits import Limits
 from turnlane.core.owners import Owner
@@ -21,9 +22,9 @@ from turnlane.core.ports import JournalBroken, StoreError
 from turnlane.core.reasons import Reason, Refused
 from turnlane.core.status import Blocker
 from turnlane.journal.memory import MemoryStore
-from turnlane.machines.contract import event_id, snapshot_json
+from turnlane.machines.contract import event_id, read_command, snapshot_json
 from turnlane.runtime import contract_log
-from turnlane.runtime.contract import Contract
+from turnlane.runtime.contract import AUTHORITY, Contract
 from turnlane.runtime.dispatch import Claim, NoClaim
 from turnlane.testing.fakes import FakeClock
 
@@ -365,8 +366,50 @@ async def test_a_lease_runs_out_by_the_clock_and_who_waits_for_the_leader_is_put
         assert signals == [{"event": "run.blocked_on_system", "owner": "w1", "reason": "leader_notification_deferred"}]
         assert (await shown(contract))["authority"]["stale_reason"] == "the host is gone"
         await contract.execute(authority_command("RenewAuthority", "w1", "l2", clock.wall() + S))
-        await contract.execute(NOTIFY_1)
         assert not (await shown(contract))["replay"]["deferred_leader_notification"]
+
+
+async def test_whoever_leads_again_is_notified_by_the_runtime_of_what_was_put_off(autojump_clock: Any) -> None:
+    """After the event of the command, as events of their own, once each; what was not put off stays pending."""
+    async with Disk().runtime(nothing) as runtime:
+        contract, until = runtime.contract, runtime.ports.clock.wall() + S
+        await contract.execute(LEADER_1)
+        await contract.execute({**LEADER_1, "request_id": "q"})
+        await contract.execute({**QUEUE_1, "request_id": "other"})
+        await contract.execute(authority_command("AcquireAuthority", "w1", "l1", until))
+        await contract.execute({**LEADER_1, "request_id": "late"})
+        await contract.execute(authority_command("RenewAuthority", "w1", "l2", until))
+        told = [one["body"] for one in await whole(contract)]
+        backlog = (await shown(contract))["backlog"]
+        deferred = (await shown(contract))["replay"]["deferred_leader_notification"]
+
+    assert [one["event"] for one in told][-5:] == [
+        *("AuthorityAcquired", "DispatchNotified", "DispatchNotified"),
+        *("DispatchQueued", "AuthorityRenewed"),
+    ]
+    notified = [one for one in told if one["event"] == "DispatchNotified"]
+    assert notified == [{"event": "DispatchNotified", "request_id": name, "channel": "runtime"} for name in ("r", "q")]
+    assert backlog == {"pending": 2, "notified": 2, "delivered": 0, "failed": 0} and not deferred
+
+
+@pytest.mark.parametrize("mode", ["runtime", "host"])
+async def test_a_restart_between_the_lease_and_the_notification_leaves_nothing_put_off(
+    autojump_clock: Any, mode: str
+) -> None:
+    """The next life looks by itself, also where nobody sends a command; in mode host the claimers are given it."""
+    disk, clock = Disk(), FakeClock()
+    async with disk.runtime(nothing, clock=clock) as runtime:
+        await runtime.contract.execute(LEADER_1)
+        lease = read_command(authority_command("AcquireAuthority", "w1", "l1", clock.wall() + 60 * S), runtime.limits)
+        await runtime.streams.handle(AUTHORITY, Tenant("default"), "leader", lease)  # and then the power went
+    async with disk.runtime(nothing, clock=clock, dispatch_mode=mode) as runtime:
+        await trio.testing.wait_all_tasks_blocked()
+        state = await shown(runtime.contract)
+        claim = await runtime.claim("w")
+
+    assert state["replay"]["deferred_leader_notification"] is (mode == "host")
+    assert state["backlog"]["notified"] == (mode == "runtime")
+    assert isinstance(claim, Claim) is (mode == "host")
 
 
 async def test_callers_at_once_are_served_in_turn_with_one_winner_for_each_id(autojump_clock: Any) -> None:
@@ -441,6 +484,32 @@ async def test_a_turn_that_waits_for_a_person_is_said_once(autojump_clock: Any) 
             await (await runtime.session("s-1", session)).cancel()
 
 
+async def test_a_run_that_begins_to_wait_is_said_once_a_wait(autojump_clock: Any) -> None:
+    """As its worker says it, for a person or for the system; said again it is the same wait, and work ends it."""
+    waits = [
+        ("run.blocked_on_user", {"owner": "w", "reason": "asks"}, True),
+        ("run.blocked_on_user", {"owner": "w", "reason": "asks again"}, False),
+        ("run.blocked_on_system", {"owner": "w", "reason": "provider_unavailable"}, True),
+        ("run.heartbeat", {"owner": "w", "phase": "execute"}, False),
+        ("run.blocked_on_system", {"owner": "w" * 300, "reason": "r" * 3_000}, True),
+        ("run.blocked_on_system", {"owner": "w"}, False),
+        ("step.scored", {"waits": True}, False),
+        ("run.finished", {"status": "succeeded"}, False),
+        ("run.blocked_on_user", {"owner": "w", "reason": "too late"}, False),
+    ]
+    async with Disk().runtime(nothing) as runtime:
+        run = (await runtime.runs.create(owner_user_id=7)).run.run_id
+        for event_type, payload, _ in waits:
+            await runtime.runs.append(run, event_type, payload)
+        told = [one["body"] for one in await whole(runtime.contract)]
+
+    assert told == [
+        {"event": event_type, "owner": payload["owner"][:128], "reason": payload["reason"][:1_024]}
+        for event_type, payload, said_now in waits
+        if said_now
+    ]
+
+
 async def test_news_come_when_there_are_some_and_else_when_a_heartbeat_is_due(autojump_clock: Any) -> None:
     async with Disk().runtime(nothing) as runtime:
         contract = runtime.contract
@@ -485,7 +554,7 @@ async def test_a_house_that_drains_says_so_in_the_snapshot(autojump_clock: Any) 
 
 
 async def test_a_claimer_is_given_what_is_for_the_leader_only_while_somebody_leads(autojump_clock: Any) -> None:
-    async with Disk().runtime(nothing) as runtime:
+    async with Disk().runtime(nothing, dispatch_mode="host") as runtime:
         contract, clock = runtime.contract, runtime.ports.clock
         await contract.execute(LEADER_1)
         assert isinstance(await runtime.queue("contract").claim("anybody"), NoClaim)

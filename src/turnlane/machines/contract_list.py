@@ -12,8 +12,9 @@ from typing import Any, Final
 from attrs import frozen
 
 from ..core.evolving import evolve as having
+from ..core.limits import DEFAULT_LIMITS as LIMITS
 from ..core.reasons import Reason
-from . import authority, contract_marks, dispatch, turn, worker
+from . import authority, contract_marks, dispatch, run, turn, worker
 from . import contract as words
 from .contract import ABSENT, body_of
 from .contract_rooms import LEADER, NULL_GIVEN, QUEUE
@@ -79,6 +80,15 @@ def _blocked(event: turn.TurnBlocked, owner: str) -> Any:
     return (words.RunBlockedOnUser if event.on == "user" else words.RunBlockedOnSystem)(owner, event.reason)
 
 
+def _waits(event: run.RunNoted, owner: str) -> Any:
+    """What the worker said is what is shown, cut to the bounds of the contract."""
+    if not event.waits:
+        return None
+    cls = words.RunBlockedOnUser if event.event_type == "run.blocked_on_user" else words.RunBlockedOnSystem
+    said = event.payload
+    return cls(said["owner"][: LIMITS.key_chars_max], said["reason"][: LIMITS.contract_reason_chars_max])
+
+
 RENDERED: Final[Mapping[tuple[str, str | None], Mapping[type, Callable[[Any, str], Any]]]] = {
     ("authority", LEADER): {authority.AuthorityGranted: _lease, authority.AuthorityRenewed: _lease},
     ("dispatch", QUEUE): {
@@ -102,6 +112,7 @@ RENDERED: Final[Mapping[tuple[str, str | None], Mapping[type, Callable[[Any, str
         worker.WorkerRecovered: lambda event, _: words.WorkerRecovered(event.worker, event.recovery),
     },
     ("session", None): {turn.TurnBlocked: _blocked},
+    ("run", None): {run.RunNoted: _waits},
 }
 """(kind, id or None for any) of a stream -> event -> what is made of it, given who leads."""
 
@@ -126,9 +137,16 @@ READ: Final = frozenset(
         "worker.stalled",
         "worker.recovered",
         "turn.blocked",
+        "run.noted",
     }
 )
 """Tags of what the fold looks into; of all else only the position counts."""
+_A_WAIT: Final = b'"waits":true'
+
+
+def looked_into(tag: str, payload: bytes) -> bool:
+    """Whether the fold needs the event itself. Of what runs note, it is those with which a wait begins."""
+    return tag in READ and (tag != "run.noted" or _A_WAIT in payload)
 
 
 def renders(kind: str, name: str) -> Mapping[type, Callable[[Any, str], Any]]:

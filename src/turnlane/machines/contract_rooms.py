@@ -49,6 +49,8 @@ from .turn import Stamp
 LEADER: Final = "leader"
 """The scope, and the target that stands for whoever holds it."""
 QUEUE: Final = "contract"
+NOTIFIED_BY: Final = "runtime"
+"""The channel of what the runtime notifies by itself."""
 
 
 @frozen
@@ -265,6 +267,21 @@ def deferred(state: Queue, target: str) -> bool:
         and STATES[row.phase] == "pending"
         for row in state.rows.values()
     )
+
+
+def to_be_notified(state: Queue, target: str) -> tuple[DispatchId, ...]:
+    """Deliveries to the leader that were put off and that nobody has claimed."""
+    reason = Reason.LEADER_NOTIFICATION_DEFERRED.value
+    return tuple(
+        name
+        for name, row in state.rows.items()
+        if row.phase is RowPhase.QUEUED and row.wish.target == target and row.deferred == reason
+    )
+
+
+def notified(name: DispatchId) -> Asked:
+    """The runtime itself tells the leader what waited."""
+    return Asked(MarkNotified(name, NOTIFIED_BY))
 
 
 def put_off(name: DispatchId) -> DeferDelivery:

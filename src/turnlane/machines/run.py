@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, ClassVar, Final
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from ..core.evolving import evolve
 from ..core.ids import RunId, Seq
@@ -25,6 +25,7 @@ from ..core.limits import Limits
 from ..core.owners import Owner as Owner
 from ..core.reasons import Reason, Rejected
 from ..core.step import Step
+from .dispatch import LEAN
 from .turn import Stamp
 
 SOURCE: Final = {"source": "runtime"}
@@ -128,7 +129,7 @@ class RunFinished:
 
 @define(slots=True)
 class RunNoted:
-    """An event of any other type, which is kept as it was given."""
+    """An event of any other type, which is kept as it was given. `waits`: with it the run begins to wait."""
 
     event_type: str
     payload: Any
@@ -136,6 +137,7 @@ class RunNoted:
     key: str | None = None
     after_terminal: bool = False
     creation: Creation | None = None
+    waits: bool = field(default=False, eq=False, metadata=LEAN)
 
 
 @define(slots=True)
@@ -239,6 +241,8 @@ def decide(run: Run, command: CreateRun | AppendRunEvent, now: Stamp, limits: Li
             if refusal is not None:
                 return refusal
             event = event_of(event_type, payload, at, command.key, after_terminal=run.phase in ENDED)
+            if isinstance(event, RunNoted):
+                event.waits = _begins_to_wait(run, event)
     return Step((event,), (), RunAppended(run.last_seq + 1))
 
 
@@ -354,6 +358,12 @@ def _blocked(run: Run, event: RunEvent) -> Blocked | None:
     if event.event_type in _BLOCKS and isinstance(reason, str):
         return Blocked(_BLOCKS[event.event_type], reason)
     return run.blocked
+
+
+def _begins_to_wait(run: Run, event: RunNoted) -> bool:
+    """Whether it waits from now on. Said again, or for another reason, it is the same wait while it is for the same."""
+    after = _blocked(run, event)
+    return after is not None and (run.blocked is None or run.blocked.on != after.on)
 
 
 def invalid_finish() -> Rejected:

@@ -29,6 +29,7 @@ from ..machines.contract_marks import Applied, ApplyReplay, Marks, NoteCompactio
 from ..machines.contract_rooms import LEADER, QUEUE, Asked, CompactRecords, Known
 from ..machines.contract_schema import schema
 from ..machines.queue_state import Queue
+from ..machines.session_state import Mode
 from .contract_log import EventLog, envelope
 from .dispatch import DISPATCH, END_KEY, GONE_KEY, ID_KEY
 from .owner import Keyed, Rules
@@ -192,15 +193,20 @@ class Contract:
     # the leader's absence
 
     async def _look_at_leader(self) -> None:
-        """Deliveries to a leader who is not there are put off, said once each. Caused by no command."""
-        lease = await self._lease()
-        runtime = self.runtime
-        if contract_rooms.live(lease, runtime.ports.clock.wall()):
+        """Deliveries to a leader who is not there are put off, said once each; once somebody leads, the runtime tells
+        him of them, where it drives the queues itself. Caused by no command."""
+        lease, queue, runtime = await self._lease(), await self._queue(), self.runtime
+        commands: list[Any] = []
+        if not contract_rooms.live(lease, runtime.ports.clock.wall()):
+            waiting = contract_rooms.waiting_for_leader(queue, self.leader_target)
+            commands += map(contract_rooms.put_off, waiting)
+        else:
             runtime.timers.arm(KEY + self.tenant, _EXPIRY, self._expired, at_wall=lease.leased_until)
-            return
-        for name in contract_rooms.waiting_for_leader(await self._queue(), self.leader_target):
+            if runtime.dispatch_mode is Mode.RUNTIME:
+                commands += map(contract_rooms.notified, contract_rooms.to_be_notified(queue, self.leader_target))
+        for command in commands:
             with suppress(Refused):  # there is room another time: the next command looks again
-                await runtime.streams.handle(DISPATCH, self.tenant, QUEUE, contract_rooms.put_off(name))
+                await runtime.streams.handle(DISPATCH, self.tenant, QUEUE, command)
 
     async def unreachable(self) -> frozenset[str]:
         """Targets that no claimer of the queue is given deliveries for: the leader's, while nobody leads."""
@@ -208,10 +214,14 @@ class Contract:
         return frozenset() if live else frozenset({self.leader_target})
 
     def _expired(self, _: str) -> None:
-        if self.runtime.nursery is not None:
-            self.runtime.nursery.start_soon(self._after_expiry, name="leader expired")
+        self.look_soon()
 
-    async def _after_expiry(self) -> None:
+    def look_soon(self) -> None:
+        """Look who leads, beside all else: a lease ran out, or a former life left deliveries put off."""
+        if self.runtime.nursery is not None:
+            self.runtime.nursery.start_soon(self._look, name="leader")
+
+    async def _look(self) -> None:
         with suppress(Refused):
             async with self._entered():
                 await self._look_at_leader()

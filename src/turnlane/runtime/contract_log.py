@@ -25,7 +25,7 @@ from ..core.ports import CorruptStream, StoreError
 from ..core.reasons import Refused
 from ..core.step import Kept
 from ..machines.contract import event_id
-from ..machines.contract_list import READ, Entry, Fold, leaves, left, seen
+from ..machines.contract_list import Entry, Fold, leaves, left, looked_into, seen
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -102,7 +102,7 @@ class EventLog:
     def _fold(self, stream: str, kept: Kept) -> None:
         tenant, kind, name = split_stream(StreamName(stream))
         event: Any = None
-        if tenant == self.tenant and kept.type in READ:
+        if tenant == self.tenant and looked_into(kept.type, kept.payload):
             try:
                 event = self.runtime.ports.encoder.decode(kept)
             except ValueError as error:

@@ -75,10 +75,17 @@ def _due(state: Queue) -> int:
     return max(DUE_NOW, min(found)) if found else DUE_NEVER
 
 
+@frozen
+class LeaderAwaited:
+    """Of a former life: deliveries were put off until somebody leads."""
+
+
 def _recovered(state: Queue, wall: WallInstant, limits: Limits) -> tuple[Any, ...]:
     at = rows.next_lapse(state.rows)
     timer = () if at is None else (ArmTimer(LAPSE, at_wall=at),)
-    return (*timer, *notes("", (*state.ended.values(), *state.rows.values())))
+    put_off = any(row.deferred == Reason.LEADER_NOTIFICATION_DEFERRED.value for row in state.rows.values())
+    awaited = (LeaderAwaited(),) if put_off else ()
+    return (*timer, *awaited, *notes("", (*state.ended.values(), *state.rows.values())))
 
 
 def notes(stream: str, found: Iterable[Row]) -> Iterable[Noted]:
@@ -89,6 +96,9 @@ def notes(stream: str, found: Iterable[Row]) -> Iterable[Noted]:
 
 
 def _perform(runtime: Runtime, tenant: Tenant, name: str, effect: Any) -> None:
+    if isinstance(effect, LeaderAwaited):
+        runtime.contract_of(tenant).look_soon()
+        return
     assert isinstance(effect, Noted), effect
     note(runtime, tenant, evolve(effect, stream=stream_of(tenant, DISPATCH.name, name)))
 
