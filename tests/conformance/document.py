@@ -588,6 +588,8 @@ def statuses_table() -> str:
         "invalid_authorization_scheme",
         "invalid_token",
         "token_expired",
+        "ticket_invalid",
+        "invalid_request",
         "overloaded",
         "draining",
     ]

@@ -24,6 +24,10 @@ from wire_kit import DEEP, ring, world
 
 from turnlane.core.reasons import Reason
 from turnlane.daemon.handshake import DoorRules
+from turnlane.daemon.operator_api import OperatorApi, serve_operator
+from turnlane.daemon.settings import Address, OperatorSettings
+from turnlane.daemon.tokens import OperatorTokens
+from turnlane.observe.metrics import Metrics
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -112,11 +116,11 @@ async def show(devtools: int, url: str) -> str:
     return str(text)
 
 
-def visit(devtools: int, page: str, allowed: str, *, with_token: bool) -> tuple[str, Any]:
-    """What the page says, and what the daemon refused meanwhile."""
+def visit(devtools: int, page: str, allowed: str, *, by: str) -> tuple[str, Any]:
+    """What the page says, and what the daemon refused meanwhile. `by`: how it says who it is."""
 
     async def main() -> tuple[str, Any]:
-        keys = ring() if with_token else None
+        keys = ring() if by != "nothing" else None
         rules = DoorRules(allowed_origins=(allowed,))
         async with world(virtual=False, keys=keys, rules=rules) as w:
             port = await w.listen()
@@ -124,6 +128,10 @@ def visit(devtools: int, page: str, allowed: str, *, with_token: bool) -> tuple[
             if keys is not None:
                 scope = "sessions.open sessions.read sessions.close turns.start turns.cancel"
                 query["token"] = keys.mint("page", scope, now_s=int(time.time()), jti="p").reveal().decode()
+            if by == "ticket":
+                settings = OperatorSettings(Address("127.0.0.1", 0), True, (), (allowed,), ())
+                api = OperatorApi(w.runtime, settings, Metrics(), OperatorTokens(), keys=keys, tickets=w.server.tickets)
+                query["tickets"] = f"http://{await w.nursery.start(serve_operator, api)}/internal/v1/tickets"
             url = f"{page}/page.html?{urlencode(query)}"
             said = await trio.to_thread.run_sync(lambda: asyncio.run(show(devtools, url)))
             w.assert_sound()
@@ -132,11 +140,11 @@ def visit(devtools: int, page: str, allowed: str, *, with_token: bool) -> tuple[
     return trio.run(main)
 
 
-@pytest.mark.parametrize("with_token", [False, True])
+@pytest.mark.parametrize("by", ["nothing", "member", "ticket"])
 def test_a_page_of_an_allowed_origin_opens_starts_cancels_is_cut_and_resumes(
-    browser: int, pages: list[str], with_token: bool
+    browser: int, pages: list[str], by: str
 ) -> None:
-    said, refused = visit(browser, pages[0], pages[0], with_token=with_token)
+    said, refused = visit(browser, pages[0], pages[0], by=by)
     assert said.startswith("{"), said
     result = json.loads(said)
     assert result["gapless"] and result["late"] == 0 and result["state"] == "cancelled", result
@@ -146,6 +154,11 @@ def test_a_page_of_an_allowed_origin_opens_starts_cancels_is_cut_and_resumes(
 
 
 def test_a_page_of_a_foreign_origin_is_refused_at_the_handshake(browser: int, pages: list[str]) -> None:
-    said, refused = visit(browser, pages[1], pages[0], with_token=False)
+    said, refused = visit(browser, pages[1], pages[0], by="nothing")
     assert said == "failed: closed 1006"
     assert refused == {Reason.ORIGIN_NOT_ALLOWED: 1}
+
+
+def test_a_page_of_a_foreign_origin_gets_no_ticket(browser: int, pages: list[str]) -> None:
+    said, refused = visit(browser, pages[1], pages[0], by="ticket")
+    assert said == "failed: Failed to fetch" and not refused

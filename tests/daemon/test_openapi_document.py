@@ -57,9 +57,10 @@ def test_an_operation_is_documented_whole(operation: Operation) -> None:
     said = DOCUMENT["paths"][operation.path][operation.method.lower()]
 
     assert said["operationId"] == operation.name and said["summary"].endswith(".")
-    ways = [{"operator": [*operation.need.rights]}] if operation.need.rights else []
-    if operation.need.reach is Reach.SYNC or operation.need.or_sync:
-        ways.append({"sync": []})
+    need = operation.need
+    ways = [{"operator": [*need.rights]}] if need.rights or need.reach is Reach.ANY else []
+    others = {"sync": need.reach is Reach.SYNC or need.or_sync, "ticket": need.or_ticket}
+    ways += [{name: []} for name, does in {**others, "session": need.reach is Reach.ANY}.items() if does]
     assert said["security"] == ways and bool(ways) == (operation.need.reach is not Reach.OPEN)
     assert set(said["responses"]) == {str(status) for status in (*operation.answers, *operation.all_refusals())}
     for status, reasons in operation.all_refusals().items():
@@ -115,7 +116,7 @@ async def test_what_is_answered_has_the_documented_shape() -> None:
                 answer = await made.get(path + (f"?owner_user_id=7&key=user:7&topic={topic_of(TOLD)}"))
             else:
                 topic = {"topic": f"run:{run}:events"} if operation.name == "rebuild_projector" else {}
-                answer = await made.post(path, {**operation.body_example, **topic})
+                answer = await made.post(path, {**(operation.body_example or {}), **topic})
             assert answer.status == success, (operation.name, answer.body)
             read_shape(shape, answer.json)
             run = answer.json["run"]["id"] if operation.name == "create_run" else run

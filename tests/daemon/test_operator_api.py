@@ -354,6 +354,9 @@ async def test_a_guarded_route_asks_for_a_token_and_its_right(method: str, path:
             answer = await asks(made, method, path, token=None, Authorization=scheme)
             assert answer.told == (401, "unauthorized", "invalid_authorization_scheme")
         answer = await asks(made, method, path, token=other)
+        if path == f"{API}/tickets":  # of whatever rights
+            assert answer.status == 200
+            return
         assert answer.told == (403, "forbidden", "missing_scope")
         noun = answer.json["details"]["required"].split(".")[0]
         assert any(right.startswith(noun) for right in ALL)

@@ -201,6 +201,9 @@ class Limits:
     service_token_life_s_max: int = 86_400
     token_bytes_max: int = 4_096
     secret_bytes_min: int = 32
+    ticket_life_s_max: int = 30
+    tickets_max: int = 4_096
+    tickets_per_principal_max: int = 64
     # the operator's listener
     http_header_bytes_max: int = 16_384
     http_query_bytes_max: int = 4_096

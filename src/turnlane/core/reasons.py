@@ -209,6 +209,7 @@ class Reason(Enum):
     HEADERS_TOO_LARGE = "headers_too_large", _R, False, INVALID_REQUEST_NUMBER, 431
     HANDSHAKE_TIMEOUT = "handshake_timeout", _R, False, INVALID_REQUEST_NUMBER, 408
     TOKEN_IN_URL = "token_in_url", _R, False, NOT_AUTHORISED_NUMBER, 401
+    TICKET_INVALID = "ticket_invalid", _R, False, NOT_AUTHORISED_NUMBER, 401
     PROTOCOL_VIOLATION = "protocol_violation", _R, False, INVALID_REQUEST_NUMBER, 400
     SLOW_READER = "slow_reader", _R, False, REFUSED_NUMBER, 503
     RATE_LIMITED = "rate_limited", _R, True, OVERLOADED_NUMBER, 429

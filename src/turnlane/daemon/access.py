@@ -193,15 +193,19 @@ class Reach(Enum):
     OPEN = "open"
     SYNC = "sync"
     """The token of live delivery, which its routes judge themselves, in an order of their own."""
+    ANY = "any"
+    """Any valid token, an operator's or of a session, whatever rights it holds."""
 
 
 @frozen
 class Need:
-    """`or_sync`: a token of live delivery that may read the live topic of the same thing does as well."""
+    """`or_sync`: a token of live delivery that may read the live topic of the same thing does as well. `or_ticket`: so
+    does a ticket of a token with these rights (`tickets.py`)."""
 
     reach: Reach
     rights: tuple[str, ...] = ()
     or_sync: bool = False
+    or_ticket: bool = False
 
 
 _OPEN: Final = Need(Reach.OPEN)
@@ -304,6 +308,7 @@ MESSAGES: Final[Mapping[Reason, str]] = {
     Reason.MISSING_SCOPE: "The token does not hold the right that this needs.",
     Reason.SUBJECT_MISMATCH: "A refresh has to be for the same subject and tenant. The old token stays in force.",
     Reason.INVALID_REQUEST: "Two different tokens were presented. Send one.",
+    Reason.TICKET_INVALID: "The ticket is not valid. One is good once, for a moment, for the origin that asked for it.",
     Reason.TOKEN_TOO_OLD: "The token was issued too long ago. Get a new one.",
     Reason.TOKEN_REVOKED: "The token, its session or its device was revoked.",
     Reason.FORBIDDEN_TOPIC: "There is no such topic for this token.",
@@ -338,7 +343,7 @@ def bearer(header: str | None) -> Secret | Denied:
 
 
 def one_token(header: Secret | None, member: Secret | None) -> Secret | Denied:
-    """Of the header and the member of `initialize` the first present one counts; two different ones are refused."""
+    """Of two places where a token may come the first present one counts; two different ones are refused."""
     if header is not None and member is not None and header != member:
         return Denied(Reason.INVALID_REQUEST, "two different tokens")
     return header or member or Denied(Reason.MISSING_AUTHORIZATION)

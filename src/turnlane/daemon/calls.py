@@ -16,6 +16,7 @@ from attrs import define, field, frozen
 from litestar.types import Receive, Send
 
 from ..core.reasons import Reason
+from ..core.secret import Secret
 from .access import Principal
 from .http_wire import Problem
 
@@ -89,6 +90,8 @@ class Call:
     incoming: Body = field(factory=lambda: Body(never))
     send: Send = never
     principal: Principal | None = None
+    token: Secret | None = None
+    """The token by which it is known who asks; None where tokens are not asked for."""
     path: Mapping[str, str] = field(factory=dict)
     query: Any = None
     parsed: Any = None
@@ -108,6 +111,11 @@ class Call:
         """Who asks; there is one on every guarded route."""
         assert self.principal is not None
         return self.principal
+
+    @property
+    def origin(self) -> str | None:
+        """The header `Origin`, judged already; of several all in a row, which is none that stands on a list."""
+        return ", ".join(self.values("origin")) or None
 
     def values(self, name: str) -> list[str]:
         """The values of a header, by its name in small letters."""

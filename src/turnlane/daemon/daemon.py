@@ -246,6 +246,8 @@ class Daemon:
             live=live_delivery(self.runtime, settings.live, settings.sync),
             legacy=self.legacy,
             legacy_frozen=settings.cutover.legacy_freeze,
+            keys=self._ring,
+            tickets=self.server.tickets,
         )
 
     def _local_operator_token(self) -> tuple[OperatorToken, ...]:

@@ -42,6 +42,8 @@ _TOKEN_SHAPED: Final = re.compile(r"[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-
 _TOKEN_NAMES: Final = frozenset(
     {"token", "access_token", "authorization", "auth", "bearer", "jwt", "id_token", "api_key"}
 )
+TICKET: Final = "ticket."
+"""How the one entry of the subprotocols begins that is a credential: it is spent by this very request."""
 _TOKEN_ENTRY: Final = re.compile(r"(?i)(bearer|token|jwt|authorization|access_token)([.:=-]|$)")
 
 
@@ -69,6 +71,11 @@ class Accepted:
     authorization: str | None
     head: bytes
     rest: bytes
+
+    @property
+    def tickets(self) -> frozenset[str]:
+        """The tickets among the subprotocols. They are never selected, so no answer holds one."""
+        return frozenset(entry.removeprefix(TICKET) for entry in self.subprotocols if entry.startswith(TICKET))
 
     def __repr__(self) -> str:  # the head and the header may hold a token
         return f"Accepted(path={self.path!r}, subprotocol={self.subprotocol!r}, rest={len(self.rest)} bytes)"

@@ -60,6 +60,8 @@ def described(operations: Sequence[Operation]) -> dict[str, Any]:
             "securitySchemes": {
                 "operator": {"type": "http", "scheme": "bearer", "description": "an operator token with these rights"},
                 "sync": {"type": "http", "scheme": "bearer", "description": "a token of live delivery"},
+                "session": {"type": "http", "scheme": "bearer", "description": "a token of the websocket, for tickets"},
+                "ticket": {"type": "apiKey", "in": "query", "name": "ticket", "description": "good once, see /tickets"},
             },
         },
     }
@@ -98,8 +100,8 @@ def _security(operation: Operation) -> list[dict[str, list[str]]]:
         return []
     if need.reach is Reach.SYNC:
         return [{"sync": []}]
-    ways = [{"operator": list(need.rights)}]
-    return [*ways, {"sync": []}] if need.or_sync else ways
+    others = {"sync": need.or_sync, "ticket": need.or_ticket, "session": need.reach is Reach.ANY}
+    return [{"operator": list(need.rights)}, *({name: list[str]()} for name, holds in others.items() if holds)]
 
 
 def _parameters(operation: Operation) -> Iterator[dict[str, Any]]:

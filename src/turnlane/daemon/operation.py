@@ -115,6 +115,7 @@ OR_SYNC: Final[Refusals] = {
     503: (Reason.FANOUT_UNAVAILABLE,),
 }
 """What a token of live delivery may be told, on its own rows and on those that take it besides (`or_sync`)."""
+OR_TICKET: Final[Refusals] = {400: (Reason.INVALID_REQUEST,), 401: (Reason.TICKET_INVALID,)}
 ABSENT: Final[Refusals] = {404: (Reason.NOT_FOUND,)}
 WAKING: Final[Refusals] = {503: (Reason.SESSION_WAKING,)}
 
@@ -184,6 +185,7 @@ class Operation:
             WITH_BODY if self.takes_body else {},
             WRITING if self.writes else {},
             OR_SYNC if self.need.or_sync else {},
+            OR_TICKET if self.need.or_ticket else {},
             {400: tuple(PATH_VALUES[name].reason for name in self.path_names)} if self.path_names else {},
             self.refusals,
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from attrs import evolve
+
 from ..core.reasons import Reason
 from . import operator_shapes as shapes
 from .access import API, Need, Reach
@@ -134,6 +136,18 @@ _OWN: Final[tuple[Operation, ...]] = (
         query=shapes.RouteQuery,
     ),
     Operation(
+        "create_ticket",
+        "POST",
+        f"{API}/tickets",
+        Need(Reach.ANY),
+        Pages.create_ticket,
+        "A ticket in place of the token that is sent with this, operator or session: for one use within seconds, by "
+        "the same origin, where that token would be good.",
+        {200: shapes.Ticket},
+        {"ticket": "8VZ1kq0tTzqk3yH2m6a1Gw", "expires_at": _AT},
+        {401: (Reason.TOKEN_NOT_YET_VALID, Reason.MISSING_IAT, Reason.MISSING_JTI)},
+    ),
+    Operation(
         "list_sessions",
         "GET",
         f"{API}/sessions",
@@ -188,7 +202,7 @@ _OWN: Final[tuple[Operation, ...]] = (
         "stream_session",
         "GET",
         f"{API}/sessions/{{session}}/stream",
-        _READ,
+        evolve(_READ, or_ticket=True),
         stream_session,
         "Follow a session as server-sent events: `hello`, `message`s from the cursor on (the head when there is none), "
         "`caught_up`, and `closed` with its reason. The id of an event resumes behind it.",
@@ -203,7 +217,7 @@ _OWN: Final[tuple[Operation, ...]] = (
                 429: (Reason.TOO_MANY_FOLLOWERS, Reason.TOO_MANY_ATTACHMENTS),
             },
         ),
-        query=shapes.StreamQuery,
+        query=shapes.SessionStreamQuery,
         media_type=SSE,
         headers={"Last-Event-ID": "the id of the last event that you have, in place of after_seq"},
     ),

@@ -42,7 +42,7 @@ from ..machines.canary import Canary
 from ..observe import AccessDenied, HttpServed, ServingFailed
 from ..observe.metrics import HTTP_METHODS, OTHER, Metrics
 from ..runtime.runtime import Runtime
-from .access import ALWAYS_POSTED, Denied, Principal, Reach, bearer, everyone, route_frozen
+from .access import ALWAYS_POSTED, Denied, Need, Principal, Reach, bearer, everyone, route_frozen
 from .calls import Answer, Body, Call
 from .connection import fresh_incident
 from .handshake import DoorRules, host_allowed, origin_allowed, token_in_query
@@ -58,7 +58,8 @@ from .operations import OPERATIONS
 from .operator_pages import Pages
 from .settings import Address, OperatorSettings, own_origins
 from .shapes import Misfit, read_json, read_query, read_shape
-from .tokens import OperatorTokens
+from .tickets import Tickets
+from .tokens import KeyRing, OperatorTokens
 
 CONNECTIONS_MAX: Final = 4_096
 """Beyond this the connection that has been idle longest is closed, so that health routes can always be asked. More
@@ -66,8 +67,15 @@ than those that may be busy at once: requests in flight and followers."""
 IN_LOOP_BYTES_MAX: Final = 16_384
 """A body up to this is read in the loop, in well under a millisecond; a larger one in a thread."""
 
+_ANY_OPERATOR: Final = Need(Reach.TENANT)
 _JSON_TYPE: Final = re.compile(r"application/json|[\w.+-]+/[\w.+-]+\+json")
 _HEADERS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+_PREFLIGHT: Final = (
+    (b"access-control-allow-methods", b"GET, POST"),
+    (b"access-control-allow-headers", b"authorization, content-type, idempotency-key, if-none-match, last-event-id"),
+    (b"access-control-max-age", b"600"),
+)
+_EXPOSED: Final = b"etag, retry-after, turnlane-duplicate"
 
 
 @define(slots=True, eq=False, repr=False)
@@ -77,7 +85,8 @@ class OperatorApi:
     `notices` are warnings of the daemon that no status of the runtime knows (`auth_off` of the other listener, keys
     that did not load). `tls` is a server-side context, or None. `canary` says who is created here. `live` is live
     delivery over the same runtime; None: it is closed. `legacy` are applications of another runtime; their writes are
-    refused where they are `legacy_frozen`, or while the variable says so.
+    refused where they are `legacy_frozen`, or while the variable says so. `keys` are those of session tokens, which are
+    taken for tickets alone; `tickets` are shared with the websocket listener.
     """
 
     runtime: Runtime
@@ -93,6 +102,8 @@ class OperatorApi:
     live: LiveDelivery | None = None
     legacy: Sequence[Mounted] = ()
     legacy_frozen: bool = False
+    keys: KeyRing | None = None
+    tickets: Tickets = field()
     pages: Pages = field(init=False)
     door: DoorRules = field(init=False)
     in_flight: int = 0
@@ -104,6 +115,10 @@ class OperatorApi:
     _work: trio.Nursery = field(init=False)
     """Of writes: they end when they are done, whoever waits for them."""
     _gone: trio.Event = field(factory=trio.Event)
+
+    @tickets.default
+    def _tickets_of_its_own(self) -> Tickets:
+        return Tickets(self.limits, self.runtime.ports.clock)
 
     def __attrs_post_init__(self) -> None:
         limits = self.limits
@@ -119,6 +134,7 @@ class OperatorApi:
             tag_of(described),
             self.notices,
             self.canary,
+            tickets=self.tickets,
         )
         if not self.settings.listen.loopback and (not self.settings.auth or not len(self.tokens)):
             raise ValueError("an operator listener that is not loopback needs authentication and operator tokens")
@@ -217,6 +233,7 @@ class OperatorApi:
         wire: Wire = scope["state"]["wire"]
         incoming = Body(receive)
         prefix = self._mounts.prefix_of(scope)
+        headers = [*_HEADERS, *self._for_pages(scope)]
 
         async def sending(message: Message) -> None:
             nonlocal status, over
@@ -227,7 +244,7 @@ class OperatorApi:
                     await incoming.drop()
                 status = message["status"]
                 if prefix is None:
-                    message["headers"] = [*message["headers"], *_HEADERS]
+                    message["headers"] = [*message["headers"], *headers]
             if incoming.left:
                 await trio.lowlevel.checkpoint()  # nobody is there; who writes on and on has to hear that
                 return
@@ -249,6 +266,19 @@ class OperatorApi:
                 self._served(scope, status, started)  # a stream that ended with its client
             wire.answered()
 
+    def _for_pages(self, scope: Any) -> list[tuple[bytes, bytes]]:
+        """What lets a page of another origin read an answer, where its origin stands on a list of ours."""
+        origin = Call(scope["headers"], "").origin
+        if origin is None or not origin_allowed(
+            origin, (*self.door.allowed_origins, *self.pages.live.settings.allowed_origins)
+        ):
+            return []
+        return [
+            (b"access-control-allow-origin", origin.strip().encode("latin-1")),
+            (b"access-control-expose-headers", _EXPOSED),
+            (b"vary", b"origin"),
+        ]
+
     def _served(self, scope: Any, status: int, started: Instant) -> None:
         seconds = (self.runtime.ports.clock.now() - started) / 1_000_000_000
         method = scope["method"] if scope["method"] in HTTP_METHODS else OTHER
@@ -263,6 +293,10 @@ class OperatorApi:
             return
         if prefix is not None:
             await self._mounts.serve(prefix, scope, incoming, send)
+            return
+        if scope["method"] == "OPTIONS" and self._for_pages(scope):
+            await send({"type": "http.response.start", "status": 204, "headers": list(_PREFLIGHT)})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
         cut = scope["state"]["wire"].cut
         scope["call"] = Call(scope["headers"], scope["query_string"].decode("latin-1"), incoming, send, cut=cut)
@@ -351,7 +385,7 @@ class OperatorApi:
             raise self._denied(route, Reason.ORIGIN_NOT_ALLOWED, "pages of this origin may not ask here", 403)
         if sync and not in_url:
             return
-        principal = call.principal = self._principal(call, route)
+        principal = call.principal = self._principal(call, route, need)
         session = _session_of(connection.path_params) if need.reach is Reach.SESSION else None
         if (refusal := principal.refuses(need, session)) is None:
             return
@@ -378,28 +412,36 @@ class OperatorApi:
         if len(hosts) != 1 or not host_allowed(hosts[0], self.door.allowed_hosts, loopback=self.door.loopback):
             raise self._denied(route, Reason.HOST_NOT_ALLOWED, "the Host header does not name this listener", 403)
 
-    def _principal(self, call: Call, route: str) -> Principal:
+    def _principal(self, call: Call, route: str, need: Need = _ANY_OPERATOR) -> Principal:
         if token_in_query(call.query_text):
             message = "a token in a URL is never accepted: send the header Authorization: Bearer <token>"
             raise self._denied(route, Reason.TOKEN_IN_URL, message, 401)
-        if not self.settings.auth:
+        token, any_kind = _token(call), need.reach is Reach.ANY
+        if not self.settings.auth and not any_kind:
             return everyone()
-        token = _token(call)
-        principal = self._checked(token)
+        if need.or_ticket:
+            shown = {value for name, value in call.pairs() if name == "ticket"}
+            token = self.tickets.exchanged(token, shown, call.origin, self._checked)
+        principal = token if isinstance(token, Denied) else self._checked(token, any_kind)
         if isinstance(principal, Denied):
-            raise self._denied(route, principal.reason, principal.message, 401, None, principal.detail)
-
-        def recheck() -> Reason | None:
-            now = self._checked(token)
-            return now.reason if isinstance(now, Denied) else None
-
-        call.recheck = recheck
+            if not self.settings.auth:
+                return everyone()
+            status = principal.reason.http_status
+            raise self._denied(route, principal.reason, principal.message, status, None, principal.detail)
+        assert isinstance(token, Secret)
+        call.token, call.recheck = token, partial(self._recheck, token)
         return principal
 
-    def _checked(self, token: Secret | Denied) -> Principal | Denied:
-        if isinstance(token, Denied):
-            return token
-        return self.tokens.check(token, self.runtime.ports.clock.wall() // 1_000_000)
+    def _recheck(self, token: Secret) -> Reason | None:
+        now = self._checked(token)
+        return now.reason if isinstance(now, Denied) else None
+
+    def _checked(self, token: Secret, any_kind: bool = False) -> Principal | Denied:
+        """Who presents an operator token; or, of `any_kind`, the token of a session."""
+        now_s = self.runtime.ports.clock.wall() // 1_000_000
+        found = self.tokens.check(token, now_s)
+        foreign = isinstance(found, Denied) and found.reason is Reason.INVALID_TOKEN
+        return self.keys.check(token, now_s) if any_kind and foreign and self.keys is not None else found
 
     async def _serve(self, operation: Operation, call: Call, path: Mapping[str, str]) -> Answer | None:
         call.media_type = operation.media_type

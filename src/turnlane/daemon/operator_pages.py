@@ -21,6 +21,7 @@ from ..core.instants import Instant, WallInstant, wall_text
 from ..core.limits import Limits
 from ..core.ports import CorruptStream, StoreError
 from ..core.reasons import Reason
+from ..core.secret import Secret
 from ..core.status import Blocker, parts_ready, readiness, warnings
 from ..machines.canary import Canary, route
 from ..observe.metrics import Metrics
@@ -31,6 +32,7 @@ from .http_wire import absent, encode
 from .live import LiveDelivery
 from .operator_streams import Followers, stale_cursor
 from .status_value import status_value
+from .tickets import Tickets
 
 FOLD_MS_MAX: Final = 500
 """A page of sessions ends early when folding those that are not in memory takes longer."""
@@ -74,6 +76,7 @@ class Pages:
     document_tag: str = ""
     notices: tuple[Blocker, ...] = ()
     canary: Canary = field(factory=Canary)
+    tickets: Tickets = field(kw_only=True)
     stopping: trio.Event = field(factory=trio.Event)
     followers: Followers = field(init=False)
     threads: trio.CapacityLimiter = field(init=False)
@@ -149,6 +152,11 @@ class Pages:
         if not call.query.key:
             raise invalid_query("key", "a key, such as user:42")
         return Answer(route(self.canary, call.query.key).told())
+
+    async def create_ticket(self, call: Call) -> Answer:
+        """With auth off nobody shows a token, and nobody is asked for what stands for one."""
+        ticket, ends = self.tickets.issue(call.token or Secret(""), call.known, call.origin)
+        return Answer({"ticket": ticket, "expires_at": wall_text(ends)})
 
     async def read_openapi(self, call: Call) -> Answer:
         return call.tagged(self.document, self.document_tag)

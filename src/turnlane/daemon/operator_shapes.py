@@ -141,6 +141,13 @@ class StreamQuery:
 
 
 @frozen
+class SessionStreamQuery:
+    after_seq: AfterSeq | None = None
+    tail_ms: TailMs | None = None
+    ticket: Annotated[str, Meta(description="in place of a token, where headers cannot be set")] | None = None
+
+
+@frozen
 class SessionRow:
     """`reason` is there for a session whose log cannot be read; its phase is null."""
 

@@ -27,6 +27,7 @@ from .connection import Connection, fresh_incident, wall_seconds
 from .guard import Guard
 from .handshake import Accepted, DoorRules, Refusal, draining, overloaded
 from .protocol import CLOSE_INTERNAL
+from .tickets import Tickets
 from .tokens import KeyRing
 
 MESSAGES_READ_AHEAD = 64
@@ -46,6 +47,8 @@ class Server:
     """Whether small messages are split off beneath the websocket library (`turnlane/inbox.py`)."""
     canary: Canary = field(factory=Canary)
     """Whose sessions are created here; what exists goes on whatever it says."""
+    tickets: Tickets = field()
+    """Those of the daemon: the operator's listener issues them."""
     connections: set[Connection] = field(factory=set)
     draining: bool = False
     refused: Counter[Reason] = field(factory=Counter)
@@ -54,6 +57,10 @@ class Server:
     _by_address: Counter[str] = field(factory=Counter)
     _crashes: dict[str, deque[float]] = field(factory=dict)
     _gone: trio.Event = field(factory=trio.Event)
+
+    @tickets.default
+    def _tickets_of_its_own(self) -> Tickets:
+        return Tickets(self.limits, self.runtime.ports.clock)
 
     @property
     def limits(self) -> Limits:
@@ -130,9 +137,9 @@ class Server:
         self._handshakes[address] += 1
         try:
             answer = await guard.handshake(self.door)
-            token = None if isinstance(answer, Refusal) else self._header_token(answer)
+            token = None if isinstance(answer, Refusal) else self._early_token(answer)
             if isinstance(token, Denied):
-                answer = Refusal(401, token.reason, token.message, (("WWW-Authenticate", "Bearer"),))
+                answer = Refusal(token.reason.http_status, token.reason, token.message)
             elif isinstance(token, Refusal):
                 answer = token
             if isinstance(answer, Refusal):
@@ -172,11 +179,12 @@ class Server:
 
     # who speaks
 
-    def _header_token(self, accepted: Accepted) -> Secret | Denied | Refusal | None:
-        """A bearer token of the request is judged before the upgrade: a bad one is 401."""
-        if accepted.authorization is None or self.keys is None:
+    def _early_token(self, accepted: Accepted) -> Secret | Denied | Refusal | None:
+        """What came with the request, a bearer token or a ticket, is judged before the upgrade: a bad one is 401."""
+        if self.keys is None or (accepted.authorization is None and not accepted.tickets):
             return None
-        token = bearer(accepted.authorization)
+        header = bearer(accepted.authorization)
+        token = self.tickets.exchanged(header, accepted.tickets, accepted.origin, self.authenticate)
         if isinstance(token, Denied):
             return token
         principal = self.authenticate(token)

@@ -5,8 +5,7 @@ the *operator token* (an opaque secret of which we keep the hash, `OperatorToken
 is not trusted to judge them: it once took a token that had expired in 1970. So the algorithm is a property of the key,
 everything is type-checked here, and its claims registry is applied besides, always.
 
-The wall clock comes in as an argument, in seconds. The place of tickets, revocation and key reload is here; they are
-not built.
+The wall clock comes in as an argument, in seconds. What stands for a token for a moment is in `tickets.py`.
 """
 
 from __future__ import annotations
