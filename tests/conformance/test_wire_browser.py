@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
-import os
-import shutil
-import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,8 +14,8 @@ from urllib.parse import urlencode
 
 import pytest
 import trio
-import websockets
-from wire_kit import DEEP, ring, world
+from browser_kit import BROWSER, browsing, tab
+from wire_kit import ring, world
 
 from turnlane.core.reasons import Reason
 from turnlane.daemon.handshake import DoorRules
@@ -29,43 +24,11 @@ from turnlane.daemon.settings import Address, OperatorSettings
 from turnlane.daemon.tokens import OperatorTokens
 from turnlane.observe.metrics import Metrics
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--disable-extensions",
-    "--no-default-browser-check",
-    "--remote-debugging-port=0",
-]
-
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A headless browser; the port of its DevTools."""
-    if BROWSER is None:
-        if DEEP:
-            pytest.fail("no browser on PATH (chromium, chromium-browser, google-chrome), and this level requires one")
-        pytest.skip("no browser on PATH: chromium, chromium-browser or google-chrome")
-    home = tmp_path_factory.mktemp("browser")
-    command = [BROWSER, *FLAGS, f"--user-data-dir={home}", "about:blank"]
-    environment = {**os.environ, "HOME": str(home)}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    try:
-        port_file, until = home / "DevToolsActivePort", time.monotonic() + 30
-        while not port_file.exists() or not port_file.read_text():
-            assert process.poll() is None and time.monotonic() < until, "the browser did not start"
-            time.sleep(0.05)
-        yield int(port_file.read_text().split()[0])
-    finally:
-        process.kill()
-        process.wait()
+    with browsing(tmp_path_factory.mktemp("browser")) as devtools:
+        yield devtools
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -89,31 +52,9 @@ def pages() -> Iterator[list[str]]:
 
 async def show(devtools: int, url: str) -> str:
     """Open a page, wait until it has written its result into its document, and close it."""
-    new = urllib.request.Request(f"http://127.0.0.1:{devtools}/json/new?about:blank", method="PUT")
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with await asyncio.to_thread(direct.open, new) as answer:
-        target = json.load(answer)
-    async with websockets.connect(target["webSocketDebuggerUrl"], max_size=None, proxy=None) as tools:
-        count = 0
-
-        async def ask(method: str, **params: Any) -> Any:
-            nonlocal count
-            count += 1
-            await tools.send(json.dumps({"id": count, "method": method, "params": params}))
-            while True:
-                came = json.loads(await asyncio.wait_for(tools.recv(), 30))
-                if came.get("id") == count:
-                    return came["result"]
-
-        await ask("Page.navigate", url=url)
-        until = time.monotonic() + 30
-        text = ""
-        while not text and time.monotonic() < until:
-            await asyncio.sleep(0.05)
-            expression = "(document.getElementById('result') || {}).textContent || ''"
-            text = (await ask("Runtime.evaluate", expression=expression, returnByValue=True))["result"]["value"]
-        await ask("Page.close")
-    return str(text)
+    async with tab(devtools) as page:
+        await page.go(url)
+        return str(await page.until("(document.getElementById('result') || {}).textContent"))
 
 
 def visit(devtools: int, page: str, allowed: str, *, by: str) -> tuple[str, Any]:
@@ -133,7 +74,7 @@ def visit(devtools: int, page: str, allowed: str, *, by: str) -> tuple[str, Any]
                 api = OperatorApi(w.runtime, settings, Metrics(), OperatorTokens(), keys=keys, tickets=w.server.tickets)
                 query["tickets"] = f"http://{await w.nursery.start(serve_operator, api)}/internal/v1/tickets"
             url = f"{page}/page.html?{urlencode(query)}"
-            said = await trio.to_thread.run_sync(lambda: asyncio.run(show(devtools, url)))
+            said = await show(devtools, url)
             w.assert_sound()
             return said, w.server.refused
 

@@ -49,7 +49,7 @@ def principal(name: str = "ann", expires_at: int | None = None) -> Principal:
 
 def shown(book: Tickets, ticket: str, origin: str | None = None) -> Secret | Denied:
     nobody = Denied(Reason.MISSING_AUTHORIZATION)
-    return book.exchanged(nobody, [ticket], origin, lambda _: principal())
+    return book.exchanged(nobody, [ticket], [origin], lambda _: principal())
 
 
 def test_every_course_of_asking_showing_and_waiting_is_that_of_a_list_of_places() -> None:
@@ -224,6 +224,24 @@ async def test_a_ticket_is_for_the_page_that_asked() -> None:
         for origin, status in ((PAGE, 200), ("https://other.example", 401), ("", 401)):
             answer = await streamed(made, await ticket_of(made, Origin=PAGE), Origin=origin)
             assert answer.status == status and (status == 200 or answer.told == INVALID)
+
+
+async def test_a_page_reads_from_its_own_address_without_saying_its_origin() -> None:
+    """Browsers leave it out there, and say so."""
+    async with house() as made:
+        await told_a_story(made)
+        host = str(made.address)
+        for own, said, status in (
+            (f"http://{host}", "same-origin", 200),
+            (f"http://{host}", "", 401),
+            (f"http://{host}", "same-site", 401),
+            (f"http://{host}", "cross-site", 401),
+            (f"http://localhost:{made.address.port}", "same-origin", 401),
+        ):
+            ticket = await ticket_of(made, Origin=own, Host=host)
+            assert (await streamed(made, ticket, Host=host, Sec_Fetch_Site=said)).status == status
+        ticket = await ticket_of(made)  # of no page
+        assert (await streamed(made, ticket, Host=host, Sec_Fetch_Site="same-origin")).told == INVALID
 
 
 async def test_two_different_credentials_are_refused_and_one_shown_twice_is_one() -> None:

@@ -14,7 +14,7 @@ from turnlane.daemon.operations import OPERATIONS
 
 from .reading import called, dotted, modules, nothing
 
-OPEN = {"read_health", "read_readiness"}
+OPEN = {"read_health", "read_readiness", "read_inspector", "read_inspector_script", "read_inspector_style"}
 """What whoever reaches the listener may ask. Everything else needs a right."""
 
 

@@ -117,6 +117,14 @@ class Call:
         """The header `Origin`, judged already; of several all in a row, which is none that stands on a list."""
         return ", ".join(self.values("origin")) or None
 
+    @property
+    def origins(self) -> list[str | None]:
+        """Where a request that only reads may come from. Of a page that asks its own address for something a browser
+        sends no Origin, but says so in a header that no page can set; with which scheme it knows alone."""
+        if self.origin is None and self.values("sec-fetch-site") == ["same-origin"]:
+            return [f"{scheme}://{host}" for scheme in ("http", "https") for host in self.values("host")]
+        return [self.origin]
+
     def values(self, name: str) -> list[str]:
         """The values of a header, by its name in small letters."""
         return [value.decode("latin-1") for key, value in self.headers if key == name.encode()]

@@ -12,6 +12,7 @@ from . import operator_shapes as shapes
 from .access import API, Need, Reach
 from .book_operations import BOOKS
 from .contract_operations import CONTRACT
+from .inspector import INSPECTOR
 from .live_operations import LIVE
 from .operation import ABSENT, PROMETHEUS, SSE, WAKING, Operation, together
 from .operator_pages import Pages
@@ -223,7 +224,7 @@ _OWN: Final[tuple[Operation, ...]] = (
     ),
 )
 
-OPERATIONS: Final = (*_OWN, *BOOKS, *PROJECTORS, *LIVE, *CONTRACT)
+OPERATIONS: Final = (*_OWN, *BOOKS, *PROJECTORS, *LIVE, *CONTRACT, *INSPECTOR)
 
 ROUTES: Final[Mapping[tuple[str, str], Need]] = {(one.method, one.path): one.need for one in OPERATIONS}
 """Method and path of each operation, with the right it needs."""

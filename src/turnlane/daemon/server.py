@@ -184,7 +184,7 @@ class Server:
         if self.keys is None or (accepted.authorization is None and not accepted.tickets):
             return None
         header = bearer(accepted.authorization)
-        token = self.tickets.exchanged(header, accepted.tickets, accepted.origin, self.authenticate)
+        token = self.tickets.exchanged(header, accepted.tickets, [accepted.origin], self.authenticate)
         if isinstance(token, Denied):
             return token
         principal = self.authenticate(token)

@@ -72,26 +72,26 @@ class Tickets:
         self,
         header: Secret | Denied,
         shown: Collection[str],
-        origin: str | None,
+        origins: Collection[str | None],
         check: Callable[[Secret], Principal | Denied],
     ) -> Secret | Denied:
         """The token of a request: that of its header, or the one that the ticket it shows stands for.
 
         A header that holds no token answers first. Whatever `check` finds wrong with the token of a ticket by now, it
-        is the ticket that is not valid.
+        is the ticket that is not valid. `origins`: where the request may come from; None is no browser.
         """
         if not shown or (isinstance(header, Denied) and header.reason is not Reason.MISSING_AUTHORIZATION):
             return header
         if len(shown) > 1:
             return Denied(Reason.INVALID_REQUEST, "two different tickets")
-        token = self._taken(next(iter(shown)), origin)
+        token = self._taken(next(iter(shown)), {_of(origin) for origin in origins})
         if isinstance(token, Denied):
             return token
         if isinstance(denied := check(token), Denied):
             return Denied(Reason.TICKET_INVALID, f"its token: {denied.reason.value}")
         return one_token(None if isinstance(header, Denied) else header, token)
 
-    def _taken(self, ticket: str, origin: str | None) -> Secret | Denied:
+    def _taken(self, ticket: str, origins: Collection[str | None]) -> Secret | Denied:
         """The token that a ticket stands for. It is spent, also by being shown where it is not good."""
         self._forget_late()
         digest = _digest(ticket)
@@ -99,7 +99,7 @@ class Tickets:
         if live is None:
             return Denied(Reason.TICKET_INVALID, "unknown, used or late")
         self._forget(digest, live)
-        return live.token if live.origin == _of(origin) else Denied(Reason.TICKET_INVALID, "of another origin")
+        return live.token if live.origin in origins else Denied(Reason.TICKET_INVALID, "of another origin")
 
     def _forget_late(self) -> None:
         now = self.clock.now()
