@@ -10,6 +10,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from functools import partial
@@ -21,9 +22,15 @@ import trio
 
 import turnlane.client
 from turnlane.client import Event
+from turnlane.core.limits import DEFAULT_LIMITS
+from turnlane.core.reasons import Reason
+from turnlane.core.secret import Secret
+from turnlane.daemon.access import scope_of
 from turnlane.daemon.config import read_settings
 from turnlane.daemon.daemon import GC_THRESHOLDS, run_daemon
+from turnlane.daemon.keys import find_local_tokens, load_keys
 from turnlane.daemon.settings import Settings
+from turnlane.daemon.tokens import KeyRing, mint_operator
 
 WORDS = " ".join(f"w{number}" for number in range(200))
 
@@ -58,7 +65,7 @@ async def in_mid_turn(daemon: Any, outputs: int = 5, session: str = "s-1", pace:
     raise AssertionError("the session ended")
 
 
-def get(url: str) -> tuple[int, dict[str, Any]]:
+def get(url: Any) -> tuple[int, dict[str, Any]]:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return answer.status, json.loads(answer.read())
@@ -111,7 +118,7 @@ def test_stdout_has_one_line_and_the_log_goes_to_stderr(place):
     assert [line["event"] for line in lines] == ["daemon.started", "daemon.draining", "daemon.ended"]
 
 
-def test_people_get_the_addresses_as_text_and_sighup_keeps_the_settings_and_says_so(place):
+def test_people_get_the_addresses_as_text_and_sighup_keeps_the_other_settings_and_says_so(place):
     words = ("serve", "agents:speaker", "--state", place.state, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
     with subprocess.Popen(
         place.command(*words), cwd=place.folder, env=place.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -124,7 +131,94 @@ def test_people_get_the_addresses_as_text_and_sighup_keeps_the_settings_and_says
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=10)
     assert line.startswith("turnlane: listening on ws://127.0.0.1:") and out == b"" and process.returncode == 0
-    assert b"settings are read once" in err
+    assert b"all other settings are read once" in err
+
+
+def operator_token(place, name: str) -> tuple[str, str]:
+    """The secret, and the table for the settings."""
+    secret, kept = mint_operator(name, ["status.read", "sessions.read"])
+    table = f'[[operator.tokens]]\nname = "{name}"\nsha256 = "{kept.sha256}"\nscopes = ["status.read"]\n'
+    return secret.reveal().decode(), table
+
+
+def asks(daemon: Any, token: str) -> int:
+    request = urllib.request.Request(f"{daemon.operator_url}/internal/v1/status")
+    request.add_header("Authorization", f"Bearer {token}")
+    return get(request)[0]
+
+
+def warned(daemon: Any) -> bool:
+    return "keys_not_reloaded" in [one["code"] for one in get(f"{daemon.operator_url}/readyz")[1]["warnings"]]
+
+
+async def becomes(said: Any, value: Any) -> None:
+    with trio.fail_after(10):
+        while await trio.to_thread.run_sync(said) != value:
+            await trio.sleep(0.02)
+
+
+async def test_sighup_takes_operator_tokens_as_they_are_now_and_keeps_them_when_it_cannot_read(place):
+    (first, one), (second, other) = operator_token(place, "first"), operator_token(place, "second")
+    settings = place.folder / "turnlane.toml"
+    settings.write_text(one)
+    daemon = place.start("--config", settings)
+    assert (asks(daemon, first), asks(daemon, second)) == (200, 401)
+    settings.write_text(other)
+    daemon.signal(signal.SIGHUP)
+    await becomes(lambda: (asks(daemon, first), asks(daemon, second)), (401, 200))
+    for broken in ("[[operator.tokens]]\nname = 7\n", "not toml", f"{one}\nunknown = 1\n"):
+        settings.write_text(broken)
+        daemon.signal(signal.SIGHUP)
+        await becomes(partial(warned, daemon), True)
+        assert (asks(daemon, first), asks(daemon, second)) == (401, 200)
+        settings.write_text(other)
+        daemon.signal(signal.SIGHUP)
+        await becomes(partial(warned, daemon), False)
+    settings.unlink()
+    daemon.signal(signal.SIGHUP)
+    await becomes(partial(warned, daemon), True)
+    settings.write_text("")
+    daemon.signal(signal.SIGHUP)
+    await becomes(partial(warned, daemon), False)
+    assert asks(daemon, second) == 401
+    found = find_local_tokens(daemon.url.split("/")[2], daemon.environ)
+    assert asks(daemon, found.operator_token.reveal().decode()) == 200  # as in a start without tokens
+    daemon.signal(signal.SIGTERM)
+    _, _, err = daemon.ended()
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["event"] for line in lines].count("daemon.keys_not_reloaded") == 4
+    assert not any(secret in err for secret in (first, second))
+
+
+async def test_sighup_takes_the_keys_of_sessions_and_closes_who_speaks_by_one_that_is_gone(place):
+    keys, settings, rings = place.folder / "keys.toml", place.folder / "turnlane.toml", dict[str, KeyRing]()
+    settings.write_text('keys = "keys.toml"\n')
+    keys.touch(0o600)
+
+    def write_key(kid: str) -> None:
+        keys.write_text(f'[[keys]]\nkid = "{kid}"\nalg = "HS256"\nkey = "{kid * 32}"\nmint = true\n')
+        rings[kid] = KeyRing(load_keys(keys, {}, DEFAULT_LIMITS)[0])
+
+    def token(kid: str) -> Secret:
+        return rings[kid].mint("ann", scope_of("talker"), now_s=int(time.time()), jti="j")
+
+    write_key("a")
+    daemon = place.start("--config", settings)
+    async with turnlane.client.connect(daemon.url, token("a")) as client:
+        await client.open_session("s-1")
+        write_key("b")
+        daemon.signal(signal.SIGHUP)
+        with pytest.raises(turnlane.Refused) as refused, trio.fail_after(10):
+            while True:
+                await client.open_session("s-1")
+                await trio.sleep(0.02)
+        assert refused.value.reason in (Reason.TOKEN_REVOKED, Reason.INVALID_TOKEN)
+    async with turnlane.client.connect(daemon.url, token("b")) as client:
+        await client.open_session("s-1")
+        keys.chmod(0o644)
+        daemon.signal(signal.SIGHUP)
+        await becomes(partial(warned, daemon), True)
+        await client.open_session("s-2")
 
 
 def test_the_local_tokens_are_private_and_go_with_the_daemon_and_the_key_has_to_stay_private(place):

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import trio
+from joserfc.jwk import OctKey
 from wire_kit import Gone, Wire, World, jumping, mint, request_head, ring, wall_s, world
 
 from turnlane.core.secret import Secret
 from turnlane.daemon.access import Principal, PrincipalKind
 from turnlane.daemon.handshake import DoorRules
+from turnlane.daemon.keys import Key
+from turnlane.daemon.tokens import KeyRing
 
 PAGE = "https://app.example"
 RULES = DoorRules(allowed_origins=(PAGE, "https://other.example"))
@@ -148,6 +151,41 @@ def test_where_nobody_is_asked_for_a_token_a_ticket_is_not_looked_at() -> None:
             wire, status, _ = await knock(w, head_with("ticket.anything"))
             assert status == 101
             await wire.hello()
+
+    jumping(main)
+
+
+def test_who_speaks_by_a_key_that_is_gone_is_told_its_token_was_revoked() -> None:
+    """However the token came: with the request, in `initialize`, by `auth/refresh`, as a ticket."""
+
+    async def main() -> None:
+        old, new = ring(), KeyRing([Key("k2", "HS256", OctKey.import_key(b"t" * 32), mint=True)])
+        both = KeyRing([*old._keys.values(), *new._keys.values()])
+        async with world(keys=old) as w:
+            gone = mint(old, "ann", SCOPE)
+            early, _, _ = await knock(w, head_with(Authorization=f"Bearer {gone}"))
+            ticket, _, _ = await knock(w, head_with(f"ticket.{issued(w, gone)}"))
+            (member, _, _), (stays, _, _) = await knock(w, head_with()), await knock(w, head_with())
+            await early.hello()
+            await ticket.hello()
+            await member.hello(token=gone)
+            await stays.hello(token=gone)
+            await early.call("session/open", session="s", key="o")
+            await early.call("session/attach", session="s", replay_from={"type": "earliest"}, client="c")
+            await w.server.replace_keys(both)
+            await stays.call("auth/refresh", token=mint(new, "ann", SCOPE))
+            unused = f"ticket.{issued(w, gone)}"
+            await w.server.replace_keys(new)
+            for wire in (early, ticket, member):
+                with pytest.raises(Gone) as ended:
+                    while True:
+                        came = await wire.receive()
+                        if came["method"] == "session/detached":
+                            assert came["params"]["reason"] == "token_revoked" and came["params"]["cursor"]
+                assert (ended.value.code, ended.value.text) == (4401, "token_revoked")
+            assert (await knock(w, head_with(unused)))[1:] == (401, "ticket_invalid")
+            assert (await stays.call("session/read", session="s"))["session"] == "s"
+            w.assert_sound()
 
     jumping(main)
 

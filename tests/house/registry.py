@@ -94,10 +94,17 @@ def _methods() -> Iterator[str]:
 def _routes() -> Iterator[str]:
     yield "## Routes of the operator's listener\n"
     rows = [
-        (f"`{verb} {path}`", _code(list(need.rights)) or "none: open to whoever reaches it")
+        (f"`{verb} {path}`", _code(list(need.rights)) or _WITHOUT_RIGHTS[need.reach])
         for (verb, path), need in operations.ROUTES.items()
     ]
     yield _table(("route", "rights"), rows)
+
+
+_WITHOUT_RIGHTS = {
+    access.Reach.OPEN: "none: open to whoever reaches it",
+    access.Reach.SYNC: "a sync token that may read the topic",
+    access.Reach.ANY: "any valid token, operator's or of a session",
+}
 
 
 def _settings() -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -15,6 +16,8 @@ from .apps import load_agent, load_mounts
 from .frame import OK, UNREACHABLE, USAGE, Json, No, app, leaf, print_json, safe
 
 if TYPE_CHECKING:
+    from ..daemon.config import Problem
+    from ..daemon.daemon import Reread
     from ..daemon.legacy_mounts import Mounted
     from ..daemon.settings import Settings
     from ..runtime.agent import Agent
@@ -44,7 +47,7 @@ def serve(
     """Run the daemon. Settings: --config FILE, then TURNLANE_* variables, then options.
 
     Prints one line with the bound addresses once it listens; logs go to stderr. SIGTERM and Ctrl-C drain: new work is
-    refused, open turns may finish. A second Ctrl-C ends at once.
+    refused, open turns may finish. A second Ctrl-C ends at once. SIGHUP has operator tokens and keys read again.
     """
     flags = {
         "app": app_name,
@@ -65,17 +68,22 @@ def serve(
     if check:
         print_json({"ok": True, "settings": settings.resolved.splitlines()}) if json else print(settings.resolved)
         return OK
-    return _run_serve(settings, agents, legacy, json)
+    return _run_serve(settings, agents, legacy, json, partial(_read, config, flags))
 
 
-def read_settings_or_say(config: Path | None, flags: Mapping[str, Any]) -> Settings:
-    """The settings of this start. Every problem is a line on stderr; then a No, exit 2."""
+def _read(config: Path | None, flags: Mapping[str, Any]) -> Settings | tuple[Problem, ...]:
+    """The settings as they are now. Raises nothing for what is wrong with them."""
     from ..daemon.config import read_settings
     from ..nodes.builtin import PACE_VARIABLE
 
     environ = {name: value for name, value in os.environ.items() if name != PACE_VARIABLE}
     named = os.environ.get("TURNLANE_CONFIG")
-    found = read_settings(config or (Path(named) if named else None), environ, flags)
+    return read_settings(config or (Path(named) if named else None), environ, flags)
+
+
+def read_settings_or_say(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """The settings of this start. Every problem is a line on stderr; then a No, exit 2."""
+    found = _read(config, flags)
     if isinstance(found, tuple):
         problems = [str(problem) for problem in found]
         for problem in problems[:-1]:
@@ -84,7 +92,9 @@ def read_settings_or_say(config: Path | None, flags: Mapping[str, Any]) -> Setti
     return found
 
 
-def _run_serve(settings: Settings, agents: Mapping[str, Agent], legacy: list[Mounted], json: bool) -> int:
+def _run_serve(
+    settings: Settings, agents: Mapping[str, Agent], legacy: list[Mounted], json: bool, reread: Reread
+) -> int:
     import trio
 
     from ..daemon.connection import fresh_incident
@@ -108,6 +118,7 @@ def _run_serve(settings: Settings, agents: Mapping[str, Agent], legacy: list[Mou
                 metrics=Metrics(),
                 say=lines.say,
                 version=__version__,
+                reread=reread,
                 task_status=task_status,
             )
         )

@@ -21,6 +21,7 @@ from ..core import marks
 from ..core.limits import Limits
 from ..core.ports import StoreError
 from ..core.reasons import Reason, Refused, Rejected
+from ..core.secret import Secret
 from ..runtime.lanes import Doorbell
 from . import compat
 from .access import Denied, Principal, method_frozen, need_of, one_token, refreshed
@@ -47,7 +48,6 @@ from .protocol import (
 from .rates import people_rates, service_rates
 
 if TYPE_CHECKING:
-    from ..core.secret import Secret
     from ..runtime.runtime import Runtime
     from .server import Server
 
@@ -72,7 +72,8 @@ class Connection:
     server: Server
     guard: Guard
     socket: WebSocketConnection
-    header_token: Secret | None
+    token: Secret | None
+    """By which it is known who speaks: that of the request until `initialize` or `auth/refresh` bring one."""
     id: str
     protocol: Protocol = field(init=False)
     principal: Principal = field(init=False)
@@ -256,7 +257,9 @@ class Connection:
             self.protocol.done(call)
 
     def _authenticate(self, params: Mapping[str, Any]) -> Principal | Denied:
-        return self.server.authenticate(one_token(self.header_token, self.server.secret(params.get("token"))))
+        token = one_token(self.token, self.server.secret(params.get("token")))
+        self.token = token if isinstance(token, Secret) else None
+        return self.server.authenticate(token)
 
     def _welcome(self) -> dict[str, Any]:
         limits = {name: getattr(self.limits, name) for name in LIMITS_TOLD}
@@ -276,12 +279,12 @@ class Connection:
 
     def refresh(self, token: str) -> dict[str, Any]:
         """`auth/refresh`: a token of the same subject; what it no longer covers is detached."""
-        principal = self.server.authenticate(self.server.secret(token) or Denied(Reason.MISSING_AUTHORIZATION))
+        principal = self.server.authenticate(Secret(token))
         if isinstance(principal, Principal):
             principal = refreshed(self.principal, principal)
         if isinstance(principal, Denied):
             raise Refused.of(principal.rejected())
-        self.principal = principal
+        self.principal, self.token = principal, Secret(token)
         self._arm_expiry()
         for wire in list(self.attachments.values()):
             need = need_of("session/attach", wire.attachment.role)

@@ -40,6 +40,7 @@ from ..observe.metrics import Metrics
 from ..runtime.agent import Agent
 from ..runtime.runtime import Runtime
 from .access import ROLES, scope_of
+from .config import Problem
 from .keys import LOCAL_SUBJECT, LocalTokens, local_key, write_local_tokens
 from .legacy_mounts import Mounted
 from .live_sources import live_delivery
@@ -89,6 +90,7 @@ class Ended:
     cut: int = 0
 
 
+Reread = Callable[[], Settings | tuple[Problem, ...]]
 Say = Callable[[str, str, str], None]
 """A line of the log about the daemon itself: level, event, message."""
 
@@ -126,15 +128,16 @@ async def run_daemon(
     version: str = "0",
     signals: bool = True,
     environ: Mapping[str, str] = os.environ,
+    reread: Reread | None = None,
     task_status: trio.TaskStatus[Bound] = trio.TASK_STATUS_IGNORED,
 ) -> Ended:
     """Serve until a signal, a broken journal or a cancel. Reports the bound addresses once everything listens.
 
     The first of `agents` serves sessions that name no profile. `legacy` are the applications that the settings
-    `cutover.legacy_mounts` name. With `signals` the process's handlers of SIGTERM, SIGINT
-    and SIGHUP are ours meanwhile (main thread only). A cancel ends at once: open turns are `abandoned` by the next
-    start. Raises StoreError where the state directory cannot be opened, CannotListen, and ValueError for a private
-    file that others may read.
+    `cutover.legacy_mounts` name. With `signals` the process's handlers of SIGTERM, SIGINT and SIGHUP are ours meanwhile
+    (main thread only); at SIGHUP `reread` gives the settings anew, of which operator tokens and keys of sessions count
+    from then on. A cancel ends at once: open turns are `abandoned` by the next start. Raises StoreError where the state
+    directory cannot be opened, CannotListen, and ValueError for a private file that others may read.
     """
     metrics = metrics or Metrics()
     observer = Observers(*observers, metrics)
@@ -149,7 +152,7 @@ async def run_daemon(
             observer=observer,
             write_mode=settings.cutover.write_mode,
         ) as runtime:
-            daemon = Daemon(settings, runtime, ending, metrics, say, version, environ, legacy)
+            daemon = Daemon(settings, runtime, ending, metrics, say, version, environ, legacy, reread)
             try:
                 with daemon.signals(signals), seldom_collected() if settings.gc else nullcontext():
                     async with trio.open_nursery() as nursery:
@@ -213,19 +216,21 @@ class Daemon:
     version: str
     environ: Mapping[str, str]
     legacy: Sequence[Mounted]
+    reread: Reread | None
     server: Server = field(init=False)
     api: OperatorApi = field(init=False)
     _ring: KeyRing | None = None
+    _notices: tuple[Blocker, ...] = ()
+    _hangup: trio.Event = field(factory=trio.Event)
     _operator_gone: trio.Event = field(factory=trio.Event)
     _operator_secret: Secret | None = None
+    _operator_local: tuple[OperatorToken, ...] = ()
     _token_file: Path | None = None
     _force: threading.Timer | None = None
 
     def __attrs_post_init__(self) -> None:
         settings = self.settings
-        if settings.auth:
-            keys = (local_key(settings.state, kept=self.runtime.writes),) if settings.makes_local_key else settings.keys
-            self._ring = KeyRing(keys, issuer=settings.issuer, audience=settings.audience, limits=settings.limits)
+        self._ring = self._key_ring()
         self.server = Server(
             self.runtime,
             settings.door(),
@@ -234,14 +239,13 @@ class Daemon:
             short_frames=settings.short_frames,
             canary=settings.cutover.canary,
         )
-        tokens = OperatorTokens((*settings.operator.tokens, *self._local_operator_token()))
-        notices = () if settings.auth else (Blocker("auth_off", "the websocket listener takes everybody"),)
+        self._notices = () if settings.auth else (Blocker("auth_off", "the websocket listener takes everybody"),)
         self.api = OperatorApi(
             self.runtime,
             settings.operator,
             self.metrics,
-            tokens,
-            notices=notices,
+            self._operator_tokens(),
+            notices=self._notices,
             canary=settings.cutover.canary,
             live=live_delivery(self.runtime, settings.live, settings.sync),
             legacy=self.legacy,
@@ -250,13 +254,22 @@ class Daemon:
             tickets=self.server.tickets,
         )
 
-    def _local_operator_token(self) -> tuple[OperatorToken, ...]:
+    def _key_ring(self) -> KeyRing | None:
+        settings = self.settings
+        if not settings.auth:
+            return None
+        keys = (local_key(settings.state, kept=self.runtime.writes),) if settings.makes_local_key else settings.keys
+        return KeyRing(keys, issuer=settings.issuer, audience=settings.audience, limits=settings.limits)
+
+    def _operator_tokens(self) -> OperatorTokens:
         """On loopback the tools of this user need no settings; tokens that were configured are the only ones."""
         operator = self.settings.operator
         if not operator.auth or operator.tokens or not operator.listen.loopback:
-            return ()
-        self._operator_secret, kept = mint_operator("local", ROLES["operator"])
-        return (kept,)
+            self._operator_secret, self._operator_local = None, ()
+        elif self._operator_secret is None:
+            self._operator_secret, kept = mint_operator("local", ROLES["operator"])
+            self._operator_local = (kept,)
+        return OperatorTokens((*operator.tokens, *self._operator_local))
 
     # start
 
@@ -275,6 +288,7 @@ class Daemon:
         bound = Bound(listen, operator, tls is not None)
         self._write_tokens(bound)
         nursery.start_soon(self._renew_tokens, bound, name="local tokens")
+        nursery.start_soon(self._reload_when_asked, bound, name="tokens and keys")
         nursery.start_soon(self._watch_journal, name="journal watch")
         nursery.start_soon(self._collect_when_quiet, name="garbage collector")
         where = f"{bound.url}, operator {bound.operator_url}, state {settings.state}"
@@ -299,6 +313,7 @@ class Daemon:
     def _write_tokens(self, bound: Bound) -> None:
         """One file for both listeners; a part that the tools do not need or cannot have is empty."""
         if not self.settings.makes_local_key and self._operator_secret is None:
+            self.forget_tokens()
             return
         now, life_s = self.server.wall_s(), self.settings.limits.service_token_life_s_max
         session = Secret("")
@@ -314,15 +329,57 @@ class Daemon:
         """The session token in the file is never older than half its life."""
         while True:
             await trio.sleep(self.settings.limits.service_token_life_s_max / 2)
-            try:
-                self._write_tokens(bound)
-            except (OSError, ValueError) as error:
-                self.say("error", "daemon.tokens_not_renewed", f"{type(error).__name__}: the old file stays")
+            self._renew(bound)
+
+    def _renew(self, bound: Bound) -> None:
+        try:
+            self._write_tokens(bound)
+        except (OSError, ValueError) as error:
+            self.say("error", "daemon.tokens_not_renewed", f"{type(error).__name__}: the old file stays")
 
     def forget_tokens(self) -> None:
         if self._token_file is not None:
             self._token_file.unlink(missing_ok=True)
             self._token_file = None
+
+    async def _reload_when_asked(self, bound: Bound) -> None:
+        """Each SIGHUP: operator tokens and keys of sessions as the settings say now. All else is read once."""
+        while True:
+            await self._hangup.wait()
+            self._hangup = trio.Event()
+            if self.reread is None:
+                self.say("info", "daemon.settings_kept", "settings are read once: restart the daemon to change them")
+                continue
+            try:
+                found: Settings | tuple[Problem | str, ...] = await trio.to_thread.run_sync(self.reread)
+                if isinstance(found, Settings):
+                    await self._reload(found, bound)
+            except (OSError, ValueError) as error:
+                found = (f"{type(error).__name__}: {error}",)
+            notices = self._notices
+            if not isinstance(found, Settings):
+                told = "; ".join(map(str, found))
+                self.say("error", "daemon.keys_not_reloaded", f"{told}: the old tokens and keys stay in force")
+                message = "the settings cannot be read again: the old tokens and keys stay in force, the log says why"
+                notices = (*notices, Blocker("keys_not_reloaded", message))
+            self.api.pages.notices = notices
+
+    async def _reload(self, found: Settings, bound: Bound) -> None:
+        """Raises OSError or ValueError, with everything as it was, where a file of ours cannot be used."""
+        before = self.settings
+        operator = evolve(before.operator, tokens=found.operator.tokens)
+        self.settings = evolve(before, operator=operator, keys=found.keys, keys_file=found.keys_file)
+        try:
+            ring = self._key_ring()
+        except (OSError, ValueError):
+            self.settings = before
+            raise
+        self.api.tokens, self.api.keys, self._ring = self._operator_tokens(), ring, ring
+        self._renew(bound)
+        if ring is not None:
+            await self.server.replace_keys(ring)
+        counts = f"{len(self.api.tokens)} operator tokens, {0 if ring is None else len(ring)} keys"
+        self.say("info", "daemon.keys_reloaded", f"{counts}; all other settings are read once, at the start")
 
     # while it runs
 
@@ -356,7 +413,7 @@ class Daemon:
 
     @contextmanager
     def signals(self, ours: bool) -> Iterator[None]:
-        """SIGTERM and SIGINT ask for the end, a second SIGINT ends at once, SIGHUP is answered in the log."""
+        """SIGTERM and SIGINT ask for the end, a second SIGINT ends at once, SIGHUP has tokens and keys read again."""
         if not ours:
             yield
             return
@@ -382,7 +439,7 @@ class Daemon:
 
     def _signalled(self, name: str) -> None:
         if name == "SIGHUP":
-            self.say("info", "daemon.settings_kept", "settings are read once: restart the daemon to change them")
+            self._hangup.set()
             return
         self.ending.ask(name)
 

@@ -26,7 +26,7 @@ from .access import Denied, Principal, bearer, everyone
 from .connection import Connection, fresh_incident, wall_seconds
 from .guard import Guard
 from .handshake import Accepted, DoorRules, Refusal, draining, overloaded
-from .protocol import CLOSE_INTERNAL
+from .protocol import CLOSE_INTERNAL, CLOSE_TOKEN, Close
 from .tickets import Tickets
 from .tokens import KeyRing
 
@@ -198,6 +198,15 @@ class Server:
         if isinstance(token, Denied):
             return token
         return self.keys.check(token, self.wall_s())
+
+    async def replace_keys(self, keys: KeyRing) -> None:
+        """From now on tokens of these keys count. Who speaks by another one hears that it was revoked."""
+        self.keys = keys
+        for connection in list(self.connections):
+            await trio.lowlevel.checkpoint()  # a signature takes a tenth of a millisecond
+            token = connection.token if connection.protocol.initialized else None
+            if token is not None and isinstance(self.authenticate(token), Denied):
+                connection.end(Close(CLOSE_TOKEN, Reason.TOKEN_REVOKED.value))
 
     def full(self, principal: Principal) -> Rejected | None:
         """Whether this principal or its tenant has all the connections it may have."""
