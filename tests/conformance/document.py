@@ -422,7 +422,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "dispatch/renew": (
         "Holds it for longer.",
         "the lease in effect.",
-        "unknown_dispatch claim_lost claim_token_required",
+        "unknown_dispatch not_claimed claim_lost claim_token_required already_ended",
     ),
     "dispatch/start": (
         "Begins. Execute only on `started: true`; of a session it opens the turn, behind its gate.",
@@ -442,7 +442,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "dispatch/release": (
         "Gives it back before it was started.",
         "the phase.",
-        "unknown_dispatch not_claimed claim_lost",
+        "unknown_dispatch not_claimed claim_lost claim_token_required already_ended illegal_in_phase",
     ),
     "dispatch/cancel": (
         "Takes it back; a turn that runs is cancelled with its fence. What somebody else holds needs the right "
@@ -450,8 +450,16 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "the phase, and `fence_seq` of a turn.",
         "unknown_dispatch claim_lost claim_token_required already_ended",
     ),
-    "dispatch/recover": ("Does not wait for the lapse of a claim.", "the phase.", "unknown_dispatch illegal_in_phase"),
-    "dispatch/redrive": ("Enqueues a dead letter once more.", "the new ids.", "unknown_dispatch illegal_in_phase"),
+    "dispatch/recover": (
+        "Does not wait for the lapse of a claim.",
+        "the phase.",
+        "unknown_dispatch not_claimed already_ended",
+    ),
+    "dispatch/redrive": (
+        "Enqueues a dead letter once more.",
+        "the new ids.",
+        "unknown_dispatch illegal_in_phase key_conflict",
+    ),
     "dispatch/read": ("One row, by id or by turn, without its token.", "the row, or null.", "unknown_session"),
     "dispatch/list": ("Rows that memory holds, by position.", "a page, and `next`.", "unknown_session"),
     "dispatch/explain": (
@@ -472,7 +480,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "turn/start_claimed": (
         "Lets this runtime execute a claim. Turn and text have to be those of the row.",
         "as `dispatch/start`.",
-        "unknown_session dispatch_mode_conflict claim_invalid claim_lost turn_in_flight",
+        "unknown_session unknown_dispatch dispatch_mode_conflict claim_invalid turn_in_flight",
     ),
     "contract/execute": (
         "One command of the [compatibility contract](contract.md). As text it is read as strictly as everywhere; as an "

@@ -407,6 +407,16 @@ def test_the_text_of_an_input_is_that_of_its_parts() -> None:
     assert text_of("a") == "a"
     assert text_of(["a", {"type": "text", "text": "b"}, {"type": "image", "url": "u"}, {"text": None}]) == "ab"
     assert text_of({"type": "text", "text": "c"}) == "c"
+    assert text_of([5, None, ["d"], {"text": 5}, "e"]) == "e"
+    assert text_of(None) == text_of({}) == ""
+
+
+def test_a_claimed_turn_that_is_over_is_told_of_and_not_started_again() -> None:
+    """Its input is gone by then: the answer is that of `dispatch/start`, and nothing is kept."""
+    world = after(STARTED, q.CompleteDispatch(D0, NOW))
+    step, _ = advance(world, here())
+    assert not step.events
+    assert (step.answer.phase, step.answer.started) == ("completed", False)
 
 
 # the door

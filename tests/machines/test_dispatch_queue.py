@@ -176,10 +176,10 @@ start old       unknown waits   lost       lost       lost      lost      comple
 complete        unknown waits   completed  completed  completed completed completed=  ended    ended       ended
 complete bare   unknown waits   token      token      token     token     completed=  ended    ended       ended
 complete old    unknown waits   lost       lost       lost      lost      completed=  ended    ended       ended
-fail            unknown failed  failed     failed     failed    failed    ended       failed=  ended       failed=
-fail retry      unknown failed  queued     queued     queued    queued    ended       failed=  ended       failed=
+fail            unknown waits   failed     failed     failed    failed    ended       failed=  ended       failed=
+fail retry      unknown waits   queued     queued     queued    queued    ended       failed=  ended       failed=
 fail bare       unknown failed  token      token      token     token     ended       failed=  ended       failed=
-fail old        unknown failed  lost       lost       lost      lost      ended       failed=  ended       failed=
+fail old        unknown waits   lost       lost       lost      lost      ended       failed=  ended       failed=
 release         unknown waits   queued     queued     illegal   illegal   ended       ended    ended       ended
 release bare    unknown waits   token      token      token     token     ended       ended    ended       ended
 release old     unknown waits   lost       lost       lost      lost      ended       ended    ended       ended

@@ -167,6 +167,7 @@ def complete(state: Queue, command: CompleteDispatch, wall: WallInstant, limits:
 def fail(state: Queue, command: FailDispatch, wall: WallInstant, limits: Limits) -> Step | Rejected:
     known = known_row(state, command)
     unclaimed = isinstance(known, Row) and known.phase is RowPhase.QUEUED and known.kind == "delivery"
+    unclaimed = unclaimed and command.token_sha256 is None  # with a token it is a former holder, who is too late
     row = known if unclaimed else holding(state, command, RowPhase.FAILED)
     if not isinstance(row, Row):
         return row

@@ -21,7 +21,7 @@ from ..core.step import Step
 from . import dispatch as queue
 from . import turn as turns
 from .claims import decide_queue, moment
-from .dispatch import Row, RowPhase
+from .dispatch import ENDED, Row, RowPhase
 from .ends import drained, terminal_batch
 from .holds import is_holder, known_row
 from .plan import Plan
@@ -144,7 +144,8 @@ def _start_claimed(state: Session, command: StartClaimed, now: Stamp, limits: Li
     if isinstance(row, Rejected):
         return row
     meant = (command.turn, command.input_text) == (row.turn, text_of(row.input))
-    if not (command.turn and command.input_text and meant and is_holder(row, command.token_sha256)):
+    meant = meant and bool(command.turn and command.input_text) and is_holder(row, command.token_sha256)
+    if row.phase not in ENDED and not meant:  # an ended one has no input any more, and is not started again
         message = "name the claimed dispatch with its current token, its turn and its text, as the claim gave them"
         return Rejected(Reason.CLAIM_INVALID, message, {"dispatch": row.dispatch})
     start = StartDispatch(
@@ -160,11 +161,10 @@ def _start_claimed(state: Session, command: StartClaimed, now: Stamp, limits: Li
 
 
 def text_of(given: Any) -> str:
-    """The text of an input: the text itself, or the texts of its parts in order."""
-    if isinstance(given, str):
-        return given
+    """The text of an input: the text itself, or the texts of its parts in order. What else there is adds nothing."""
     parts = given if isinstance(given, list) else [given]
-    return "".join(part if isinstance(part, str) else str(part.get("text") or "") for part in parts)
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _in_flight(turn: Turn, limits: Limits) -> Rejected:
