@@ -556,6 +556,16 @@ def test_metadata_is_bounded_after_the_merge() -> None:
     assert answer.reason is Reason.PAYLOAD_TOO_LARGE
 
 
+@pytest.mark.parametrize("member", ["workspace_ref", "codex_home_ref", "adapter"])
+def test_what_a_registration_refers_to_has_a_bounded_length(member: str) -> None:
+    """At `worker_ref_chars_max` it is kept, above it nothing is, and the message says which and how long."""
+    most = DEFAULT_LIMITS.worker_ref_chars_max
+    kept, _ = RUNNING.do(rules.RegisterWorker("w", ADA, **{member: "x" * most}))
+    assert isinstance(kept, Step)
+    refused, _ = RUNNING.do(rules.RegisterWorker("w", ADA, **{member: "x" * (most + 1)}))
+    assert (refused.reason, refused.data) == (Reason.INVALID_PARAMS, {"path": member, "limit": most})
+
+
 @pytest.mark.parametrize("word", ["", "x" * 201])
 @pytest.mark.parametrize("command", [rules.ReportStall, rules.ReportRecovery])
 def test_a_report_has_a_word_of_bounded_length(command: Any, word: str) -> None:

@@ -90,6 +90,7 @@ class Limits:
     worker_metadata_bytes_max: int = 65_536
     worker_id_chars_max: int = 200
     worker_reason_chars_max: int = 200
+    worker_ref_chars_max: int = 1_024
     worker_events_kept_max: int = 10_000
     projection_page_items_max: int = 256
     projection_catchup_events_max: int = 2_000

@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from ..core.ids import DEFAULT_TENANT
+from ..core.reasons import Reason
 from ..machines.revocation import RevokeTokens
 from . import live_messages
 from . import operator_shapes as shapes
@@ -67,6 +68,8 @@ async def read_fanout_hooks(pages: Pages, _: Call) -> Answer:
 
 async def revoke_sync_sessions(pages: Pages, call: Call) -> Answer:
     body = call.body(shapes.RevokeSync)
+    if call.known.tenant != DEFAULT_TENANT:
+        raise Problem(403, Reason.MISSING_SCOPE, "tokens of live delivery are those of the tenant default")
     command = RevokeTokens(tuple(body.session_ids), tuple(body.device_ids), tuple(body.jtis), body.reason)
     done = await revoke(pages.live, pages.runtime, command)
     said = {

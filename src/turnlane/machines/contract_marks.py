@@ -151,7 +151,7 @@ def _apply(state: Marks, command: ApplyReplay) -> Step | Rejected:
     if command.event_id == state.last_applied or (at is not None and state.start < at <= state.place):
         return Step(answer=Applied(command.event_id, True, state.left))
     if not state.left or at is None or at != command.following:
-        message = f"replay error: {command.event_id} is not the next event of the replay: ask for the next one"
+        message = "replay error: event_id is not the next event of the replay: ask for the next one"
         return Rejected(Reason.REPLAY_OUT_OF_ORDER, message, {"pending_events": state.left})
     left = state.left - 1
     return Step((ReplayApplied(command.event_id, at, left),), answer=Applied(command.event_id, False, left))

@@ -443,6 +443,11 @@ def _register(worker: Worker, command: RegisterWorker, now: Stamp, limits: Limit
     metadata = merged(worker.metadata, command.metadata, limits, first=not worker.known)
     if isinstance(metadata, Rejected):
         return metadata
+    for path in ("workspace_ref", "codex_home_ref", "adapter"):
+        size, most = len(getattr(command, path) or ""), limits.worker_ref_chars_max
+        if size > most:
+            message = f"{path}: expected at most {most} characters (worker_ref_chars_max), got {size}"
+            return Rejected(Reason.INVALID_PARAMS, message, {"path": path, "limit": most})
     members = {
         "worker_id": command.worker_id,
         "reason": "register",

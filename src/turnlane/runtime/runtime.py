@@ -348,10 +348,11 @@ class Runtime:
             raise Refused.of(bundle)
         policy = Policy(overlap or bundle.profile.overlap)
         mode = None if dispatch_mode is None else Mode(dispatch_mode)
-        name = await self._name_of(session_id, external, Tenant(tenant), may_create)
+        name, mark = await self._name_of(session_id, external, Tenant(tenant), may_create)
         stream = session_stream(Tenant(tenant), name)
         actor = await self.residents.awake(stream)
-        if actor.state.phase is SessionPhase.ABSENT:
+        absent = actor.state.phase is SessionPhase.ABSENT
+        if absent:
             _or_raise(may_create())
             self._admit_session(Tenant(tenant))
         command = rules.CreateSession(name, Tenant(tenant), chosen, policy, metadata, external, mode=mode)
@@ -359,7 +360,12 @@ class Runtime:
         content = ["open", session_id, external, profile, overlap, metadata]
         content += [] if dispatch_mode is None else [dispatch_mode]
         try:
+            # A name of nothing leads to what is opened next; one session is asked first, since it may refuse.
+            if absent:
+                await self._keep_name(mark, name)
             answered = await handle.ask(command, key, content)
+            if not absent:
+                await self._keep_name(mark, name)
         finally:
             if actor.state.phase is SessionPhase.ABSENT and passable(actor):
                 self.actors.pop(stream, None)
@@ -415,21 +421,24 @@ class Runtime:
 
     async def _name_of(
         self, session_id: str | None, external: str | None, tenant: Tenant, may_create: Callable[[], Rejected | None]
-    ) -> SessionId:
+    ) -> tuple[SessionId, str | None]:
+        """What a session is called, and where that is to be kept of an outside name that was not known."""
         if external is None:
-            return SessionId(session_id or self.ports.ids.new("session"))
+            return SessionId(session_id or self.ports.ids.new("session")), None
         digest = sha256_hex(f"{tenant}/{external}".encode())
         mark = f"external/{digest}"
         known = await self.ports.read_hop(self.ports.store.load_checkpoint, mark)
         if known is None:
             _or_raise(may_create())
-            name = session_id or f"session_{digest[:32]}"
-            await self.writer.call(self.ports.store.save_checkpoint, mark, name.encode())
-            return SessionId(name)
+            return SessionId(session_id or f"session_{digest[:32]}"), mark
         if session_id is not None and session_id != known.decode():
             message = "the external name belongs to another session: open it by the external name alone"
             raise Refused(Reason.EXTERNAL_ID_TAKEN, message)
-        return SessionId(known.decode())
+        return SessionId(known.decode()), None
+
+    async def _keep_name(self, mark: str | None, name: SessionId) -> None:
+        if mark is not None:
+            await self.writer.call(self.ports.store.save_checkpoint, mark, name.encode())
 
     def _admit_session(self, tenant: Tenant) -> None:
         if self.draining:
