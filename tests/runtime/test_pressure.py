@@ -469,6 +469,26 @@ async def test_an_external_name_always_means_the_same_session(autojump_clock: An
     assert taken.value.reason is Reason.EXTERNAL_ID_TAKEN
 
 
+async def test_two_sessions_that_are_given_one_external_name_at_once_do_not_both_get_it(autojump_clock: Any) -> None:
+    """The one that is refused has not come into being."""
+    opened: list[str] = []
+
+    async def open_as(runtime: turnlane.Runtime, name: str) -> None:
+        try:
+            opened.append((await runtime.open_session(name, external="room 7")).id)
+        except Refused as refused:
+            opened.append(refused.reason.value)
+
+    async with Disk().runtime(says) as runtime:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(open_as, runtime, "one")
+            nursery.start_soon(open_as, runtime, "two")
+        kept = await runtime.open_session(external="room 7")
+        assert list(await runtime.sessions()) == [kept.id]
+
+    assert sorted(opened, key=lambda name: name != kept.id) == [kept.id, "external_id_taken"]
+
+
 async def test_a_second_owner_of_the_store_fences_the_first(autojump_clock: Any) -> None:
     """When another runtime has written the stream under a higher epoch, the old one is refused and falls silent."""
     disk = Disk()

@@ -437,8 +437,17 @@ class Runtime:
         return SessionId(known.decode()), None
 
     async def _keep_name(self, mark: str | None, name: SessionId) -> None:
-        if mark is not None:
-            await self.writer.call(self.ports.store.save_checkpoint, mark, name.encode())
+        """Of two that give one outside name at the same time, the writer's thread decides."""
+        if mark is None or await self.writer.call(self._first_name, mark, name.encode()) == name.encode():
+            return
+        message = "the external name belongs to another session: open it by the external name alone"
+        raise Refused(Reason.EXTERNAL_ID_TAKEN, message)
+
+    def _first_name(self, mark: str, name: bytes) -> bytes:
+        known = self.ports.store.load_checkpoint(mark)
+        if known is None:
+            self.ports.store.save_checkpoint(mark, name)
+        return known or name
 
     def _admit_session(self, tenant: Tenant) -> None:
         if self.draining:
