@@ -258,8 +258,10 @@ class Connection:
 
     def _authenticate(self, params: Mapping[str, Any]) -> Principal | Denied:
         token = one_token(self.token, self.server.secret(params.get("token")))
-        self.token = token if isinstance(token, Secret) else None
-        return self.server.authenticate(token)
+        principal = self.server.authenticate(token)
+        if isinstance(principal, Principal) and isinstance(token, Secret):
+            self.token = token
+        return principal
 
     def _welcome(self) -> dict[str, Any]:
         limits = {name: getattr(self.limits, name) for name in LIMITS_TOLD}
