@@ -336,6 +336,7 @@ def test_every_method_and_route_has_a_row_with_known_rights_and_a_refusal_names_
         "auth/refresh",
         ("GET", "/healthz"),
         ("GET", "/readyz"),
+        *(("GET", f"/inspector{file}") for file in ("", "/inspector.css", "/inspector.js")),
     }
 
 
