@@ -6,11 +6,18 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
+from attrs import evolve
 
 import turnlane
+from turnlane.codec import Codec
+from turnlane.core.ids import Tenant
+from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.owners import Owner
 from turnlane.core.reasons import Reason, Refused
-from turnlane.runtime.dispatch import Claim, NoClaim
+from turnlane.machines.queue_state import Queue
+from turnlane.runtime.dispatch import DISPATCH, Claim, NoClaim
+from turnlane.runtime.streams import fold_stream
 from turnlane.testing.fakes import FakeClock
 
 from .harness import Disk, assert_sound
@@ -97,6 +104,34 @@ async def test_started_work_of_a_lost_worker_is_requeued_by_the_sweep_and_ends_a
     assert dead is not None and dead["phase"] == "failed" and dead["dead_letter"]
     assert [row["dispatch"] for row in listed] == [first.dispatch]
     assert again.dispatch != first.dispatch and claim.dispatch == again.dispatch and claim.value.input == {"n": 1}
+
+
+async def test_opening_a_queue_that_has_lived_long_stays_short(autojump_clock: Any) -> None:
+    """A snapshot stands for what is behind it, with every row, count and key; a log without one is given one."""
+    limits, disk = evolve(DEFAULT_LIMITS, snapshot_lag_items=32, dispatches_ended_max=8), Disk()
+    async with disk.runtime(says, limits=limits) as runtime:
+        queue = runtime.queue()
+        for number in range(40):
+            await queue.enqueue({"n": number}, dispatch_id=f"d{number}", priority=("normal", "low")[number % 2])
+            if number % 4:
+                await queue.complete(held(await queue.claim("me")))
+        await trio.testing.wait_all_tasks_blocked()
+        before = (await runtime.streams.state(DISPATCH, Tenant("default"), "main"))[0]
+    stream = "default/dispatch/main"
+    store = disk.store.reopened()
+    snapshot = store.load_snapshot(stream)
+    assert snapshot is not None and store.head(stream).seq - snapshot[0] < 32 < store.head(stream).seq
+    whole, _, seq = fold_stream(store, Codec(), DISPATCH.rules, stream, Queue(), limits)
+    assert (whole, seq) == (before, snapshot[0])
+    store._streams[stream].snapshot = None
+    assert fold_stream(store, Codec(), DISPATCH.rules, stream, Queue(), limits)[0] == before
+
+    disk.store = store
+    async with disk.runtime(says, limits=limits) as runtime:
+        assert await runtime.queue().read("d1") is not None
+        await trio.testing.wait_all_tasks_blocked()
+    store = disk.store.reopened()
+    assert store.load_snapshot(stream) == (store.head(stream).seq, Codec().encode_state(before))
 
 
 async def test_a_registered_worker_claims_only_while_it_may_and_its_stream_says_what_it_holds(

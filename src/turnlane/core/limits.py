@@ -20,7 +20,7 @@ class Limits:
     resident_sessions_max: int = 10_000
     session_wake_ms_max: int = 2_000
     snapshot_lag_items: int = 1_024
-    """A session that grew by so many since its last snapshot gets one: what a wake-up has to fold stays short."""
+    """A session or queue that grew by so many since its last snapshot gets one: what a wake-up folds stays short."""
     actor_restarts_max: int = 3
     restart_window_ms: int = 60_000
     # streams without an actor: runs, workers, queues

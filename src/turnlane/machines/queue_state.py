@@ -7,6 +7,7 @@ judges: it already happened. What is asked of rows is judged in `claims.py` and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, Final, get_args
 
 from attrs import frozen
@@ -335,6 +336,10 @@ ENDS: Final[Mapping[type, RowPhase]] = {
 
 def bounded_queue(state: Queue, limits: Limits) -> Queue:
     """Forget the rows that ended first; the counts, and the log, still have them."""
-    if len(state.ended) <= limits.dispatches_ended_max:
+    over = len(state.ended) - limits.dispatches_ended_max
+    if over <= 0:
         return state
-    return evolve(state, ended=dict(list(state.ended.items())[-limits.dispatches_ended_max :]))
+    ended = dict(state.ended)  # a copy, less a few: to build it anew took 1.6 ms at each end
+    for dispatch in list(islice(ended, over)):
+        del ended[dispatch]
+    return evolve(state, ended=ended)

@@ -132,6 +132,7 @@ DISPATCH: Final = Kind(
     perform=_perform,
     keys_of=_keys,
     timer=lambda _: queue.Sweep(),
+    snapshots=True,
 )
 
 

@@ -69,6 +69,8 @@ class Kind:
     """The command that a timer of the stream becomes, given its key."""
     events_kept: Callable[[Limits], int] | None = None
     """How many of its newest events are kept, once a snapshot stands for the others; None: all."""
+    snapshots: bool = False
+    """Whether a snapshot is kept each time it has grown by `snapshot_lag_items`: for streams that live long."""
 
 
 @frozen
@@ -89,6 +91,8 @@ class _Folded:
     """Who may enter; trio's lock is first come, first served."""
     cut_at: int = 0
     """Below this seq events may have been let go."""
+    snapshot_seq: int = 0
+    """The head at its last snapshot."""
 
     @property
     def idle(self) -> bool:
@@ -129,6 +133,7 @@ class Streams:
                 if head > before:
                     self.runtime.follower.moved(stream, self.runtime.writer.position)
                     self._let_old_go(kind, stream, folded)
+                    self._keep_snapshot(kind, stream, folded)
                 self.announce(stream, head)
             except OwnerLost as lost:
                 self._folded.pop(stream, None)
@@ -254,7 +259,7 @@ class Streams:
         new = kind.new(stream.split("/", 2)[2])
         try:
             args = (ports.store, ports.encoder, kind.rules, stream, new, runtime.limits)
-            state, head, _ = await ports.read_hop(fold_stream, *args)
+            state, head, snapshot_seq = await ports.read_hop(fold_stream, *args)
         except StoreError as error:
             raise Refused(error.reason, error.message) from error
         finally:
@@ -264,8 +269,10 @@ class Streams:
         folded = self._folded[stream] = _Folded(
             self._owner(kind, stream, state, head),
             None if kind.keys_of is None else kind.keys_of(ports.encoder.encode_answer),
+            snapshot_seq=snapshot_seq,
         )
         if self._acts:
+            self._keep_snapshot(kind, stream, folded)
             for effect in kind.recovered(state, ports.clock.wall(), runtime.limits):
                 self._perform(kind, stream, effect)
         return folded
@@ -317,13 +324,28 @@ class Streams:
 
     async def _cut(self, stream: str, folded: _Folded, below: int) -> None:
         """The snapshot first: what stands below the floor is known by it alone."""
+        if await self._snapshot(stream, folded):
+            with suppress(StoreError, Refused):  # what was not let go now is let go later
+                await self.runtime.writer.call(self.runtime.ports.store.truncate, stream, below)
+
+    def _keep_snapshot(self, kind: Kind, stream: str, folded: _Folded) -> None:
+        """Beside the stream's work: what its next opening has to fold stays short."""
+        head, lag = folded.owner.tail.head, self.runtime.limits.snapshot_lag_items
+        if kind.snapshots and head - folded.snapshot_seq >= lag and self.runtime.nursery is not None:
+            folded.snapshot_seq = head
+            self.runtime.nursery.start_soon(self._snapshot, stream, folded, name="snapshot")
+
+    async def _snapshot(self, stream: str, folded: _Folded) -> bool:
+        """The state at the committed head; False when it is not kept. A snapshot is a cache."""
         if self._folded.get(stream) is not folded:
-            return  # a later owner knows more
+            return False  # a later owner knows more
         state, head = folded.owner.state, folded.owner.tail.head
-        store, writer = self.runtime.ports.store, self.runtime.writer
-        with suppress(StoreError, Refused):  # what was not let go now is let go later
-            await writer.call(store.save_snapshot, stream, head, self.runtime.ports.encoder.encode_state(state))
-            await writer.call(store.truncate, stream, below)
+        store, encoder = self.runtime.ports.store, self.runtime.ports.encoder
+        try:
+            await self.runtime.writer.call(store.save_snapshot, stream, head, encoder.encode_state(state))
+        except (StoreError, Refused):
+            return False
+        return True
 
     def _make_room(self) -> None:
         most = self.runtime.limits.stream_owners_max
