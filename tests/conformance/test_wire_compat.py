@@ -22,6 +22,7 @@ from turnlane.daemon.protocol import METHODS
 from turnlane.machines.request_shapes import COMMAND_APPROVAL, FILE_APPROVAL, TOOL_CALL, USER_INPUT
 
 KEYS = ring()
+LIMITS = {"lease_ttl_ms": 60_000, "bad_messages_per_min_max": 4_000}
 TEXT = [{"type": "text", "text": "go"}]
 OPERATIONS = {
     *("ensureThread", "enqueueTurnDispatch", "claimNextTurnDispatch", "markTurnDispatchStarted"),
@@ -52,7 +53,7 @@ async def socket(w: World, **hello: Any) -> AsyncIterator[Wire]:
 async def old_world() -> AsyncIterator[tuple[World, Wire]]:
     """A daemon that renews no lease meanwhile, and a socket on which old names are spoken."""
     with trio.fail_after(60):
-        async with world(virtual=False, agents={"default": agent}, lease_ttl_ms=60_000) as w, socket(w) as wire:
+        async with world(virtual=False, agents={"default": agent}, **LIMITS) as w, socket(w) as wire:
             yield w, wire
             w.assert_sound()
 
@@ -230,6 +231,23 @@ async def test_every_old_operation_is_refused_with_our_reason_and_the_old_code()
             strange = await wire.refused(f"compat/{name}", **params, session="s")
             assert (strange.code, strange.data["path"]) == ("invalid_params", "params.session"), name
             assert await fingerprint(w) == before, name
+
+
+async def test_what_does_not_fit_is_refused_by_its_old_name_and_changes_nothing() -> None:
+    """Each member of each operation: missing, or a value that it does not take; the path is the caller's own."""
+    wrong = (None, [], {}, "", "\x00", -1, 1.5, True)
+    async with old_world() as (w, wire):
+        await wire.call("compat/ensureThread", threadId="s", dispatchManaged=True)
+        before = await fingerprint(w)
+        for method, members in compat.MEMBERS.items():
+            fits = good(method.removeprefix(compat.PREFIX))
+            for old, member in members.items():
+                bad = [{**fits, old: value} for value in wrong if not member.fits(value)][:2]
+                bad += [{name: value for name, value in fits.items() if name != old}] if member.required else []
+                for params in bad:
+                    refused = await wire.refused(method, **params)
+                    assert (refused.code, refused.data["path"]) == ("invalid_params", f"params.{old}"), (method, params)
+        assert await fingerprint(w) == before
 
 
 async def test_a_start_that_is_none_is_refused_since_whoever_is_told_nothing_begins() -> None:

@@ -138,6 +138,22 @@ async def test_nobody_is_forgotten_when_more_is_due_than_one_call_looks_at(autoj
     assert sorted(found[:7]) == sorted(found[7:]) == [f"queue/{name}" for name in names]
 
 
+async def test_many_that_are_due_and_closed_hide_nobody(autojump_clock: Any) -> None:
+    """A call that could only look goes on behind what it looked at: pages of two, five that the runtime drives."""
+    limits = evolve(DEFAULT_LIMITS, page_items_max=2, claim_tries_max=1)
+    async with Disk().runtime(nobody, limits=limits) as runtime:
+        for number in range(5):
+            driven = await runtime.open_session(f"a{number}")
+            await driven.start_turn("go")
+            await driven.start_turn("go")
+        await runtime.workers.register("w", owner=Owner(7))  # its stream is due as well
+        await hosted(runtime, "z")
+        answers = [await runtime.claim("w") for _ in range(5)]
+        found = [where(answer) for answer in answers if isinstance(answer, Claim)]
+
+    assert found == ["session/z"]
+
+
 async def test_the_answer_says_when_to_ask_again(autojump_clock: Any) -> None:
     """The earliest of all places: the end of a lease here, of a backoff there; none where nothing will come."""
     async with Disk().runtime(nobody) as runtime:

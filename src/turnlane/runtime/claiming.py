@@ -58,8 +58,7 @@ class Rounds:
             if self._has_nothing(stream):
                 continue
             if not tries:
-                whole = False
-                break
+                return NoClaim(wall_text(now))
             tries -= 1
             self._asked[tenant] = stream  # before it is asked: who calls meanwhile begins behind it
             found = await self._ask(stream, owner, lease_ms, key)
@@ -67,7 +66,10 @@ class Rounds:
                 self._remember(tenant, owner, key, stream)
                 return found
             later += [] if found is None or found.next_at is None else [found.next_at]
-        return NoClaim(min(later, default=None) if whole else wall_text(now))
+        if whole:
+            return NoClaim(min(later, default=None))
+        self._asked[tenant] = names[-1][0]  # looked at, if not asked: the next call goes on behind it
+        return NoClaim(wall_text(now))
 
     async def _due(self, tenant: Tenant) -> tuple[list[tuple[str, int]], bool]:
         """What is due of a tenant, from behind the one that was asked last, and whether that is all of it."""
@@ -79,13 +81,13 @@ class Rounds:
             found = await ports.read_hop(ports.store.due, most, first)
             before = [row for row in found if row[0].startswith(first) and row[0] <= last]
             names, whole = [*names, *before], len(before) < most
-        claimable = (SESSIONS, DISPATCH.name)
-        return [row for row in names if split_stream(StreamName(row[0]))[1] in claimable], whole
+        return names, whole
 
     def _has_nothing(self, stream: str) -> bool:
-        """Whether what memory has of a session says that nobody may claim there now."""
+        """Whether it has no rows by its kind, or what memory has of a session says that nobody may claim there now."""
         actor = self.runtime.actors.get(stream)
-        return actor is not None and _closed(actor.state)
+        kind = split_stream(StreamName(stream))[1]
+        return kind not in (SESSIONS, DISPATCH.name) or (actor is not None and _closed(actor.state))
 
     async def _ask(self, stream: str, owner: str, lease_ms: float | None, key: str | None) -> Claim | NoClaim | None:
         tenant, kind, name = split_stream(StreamName(stream))
@@ -114,5 +116,5 @@ class Rounds:
 
 
 def _closed(state: Session) -> bool:
-    """The runtime drives it, or a turn of it is in flight."""
-    return state.mode is Mode.RUNTIME or state.turn is not None
+    """The runtime drives it, a turn of it is in flight, or it has no rows: some are due for something else."""
+    return state.mode is Mode.RUNTIME or state.turn is not None or not state.rows
