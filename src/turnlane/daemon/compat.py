@@ -333,6 +333,8 @@ def _member(row: Row, to: To) -> Member:
 
 
 MEMBERS: Final[Mapping[str, Mapping[str, Member]]] = {PREFIX + name: _members(row) for name, row in ROWS.items()}
+SPOKEN: Final[Mapping[str, Mapping[str, Member]]] = {**METHODS, **MEMBERS}
+"""All that a connection takes: one mapping for all of them."""
 
 
 # a call on its way there and back

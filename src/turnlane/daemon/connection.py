@@ -34,7 +34,6 @@ from .protocol import (
     CLOSE_INITIALIZE,
     CLOSE_SILENCE,
     CLOSE_TOKEN,
-    METHODS,
     PROTOCOL,
     Call,
     Close,
@@ -93,7 +92,7 @@ class Connection:
     _contract: trio.CancelScope = field(factory=trio.CancelScope)
 
     def __attrs_post_init__(self) -> None:
-        self.protocol = Protocol(self.limits, {**METHODS, **compat.MEMBERS})
+        self.protocol = Protocol(self.limits, compat.SPOKEN)
 
     @property
     def runtime(self) -> Runtime:
