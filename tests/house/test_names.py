@@ -139,8 +139,8 @@ def test_every_limit_holds_something() -> None:
 
 
 def test_limits_have_their_unit_in_their_name() -> None:
-    """`_ms`, `_s`, `_bytes`, `_items`, `_percent`; counts of things name the things and end in `_max` or `_min`."""
-    units = re.compile(r"_(ms|s|bytes|items|percent)(_max|_min|_cap|_base)?$|_max$|_attempts$")
+    """`_ms`, `_s`, `_hours`, `_bytes`, `_items`, `_percent`; counts name the things and end in `_max` or `_min`."""
+    units = re.compile(r"_(ms|s|hours|bytes|items|percent)(_max|_min|_cap|_base)?$|_max$|_attempts$")
     odd = [field.name for field in attrs.fields(Limits) if not units.search(field.name)]
 
     assert odd == []

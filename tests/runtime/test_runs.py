@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 import turnlane
 from turnlane.core.limits import Limits
 from turnlane.core.owners import Owner
-from turnlane.core.reasons import Reason, Refused
+from turnlane.core.reasons import Reason, Refused, Rejected
 from turnlane.journal.memory import MemoryStore
 from turnlane.machines.run_view import run_json
+from turnlane.testing.fakes import FakeClock
 
 from .harness import Disk
 
@@ -76,6 +77,41 @@ async def test_a_key_belongs_to_who_calls_and_to_what_was_asked(autojump_clock: 
 
     assert mine.run.run_id != theirs.run.run_id
     assert conflict.value.reason is event_conflict.value.reason is Reason.KEY_CONFLICT
+
+
+async def test_the_key_of_a_creation_is_forgotten_after_its_time_and_then_is_a_fresh_one(autojump_clock: Any) -> None:
+    """To the millisecond, for as many lives as it has, whatever it is used for then, and over restarts."""
+    clock, disk, hours = FakeClock(), Disk(), 5
+    made: list[str] = []
+    for life in range(3):
+        async with disk.runtime(waits, clock=clock, limits=Limits(run_create_key_retention_hours=hours)) as runtime:
+            first = await runtime.runs.create(None, {"life": life}, key="k", caller="me")
+            begun = clock.wall()
+            assert not first.duplicate and first.run.run_id not in made
+            made.append(first.run.run_id)
+            clock.step_wall(hours * 3_600_000 - 1)
+            again = await runtime.runs.create(None, {"life": life}, key="k", caller="me")
+            assert again.duplicate and again.run.run_id == made[-1]
+            with pytest.raises(Refused, match="key_conflict"):
+                await runtime.runs.create(None, {"life": life + 1}, key="k", caller="me")
+            clock.step_wall(1)
+            assert clock.wall() == begun + hours * 3_600_000_000
+    async with disk.runtime(waits, clock=clock) as runtime:  # by its usual time it is remembered again
+        assert (await runtime.runs.create(None, {"life": 0}, key="k", caller="me")).run.run_id == made[0]
+        assert len((await runtime.runs.list())[0]) == 3
+
+
+async def test_a_forgotten_key_opens_no_canary(autojump_clock: Any) -> None:
+    """Who may not create here is refused, but for what a key stands for; and a forgotten one stands for nothing."""
+    refusal, clock = Rejected(Reason.OUTSIDE_CANARY, "elsewhere"), FakeClock()
+    async with Disk().runtime(waits, clock=clock) as runtime:
+        made = await runtime.runs.create(None, None, key="k")
+        again = await runtime.runs.create(None, None, key="k", may_create=lambda _: refusal)
+        clock.step_wall(720 * 3_600_000)
+        with pytest.raises(Refused, match="outside_canary"):
+            await runtime.runs.create(None, None, key="k", may_create=lambda _: refusal)
+
+    assert again.duplicate and again.run.run_id == made.run.run_id
 
 
 @pytest.mark.parametrize("nth", range(1, 4))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Final, NewType
 
+from .instants import MICROS_PER_MS, WallInstant
+
 SessionId = NewType("SessionId", str)
 TurnId = NewType("TurnId", str)
 DispatchId = NewType("DispatchId", str)
@@ -79,6 +81,11 @@ def split_stream(stream: StreamName) -> tuple[Tenant, str, str]:
 def printable(text: object) -> bool:
     """Whether a value is usable as an id or key: text of 1 to 128 printable characters."""
     return isinstance(text, str) and 0 < len(text) <= ID_CHARS_MAX and text.isprintable()
+
+
+def wall_of(run_id: RunId) -> WallInstant:
+    """The instant that a UUIDv7 was made of, to the millisecond."""
+    return WallInstant(int(run_id.replace("-", "")[:12], 16) * MICROS_PER_MS)
 
 
 def uuid7_of(wall_us: int, seed: str) -> RunId:

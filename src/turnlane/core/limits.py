@@ -106,6 +106,8 @@ class Limits:
     run_metadata_bytes_max: int = 65_536
     event_type_chars_max: int = 128
     guest_scope_chars_max: int = 200
+    run_create_key_retention_hours: int = 720
+    """How long the key of a creation stands for its run."""
     # workers and projections
     # lanes and the window
     control_items_max: int = 64

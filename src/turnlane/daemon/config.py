@@ -67,7 +67,14 @@ class _Key:
     secret: bool = False
 
 
-_UNITS: Final = {"ms": "milliseconds", "s": "seconds", "bytes": "bytes", "percent": "percent", "items": "items"}
+_UNITS: Final = {
+    "ms": "milliseconds",
+    "s": "seconds",
+    "hours": "hours",
+    "bytes": "bytes",
+    "percent": "percent",
+    "items": "items",
+}
 
 
 def _limit_key(name: str, default: int | None) -> _Key:

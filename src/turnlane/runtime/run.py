@@ -14,7 +14,7 @@ from attrs import define, frozen
 
 from ..core import marks
 from ..core.canonical import sha256_hex
-from ..core.ids import RunId, Seq, Tenant, run_stream, uuid7_of
+from ..core.ids import RunId, Seq, Tenant, run_stream, uuid7_of, wall_of
 from ..core.owners import Owner
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.step import DUE_NEVER
@@ -39,6 +39,7 @@ RESERVATIONS: Final = Kind(
     lambda _: reservation.Reservations(),
 )
 CHUNK_BYTES: Final = 65_536
+_HOUR_US: Final = 3_600_000_000
 _ALL: Final = "runs"
 CREATION: Final = "\x01create"
 """The key of the store's own under which a run is created once, which no client can spell."""
@@ -125,18 +126,32 @@ class Runs:
         return await self.runtime.workers.owner_of(asked.worker_id, tenant)
 
     async def _reserved(self, tenant: Tenant, asked: Creatable, caller: str, refusal: Rejected | None) -> RunId:
-        ports, streams = self.runtime.ports, self.runtime.streams
-        key = None if asked.key is None else sha256_hex(f"{caller}\n{asked.key}".encode())
-        if refusal is not None and (key is None or await streams.key(RESERVATIONS, tenant, _ALL, key) is None):
-            raise Refused.of(refusal)
+        ports = self.runtime.ports
         fresh = uuid7_of(ports.clock.wall(), ports.ids.new("run"))
+        key, known = (None, False) if asked.key is None else await self._key(tenant, caller, asked.key)
+        if refusal is not None and not known:
+            raise Refused.of(refusal)
         if key is None:
             return fresh
         command, keyed = reservation.ReserveRun(fresh, key), Keyed(key, asked.content)
-        done = await streams.handle(RESERVATIONS, tenant, _ALL, command, keyed)
+        done = await self.runtime.streams.handle(RESERVATIONS, tenant, _ALL, command, keyed)
         marks.sometimes(done.duplicate, "run.creation_repeated")
         reserved: RunId = done.value.run_id
         return reserved
+
+    async def _key(self, tenant: Tenant, caller: str, given: str) -> tuple[str, bool]:
+        """Under which name the key of a creation is kept, and whether it stands for a run.
+
+        The log keeps it for good, so one that is too old to stand for its run leads on to the next name.
+        """
+        ports, life_us = self.runtime.ports, self.runtime.limits.run_create_key_retention_hours * _HOUR_US
+        key = sha256_hex(f"{caller}\n{given}".encode())
+        while (known := await self.runtime.streams.key(RESERVATIONS, tenant, _ALL, key)) is not None:
+            run_id: RunId = ports.encoder.decode_answer(known.answer).run_id
+            if ports.clock.wall() < wall_of(run_id) + life_us:
+                return key, True
+            key = sha256_hex(f"{key}\n{run_id}".encode())
+        return key, False
 
     @marks.on_cancel("resumable")
     async def append(
