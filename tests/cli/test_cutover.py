@@ -121,3 +121,44 @@ def test_a_copy_that_was_imported_is_the_same_strictly_and_a_shadow_shows_what_i
 
     assert first == second == third == (0, [], "allow")
     assert behind[0] == 1 and ("critical", "summary_last_seq") in behind[1]
+
+
+WEB = '''
+import os
+
+
+async def app(scope, receive, send):
+    """Keeps a diary; starts where it may."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+        return
+    await receive()
+    if not os.path.exists("database"):
+        await send({"type": "lifespan.startup.failed", "message": "there is no database"})
+        return
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    with open("diary", "w") as diary:
+        diary.write("shut down")
+    await send({"type": "lifespan.shutdown.complete"})
+'''
+
+
+def test_a_mounted_application_is_started_and_shut_down_and_one_that_cannot_start_stops_the_start(place):
+    (place.folder / "oldweb.py").write_text(WEB)
+    settings = place.folder / "turnlane.toml"
+    settings.write_text('[[cutover.legacy_mounts]]\nprefix = "/old"\napp = "oldweb:app"\n')
+    code, out, err = place.start("--config", settings, wait=False).ended(20)
+    assert code == 3 and "Traceback" not in err
+    assert json.loads(out)["message"].endswith(
+        "the application below /old says that its startup failed: there is no database"
+    )
+    (place.folder / "database").touch()
+    daemon = place.start("--config", settings)
+    with urllib.request.urlopen(f"{daemon.operator_url}/old/x", timeout=10) as answer:
+        assert answer.status == 200
+    assert not (place.folder / "diary").exists()
+    daemon.signal(signal.SIGTERM)
+    assert daemon.ended()[0] == 0
+    assert (place.folder / "diary").read_text() == "shut down"

@@ -25,8 +25,8 @@ class Legacy:
         self.left: list[str] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        word = scope["path"].rpartition("/")[2]  # of a lifespan it knows nothing
         self.scopes.append(scope)
-        word = scope["path"].rpartition("/")[2]
         if word == "raises":
             raise RuntimeError("theirs")
         body = b""

@@ -217,6 +217,8 @@ class Limits:
     http_send_ms_max: int = 30_000
     http_request_ms_max: int = 30_000
     http_threads_max: int = 4
+    legacy_start_ms_max: int = 30_000
+    legacy_stop_ms_max: int = 5_000
     followers_max: int = 1_024
     followers_per_principal_max: int = 16
     tail_ms_max: int = 3_600_000

@@ -43,6 +43,7 @@ from .access import ROLES, scope_of
 from .config import Problem
 from .keys import LOCAL_SUBJECT, LocalTokens, local_key, write_local_tokens
 from .legacy_mounts import Mounted
+from .lifespan import NotStarted
 from .live_sources import live_delivery
 from .operator_api import OperatorApi, serve_operator
 from .server import Server
@@ -100,7 +101,7 @@ def _silent(level: str, event: str, message: str) -> None:
 
 
 class CannotListen(Exception):
-    """A listener could not be opened: the address is taken, not ours, or not allowed."""
+    """A listener could not be opened: the address is taken, not ours, not allowed, or what it serves does not start."""
 
 
 @define(slots=True, eq=False)
@@ -301,6 +302,8 @@ class Daemon:
         except OSError as error:
             why = error.strerror or str(error)
             raise CannotListen(f"cannot listen on {address}: {why}") from error
+        except NotStarted as error:
+            raise CannotListen(f"cannot serve at {address}: the application below {error}") from error
 
     async def _serve_operator(self, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
         try:

@@ -49,6 +49,7 @@ from .handshake import DoorRules, host_allowed, origin_allowed, token_in_query
 from .http_wire import RETRY_MS, Problem, Wire, absent, encode, problem_of, refusal_of, send_problem
 from .legacy_freeze import FREEZE_VARIABLE, Denial, env_switch
 from .legacy_mounts import Mounted, Mounts
+from .lifespan import NotStarted
 from .live import LiveDelivery
 from .live_pages import sync_reader
 from .live_sources import live_delivery, recall
@@ -142,7 +143,7 @@ class OperatorApi:
         self._litestar = self._routes()
         by_variable = env_switch(FREEZE_VARIABLE)
         self._mounts = Mounts.of(
-            self.legacy, lambda: self.legacy_frozen or by_variable(), self._legacy_caller, self.runtime
+            self.legacy, lambda: self.legacy_frozen or by_variable(), self._legacy_caller, self.runtime, self._fault
         )
         self._config = Config()
         self._config.errorlog = self._config.accesslog = None
@@ -170,7 +171,24 @@ class OperatorApi:
     async def serve(self, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
         """See `serve_operator`."""
         await recall(self.pages.live, self.runtime)
-        listeners: list[Any] = list(await _listen(self.settings.listen))
+        listeners = await _listen(self.settings.listen)
+        failed: NotStarted | None = None
+        try:
+            async with trio.open_nursery() as lives:
+                try:
+                    await self._mounts.start(lives, self.limits)
+                    await self._accept(listeners, task_status)
+                    await self._mounts.stop(self.limits)
+                except NotStarted as error:
+                    failed = error
+                lives.cancel_scope.cancel(reason="the applications have ended")
+        finally:
+            for listener in listeners:
+                listener.socket.close()
+        if failed is not None:
+            raise failed
+
+    async def _accept(self, listeners: list[Any], task_status: trio.TaskStatus[Address]) -> None:
         address = Address(self.settings.listen.host, listeners[0].socket.getsockname()[1])
         self._bound_to(address)
         if self.tls is not None:
@@ -538,7 +556,8 @@ async def serve_operator(api: OperatorApi, *, task_status: trio.TaskStatus[Addre
     """Serve until cancelled or drained: `address = await nursery.start(serve_operator, api)`.
 
     Starts with the bound address (port 0 is resolved). A cancel closes every connection at once; `api.drain()` lets
-    requests in flight finish, at most `http_drain_ms_max`. Raises OSError when the address cannot be bound.
+    requests in flight finish, at most `http_drain_ms_max`. Raises OSError when the address cannot be bound, and
+    NotStarted when an application that is mounted does not start.
     """
     await api.serve(task_status=task_status)
 
