@@ -438,7 +438,7 @@ class OperatorApi:
         if not self.settings.auth and not any_kind:
             return everyone()
         if need.or_ticket:
-            shown = {value for name, value in call.pairs() if name == "ticket"}
+            shown = [value for name, value in call.pairs() if name == "ticket"]
             token = self.tickets.exchanged(token, shown, call.origins, self._checked)
         principal = token if isinstance(token, Denied) else self._checked(token, any_kind)
         if isinstance(principal, Denied):

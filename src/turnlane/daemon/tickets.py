@@ -83,7 +83,7 @@ class Tickets:
         if not shown or (isinstance(header, Denied) and header.reason is not Reason.MISSING_AUTHORIZATION):
             return header
         if len(shown) > 1:
-            return Denied(Reason.INVALID_REQUEST, "two different tickets")
+            return Denied(Reason.INVALID_REQUEST, "two tickets")
         token = self._taken(next(iter(shown)), {_of(origin) for origin in origins})
         if isinstance(token, Denied):
             return token
