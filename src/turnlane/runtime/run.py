@@ -127,10 +127,10 @@ class Runs:
 
     async def _reserved(self, tenant: Tenant, asked: Creatable, caller: str, refusal: Rejected | None) -> RunId:
         ports = self.runtime.ports
-        fresh = uuid7_of(ports.clock.wall(), ports.ids.new("run"))
         key, known = (None, False) if asked.key is None else await self._key(tenant, caller, asked.key)
         if refusal is not None and not known:
             raise Refused.of(refusal)
+        fresh = uuid7_of(ports.clock.wall(), ports.ids.new("run"))
         if key is None:
             return fresh
         command, keyed = reservation.ReserveRun(fresh, key), Keyed(key, asked.content)
