@@ -96,6 +96,17 @@ def test_a_replay_is_printed_and_confirmed_and_comes_once(place: Place) -> None:
     assert place.run("contract", "events", "--replay", *at).stdout == ""
 
 
+def test_a_replay_at_a_daemon_is_that_of_its_directory_and_a_cut_one_goes_on(place: Place) -> None:
+    daemon = place.start()
+    at = ("--url", daemon.operator_url)
+    queued = "\n".join(QUEUE.replace('"r"', f'"r{number}"') for number in range(3))
+    place.run("contract", "exec", "-", *at, stdin=f'{queued}\n{{"command":"RequestReplay","cursor":"c"}}\n')
+    cut = place.run("contract", "events", "--replay", "--limit", "2", *at).stdout.splitlines()
+    rest = place.run("contract", "events", "--replay", *at).stdout.splitlines()
+    assert [json.loads(line)["seq"] for line in cut + rest] == [1, 2, 2, 3]  # the one that was cut was not confirmed
+    assert place.run("contract", "events", "--replay", *at).stdout == ""
+
+
 def test_a_compaction_takes_what_has_ended_out_of_the_list(place: Place) -> None:
     at = ("--state", place.state)
     place.run("contract", "exec", QUEUE, *at)
@@ -114,7 +125,7 @@ def test_a_compaction_takes_what_has_ended_out_of_the_list(place: Place) -> None
         (("exec",), 2, "usage"),
         (("events", "--limit", "0"), 2, "--limit"),
         (("events", "--replay", "--follow"), 2, "--replay"),
-        (("events", "--replay", "--url", "http://localhost:1"), 2, "--state"),
+        (("events", "--replay", "--url", "http://127.0.0.1:9"), 3, "cannot reach"),
         (("snapshot", "--state", "nowhere"), 3, "state_not_found"),
         (("events", "--state", "nowhere"), 3, "state_not_found"),
         (("snapshot", "--url", "http://127.0.0.1:9"), 3, "cannot reach"),

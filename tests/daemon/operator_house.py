@@ -241,6 +241,14 @@ async def drifted(runtime: turnlane.Runtime, stream: str) -> None:
     await runtime.ports.read_hop(runtime.ports.projections.write, [drift_row(drift)])
 
 
+async def confirmed(contract: Any) -> str:
+    """The id of an event of a replay that was confirmed already."""
+    await contract.execute({"command": "QueueDispatch", "request_id": "replayed", "target": "worker-1"})
+    await contract.execute({"command": "RequestReplay", "cursor": "c"})
+    (event,), _ = await contract.replay_next(1)
+    return str((await contract.replay_apply(event["event_id"])).event_id)
+
+
 async def until(said: Callable[[], object], seconds: float = 5) -> None:
     with trio.fail_after(seconds):
         while not said():

@@ -78,6 +78,25 @@ async def test_a_repeated_key_gives_the_first_answer_and_rights_are_asked_for() 
     assert (denied.status, unseen.status, allowed.status) == (403, 403, 200)
 
 
+async def test_a_replay_is_given_in_order_and_each_event_is_confirmed_once() -> None:
+    async with house() as made:
+        for number in range(3):
+            await made.post(f"{AT}/commands", QUEUE.replace(b'"r"', b'"r%d"' % number))
+        none = await made.get(f"{AT}/replay")
+        await made.post(f"{AT}/commands", b'{"command":"RequestReplay","cursor":"c"}')
+        page = await made.get(f"{AT}/replay?limit=2")
+        first, second = [one["event_id"] for one in page.json["events"]]
+        early = await made.post(f"{AT}/replay", {"event_id": second})
+        given = [(await made.post(f"{AT}/replay", {"event_id": one})).json for one in (first, first, second)]
+        rest = await made.get(f"{AT}/replay")
+        denied = await made.post(f"{AT}/replay", {"event_id": first}, token=made.token("contract.read"))
+        shapeless = await made.post(f"{AT}/replay", {"event": first})
+    assert none.json == {"events": [], "pending_events": 0} and page.json["pending_events"] == 3
+    assert early.told == (409, "conflict", "replay_out_of_order")
+    assert [(one["seen"], one["left"]) for one in given] == [(False, 2), (True, 2), (False, 1)]
+    assert [one["seq"] for one in rest.json["events"]] == [3] and denied.status == 403 and shapeless.status == 422
+
+
 async def test_pages_go_on_where_they_ended_and_a_wrong_place_is_refused() -> None:
     async with house() as made:
         for number in range(5):

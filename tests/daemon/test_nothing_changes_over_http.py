@@ -142,6 +142,9 @@ KNOWN: Mapping[str, Known] = {
         body={"topic": "$topic"}, late=(Late(404, "not_found", body={"topic": "worker:never:lifecycle"}),)
     ),
     "revoke_sync_sessions": Known(body={"session_ids": ["app-1"], "reason": "phone lost"}),
+    "apply_contract_replay": Known(
+        body={"event_id": "$event"}, late=(Late(409, "replay_out_of_order", body={"event_id": "nothing"}),)
+    ),
     "execute_contract_command": Known(
         body={"command": "QueueDispatch", "request_id": "c-new", "target": "t"},
         other={"target": "u"},
@@ -155,6 +158,8 @@ KNOWN: Mapping[str, Known] = {
         ),
     ),
 }
+UNKEYED = {"apply_contract_replay": "seen"}
+"""Without a key: a member of the answer says of a repetition that it is one."""
 RENEWS = {"revoke_sync_sessions", "rebuild_projector"}
 """Carried out anew each time: nobody can tell a repetition, and it comes to the same."""
 
@@ -624,8 +629,10 @@ def test_what_is_said_twice_changes_nothing_the_second_time(house: House, operat
             return client
         second = await client.ask("again", asked, *operation.answers)
         assert first is not None and second is not None
-        if first.status == second.status and not second.json.get("duplicate", False):
+        if first.status == second.status and not second.json.get(UNKEYED.get(operation.name, "duplicate"), False):
             client.faults.append(f"again: {second.body!r}")
+        if operation.name in UNKEYED:
+            return client
         assert told.other is not None, (
             f"KNOWN has to say of {operation.name} what is another content under the same key"
         )

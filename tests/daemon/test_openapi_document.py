@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from operator_house import API, drifted, house, told_a_story
+from operator_house import API, confirmed, drifted, house, told_a_story
 
 from turnlane.daemon import openapi
 from turnlane.daemon.access import Reach
@@ -105,6 +105,7 @@ async def test_what_is_answered_has_the_documented_shape() -> None:
     async with house() as made:
         await told_a_story(made)
         await drifted(made.runtime, TOLD)
+        replay = {"event_id": await confirmed(made.runtime.contract)}
         run = ""
         for operation in sorted(OPERATIONS, key=lambda one: (one.method != "POST", "projectors" in one.path, one.path)):
             success = min(operation.answers)
@@ -116,7 +117,8 @@ async def test_what_is_answered_has_the_documented_shape() -> None:
                 answer = await made.get(path + (f"?owner_user_id=7&key=user:7&topic={topic_of(TOLD)}"))
             else:
                 topic = {"topic": f"run:{run}:events"} if operation.name == "rebuild_projector" else {}
-                answer = await made.post(path, {**(operation.body_example or {}), **topic})
+                confirm = replay if operation.name == "apply_contract_replay" else {}
+                answer = await made.post(path, {**(operation.body_example or {}), **topic, **confirm})
             assert answer.status == success, (operation.name, answer.body)
             read_shape(shape, answer.json)
             run = answer.json["run"]["id"] if operation.name == "create_run" else run

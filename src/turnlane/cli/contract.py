@@ -66,7 +66,7 @@ def exec(
     if url is not None:
 
         def ask(text: str) -> Any:
-            return _post(url, text, token, key)
+            return _post(url, text, token, key)["event"]
 
         return _lines(ask) if command == "-" else _shown(ask(command))
 
@@ -128,9 +128,7 @@ def events(
     if replay and (follow or from_ is not None):
         raise No(USAGE, "usage", "--replay goes through the range that was asked for: give neither --from nor --follow")
     if url is not None:
-        if replay:
-            raise No(USAGE, "usage", "--replay needs the state directory itself: give --state")
-        return _printed(_remote(url, token, from_, follow), limit)
+        return _printed(_remote_replay(url, token) if replay else _remote(url, token, from_, follow), limit)
 
     async def work(contract: Contract) -> int:
         left = sys.maxsize if limit is None else limit
@@ -229,10 +227,10 @@ async def _lines_here(ask: Callable[[str], Coroutine[Any, Any, Any]]) -> int:
 # at a daemon
 
 
-def _post(url: str, text: str, token: str | None, key: str | None) -> Any:
+def _post(url: str, text: str, token: str | None, key: str | None = None, name: str = "commands") -> Any:
     headers = {"Content-Type": "application/json", **({} if key is None else {"Idempotency-Key": key})}
     try:
-        return jsons.loads(operator_bytes(url, f"{_API}/commands", token, _encoded(text), headers))["event"]
+        return jsons.loads(operator_bytes(url, f"{_API}/{name}", token, _encoded(text), headers))
     except No as no:
         if no.code != NO or no.word not in {one.value for one in Reason}:
             raise
@@ -259,6 +257,17 @@ def _remote(url: str, token: str | None, after: str | None, follow: bool) -> Ite
         kind = value if name == "event" else kind
         if name == "data" and kind == "message":
             yield jsons.loads(value)
+
+
+def _remote_replay(url: str, token: str | None) -> Iterator[Any]:
+    """As `_replayed`."""
+    left = 1
+    while left:
+        page = operator_get(url, f"{_API}/replay?limit=1", token)
+        left = page["pending_events"]
+        for one in page["events"]:
+            yield one
+            left = _post(url, jsons.dumps({"event_id": one["event_id"]}), token, name="replay")["left"]
 
 
 def _printed(given: Iterator[Any], limit: int | None) -> int:

@@ -14,6 +14,7 @@ _READ: Final = Need(Reach.TENANT, ("contract.read",))
 _WRITE: Final = Need(Reach.TENANT, ("contract.write",))
 _BODY: Final = {"event": "DispatchQueued", "request_id": "req-1", "target": "worker-2"}
 _ID: Final = "tl1.6d6f7279.0000000000000001"
+_EVENT: Final = {"event_id": _ID, "seq": 1, "at": "2026-03-19T01:00:00.000Z", "body": _BODY}
 _PLACES: Final[Refusals] = {400: (Reason.INVALID_CURSOR,), 410: (Reason.STALE_CURSOR,)}
 _SNAPSHOT: Final[dict[str, Any]] = {
     "schema_version": 1,
@@ -82,7 +83,7 @@ CONTRACT: Final[tuple[Operation, ...]] = (
         "A page of the list of events behind `after`. A cursor older than the floor is refused, never answered partly.",
         {200: shapes.ContractEvents},
         {
-            "events": [{"event_id": _ID, "seq": 1, "at": "2026-03-19T01:00:00.000Z", "body": _BODY}],
+            "events": [_EVENT],
             "oldest_available_cursor": "tl1.6d6f7279.0000000000000000",
             "head_cursor": _ID,
             "next_cursor": _ID,
@@ -90,6 +91,31 @@ CONTRACT: Final[tuple[Operation, ...]] = (
         },
         _PLACES,
         query=shapes.ContractQuery,
+    ),
+    Operation(
+        "read_contract_replay",
+        "GET",
+        f"{API}/contract/replay",
+        _READ,
+        pages.read_contract_replay,
+        "The next events of the replay that was requested. Asking changes nothing.",
+        {200: shapes.ContractReplayed},
+        {"events": [_EVENT], "pending_events": 1},
+        query=shapes.ContractReplayQuery,
+    ),
+    Operation(
+        "apply_contract_replay",
+        "POST",
+        f"{API}/contract/replay",
+        _WRITE,
+        pages.apply_contract_replay,
+        "Confirm the next event of the replay; one that was confirmed before is `seen`.",
+        {200: shapes.ContractReplayApplied},
+        {"event_id": _ID, "seen": False, "left": 0},
+        {409: (Reason.REPLAY_OUT_OF_ORDER,)},
+        body=shapes.ApplyContractReplay,
+        body_example={"event_id": _ID},
+        writes=True,
     ),
     Operation(
         "stream_contract_events",

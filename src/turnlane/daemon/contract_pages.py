@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import trio
+from attrs import asdict
 
 from ..core.reasons import Reason, Refused
 from ..machines.contract import snapshot_json
 from ..runtime.contract import Contract
+from . import operator_shapes as shapes
 from .calls import Answer, Call
 from .http_wire import Problem, encode
 from .operator_pages import Pages
@@ -37,6 +39,15 @@ async def read_contract_snapshot(pages: Pages, call: Call) -> Answer:
 
 async def list_contract_events(pages: Pages, call: Call) -> Answer:
     return Answer((await _contract(pages, call).events(call.query.after, call.query.limit)).json())
+
+
+async def read_contract_replay(pages: Pages, call: Call) -> Answer:
+    events, left = await _contract(pages, call).replay_next(call.query.limit)
+    return Answer({"events": events, "pending_events": left})
+
+
+async def apply_contract_replay(pages: Pages, call: Call) -> Answer:
+    return Answer(asdict(await _contract(pages, call).replay_apply(call.body(shapes.ApplyContractReplay).event_id)))
 
 
 async def read_contract_schema(pages: Pages, call: Call) -> Answer:

@@ -794,6 +794,33 @@ class ContractEvents:
 
 
 @frozen
+class ContractReplayQuery:
+    limit: ListLimit | None = None
+
+
+@frozen
+class ContractReplayed:
+    """The next events of the replay, and how many are left with them."""
+
+    events: Sequence[ContractEvent]
+    pending_events: Whole
+
+
+@frozen
+class ApplyContractReplay:
+    event_id: Annotated[str, Meta(max_length=128)]
+
+
+@frozen
+class ContractReplayApplied:
+    """`seen`: it had been confirmed before, and nothing changed."""
+
+    event_id: str
+    seen: bool
+    left: Whole
+
+
+@frozen
 class ContractAuthority:
     owner: str | None
     lease_id: str | None
