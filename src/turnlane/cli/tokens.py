@@ -152,7 +152,7 @@ def inspect(
     from ..core.secret import Secret
     from ..daemon.tokens import KeyRing
 
-    text = sys.stdin.readline().strip() if token == "-" else token
+    text = sys.stdin.buffer.readline().decode(errors="replace").strip() if token == "-" else token
     ring = _key_ring(keys, state) if keys or state else KeyRing()
     found = ring.inspect(Secret(text), int(time.time()))
     if not keys and not state:

@@ -248,11 +248,11 @@ def _read_file(file: Path, reading: _Reading) -> None:
     try:
         text = file.read_text("utf-8")
         tables = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as fault:
-        reading.fault(str(file), f"cannot be read: {type(fault).__name__}")
-        return
     except tomllib.TOMLDecodeError as fault:
         reading.fault(str(file), f"is not TOML: {fault}")
+        return
+    except (OSError, ValueError) as fault:  # a ValueError: no UTF-8, or a path that holds a NUL
+        reading.fault(str(file), f"cannot be read: {type(fault).__name__}")
         return
     lines = _lines(text)
     reading.folder = file.parent

@@ -338,6 +338,9 @@ def _remove(leftover: Path, *, keep_committed: bool) -> None:
 
 def make_directories(path: Path) -> None:
     """Make a directory and what is missing above it, each kept by a sync of its parent."""
+    if "\0" in str(path):
+        remedy = "name another directory"
+        raise StoreError(Reason.STATE_NOT_FOUND, "no path holds a NUL character", path=str(path), remedy=remedy)
     missing = [place for place in (path, *path.parents) if not place.exists()]
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     for place in missing:
