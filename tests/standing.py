@@ -182,7 +182,7 @@ async def _sessions(runtime: turnlane.Runtime, there: There) -> None:
     hosted = await runtime.open_session("s-host", dispatch_mode="host")
     for name in ("h-claimed", "h-queued"):
         await hosted.dispatches.enqueue("say", key=f"k-{name}", dispatch_id=name, turn_id=f"t-{name}")
-    claim = await hosted.dispatches.claim("me")
+    claim = there["claim-host"] = await hosted.dispatches.claim("me")
     there["token-host"] = claim.token.reveal().decode()  # type: ignore[union-attr]
 
 

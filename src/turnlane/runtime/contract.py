@@ -21,6 +21,7 @@ from ..core.ids import DEFAULT_TENANT, DispatchId, StreamName, Tenant, printable
 from ..core.ports import Lease
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.step import DUE_NEVER
+from ..core.typed import typed_verbs
 from ..machines import authority, contract, contract_marks, contract_rooms
 from ..machines.contract import Snapshot, body_of, event_id, position_of, read_command, walk_cursor, walked_to
 from ..machines.contract_list import MARKS as MARKED
@@ -87,6 +88,7 @@ class Events:
 
 
 @define(slots=True, eq=False)
+@typed_verbs
 class Contract:
     """The contract of one tenant. Every no is raised as Refused, with the code and the text of docs/contract.md."""
 

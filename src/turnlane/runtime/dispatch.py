@@ -23,6 +23,7 @@ from ..core.limits import Limits
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.secret import Secret
 from ..core.step import DUE_NEVER, DUE_NOW, StoredKey
+from ..core.typed import typed_verbs
 from ..machines import dispatch as rows
 from ..machines import queue_state as queue
 from ..machines.claims import LAPSE
@@ -279,6 +280,7 @@ def hash_of(token: str | Secret | None) -> str | None:
 
 
 @define(slots=True, eq=False)
+@typed_verbs
 class Dispatches:
     """The rows of a session or of a queue. Every method raises `Refused` for a no. Rules: docs/dispatch.md."""
 

@@ -31,6 +31,7 @@ from ..core.ports import Clock, CorruptStream, EventStore, Hop, Projections
 from ..core.reasons import Reason, Refused
 from ..core.status import FollowerStatus
 from ..core.step import Kept, Page
+from ..core.typed import typed_verbs
 from ..machines.projection import (
     CHECKPOINTS,
     DRIFTS,
@@ -103,6 +104,7 @@ class _Budget:
 
 
 @define(slots=True, eq=False)
+@typed_verbs
 class Follower:
     store: EventStore
     projections: Projections

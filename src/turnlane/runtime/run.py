@@ -18,6 +18,7 @@ from ..core.ids import RunId, Seq, Tenant, run_stream, uuid7_of, wall_of
 from ..core.owners import Owner
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.step import DUE_NEVER
+from ..core.typed import typed_verbs
 from ..machines import artifacts, reservation, run
 from ..machines.run import RunEvent
 from ..machines.run_checks import Appendable, Creatable, check_append, check_create
@@ -84,6 +85,7 @@ class Replay:
 
 
 @define(slots=True, eq=False)
+@typed_verbs
 class Runs:
     """All runs of one runtime. `after_terminal`: what becomes of a neutral event of a run that has ended."""
 

@@ -18,6 +18,7 @@ from ..core.canonical import digest_of
 from ..core.ids import Tenant, stream_of, uuid7_of
 from ..core.owners import Owner
 from ..core.reasons import Reason, Refused, Rejected
+from ..core.typed import typed_verbs
 from ..machines import worker as rules
 from ..machines.queue_state import Holder
 from .owner import Keyed, Rules
@@ -50,6 +51,7 @@ WORKER: Final = Kind(
 
 
 @define(slots=True, eq=False)
+@typed_verbs
 class Workers:
     """All workers of one runtime. Answers are `(worker, duplicate)`."""
 
