@@ -355,14 +355,14 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "Answers a question that a turn asked (`request.opened`). The first answer wins. `method`: the one that is "
         "answered, where an executor asked ([dispatch.md](dispatch.md)).",
         "the seq of `request.resolved`.",
-        "unknown_session unknown_request already_answered request_closed role_not_authorized invalid_answer"
-        " request_method_mismatch"
-        " key_conflict read_only storage_full",
+        "unknown_session session_ended unknown_request"
+        " already_answered request_closed role_not_authorized invalid_answer"
+        " request_method_mismatch key_conflict read_only storage_full",
     ),
     "effect/resolve": (
         "Settles what a crash or cancel left unknown of a tool call. An operator's act.",
         "the seq of `effect.resolved`.",
-        "unknown_session illegal_in_phase read_only storage_full",
+        "unknown_session session_ended illegal_in_phase read_only storage_full",
     ),
     "runtime/status": (
         "Everything the runtime counts, at one instant. Shown shortened here; members may be added.",
@@ -417,48 +417,53 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "Takes the one that goes first; without `session` and `queue`, of all sessions and queues in turn. Repeated "
         "with the same `key` and owner: the same one under a new token.",
         "`claim`, with its token and its `session` or `queue`, or null with `next_at`.",
-        "unknown_session dispatch_mode_conflict worker_not_available storage_full",
+        "unknown_session session_ended dispatch_mode_conflict worker_not_available storage_full",
     ),
     "dispatch/renew": (
         "Holds it for longer.",
         "the lease in effect.",
-        "unknown_dispatch not_claimed claim_lost claim_token_required already_ended",
+        "unknown_session session_ended dispatch_mode_conflict unknown_dispatch not_claimed"
+        " claim_lost claim_token_required already_ended",
     ),
     "dispatch/start": (
         "Begins. Execute only on `started: true`; of a session it opens the turn, behind its gate.",
         "`started`, or why not.",
-        "unknown_dispatch not_claimed claim_lost claim_token_required turn_in_flight",
+        "unknown_session session_ended dispatch_mode_conflict unknown_dispatch not_claimed"
+        " claim_lost claim_token_required turn_in_flight",
     ),
     "dispatch/complete": (
         "It is done; its turn commits in the same batch.",
         "the phase.",
-        "unknown_dispatch not_claimed claim_lost claim_token_required already_ended",
+        "unknown_session session_ended dispatch_mode_conflict unknown_dispatch not_claimed"
+        " claim_lost claim_token_required already_ended",
     ),
     "dispatch/fail": (
         "It failed. With `retry` it waits for another attempt while there is one.",
         "the phase, and `next_at` of another attempt.",
-        "unknown_dispatch not_claimed claim_lost claim_token_required already_ended",
+        "unknown_session session_ended dispatch_mode_conflict unknown_dispatch not_claimed"
+        " claim_lost claim_token_required already_ended",
     ),
     "dispatch/release": (
         "Gives it back before it was started.",
         "the phase.",
-        "unknown_dispatch not_claimed claim_lost claim_token_required already_ended illegal_in_phase",
+        "unknown_session session_ended dispatch_mode_conflict unknown_dispatch not_claimed"
+        " claim_lost claim_token_required already_ended illegal_in_phase",
     ),
     "dispatch/cancel": (
         "Takes it back; a turn that runs is cancelled with its fence. What somebody else holds needs the right "
         "`dispatch.cancel_any` or its token.",
         "the phase, and `fence_seq` of a turn.",
-        "unknown_dispatch claim_lost claim_token_required already_ended",
+        "unknown_session session_ended unknown_dispatch claim_lost claim_token_required already_ended",
     ),
     "dispatch/recover": (
         "Does not wait for the lapse of a claim.",
         "the phase.",
-        "unknown_dispatch not_claimed already_ended",
+        "unknown_session session_ended unknown_dispatch not_claimed already_ended",
     ),
     "dispatch/redrive": (
         "Enqueues a dead letter once more.",
         "the new ids.",
-        "unknown_dispatch illegal_in_phase key_conflict",
+        "unknown_session session_ended unknown_dispatch illegal_in_phase key_conflict",
     ),
     "dispatch/read": ("One row, by id or by turn, without its token.", "the row, or null.", "unknown_session"),
     "dispatch/list": ("Rows that memory holds, by position.", "a page, and `next`.", "unknown_session"),
@@ -475,7 +480,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "dispatch/mode": (
         "Who claims the rows of this session: the runtime, or a host program and its workers. Kept.",
         "the mode.",
-        "unknown_session claims_open",
+        "unknown_session session_ended claims_open",
     ),
     "turn/start_claimed": (
         "Lets this runtime execute a claim. Turn and text have to be those of the row.",

@@ -24,6 +24,7 @@ from turnlane.runtime.dispatch import Dispatches
 from turnlane.runtime.follower import Follower
 from turnlane.runtime.handles import Session
 from turnlane.runtime.run import Runs
+from turnlane.runtime.runtime import Runtime
 from turnlane.runtime.worker import Workers
 
 How = Mapping[str, Any]
@@ -150,6 +151,7 @@ KNOWN: Mapping[str, Known] = {
         {"dispatch": "d-dead"},
     ),
     "Dispatches.claim": Known({"owner": "w-claimer"}, "q-claim", (({"owner": "w-stopped"}, "worker_not_available"),)),
+    "Runtime.claim": Known({"owner": "w"}, late=(({"owner": "w-stopped"}, "worker_not_available"),)),
     "Dispatches.renew": _held("renew"),
     "Dispatches.start": _held("start"),
     "Dispatches.start_claimed": Known(
@@ -179,6 +181,7 @@ KNOWN: Mapping[str, Known] = {
     "Dispatches.choose_mode": Known({"mode": "host"}, "s-mode"),
     "Dispatches.read": Known({"dispatch": "d-done"}, "q-mixed", reads=True),
     "Dispatches.list": Known({}, "q-mixed", reads=True),
+    "Dispatches.requests": Known({}, "s-answer", reads=True),
     "Dispatches.explain": Known({}, "q-mixed", reads=True),
     "Contract.execute": Known(
         {"command": {"command": "QueueDispatch", "request_id": "c-new", "target": "t"}, "key": "execute"},
@@ -217,9 +220,12 @@ KNOWN: Mapping[str, Known] = {
 INSIDE = {"Follower.run", "Follower.recover", "Follower.follow"}
 """What the runtime itself calls."""
 CLASSES = (Runs, Workers, Dispatches, Contract, Follower)
+OF_RUNTIME = ("claim",)
+"""What the runtime itself offers of these; sessions and their turns stand in test_turns.py."""
 
 
 def verbs() -> Iterator[str]:
+    yield from (f"Runtime.{name}" for name in OF_RUNTIME)
     for one in CLASSES:
         for name, member in vars(one).items():
             plain = inspect.unwrap(member) if callable(member) else member
@@ -244,7 +250,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 def _verb(verb: str) -> Callable[..., Any]:
     """What is behind the check of its arguments."""
     kind, _, name = verb.partition(".")
-    found: Callable[..., Any] = inspect.unwrap(getattr({one.__name__: one for one in CLASSES}[kind], name))
+    found: Callable[..., Any] = inspect.unwrap(getattr({one.__name__: one for one in (*CLASSES, Runtime)}[kind], name))
     return found
 
 
@@ -260,6 +266,8 @@ class Caller:
         kind, _, name = self.verb.partition(".")
         runtime, place = self.house.runtime, KNOWN[self.verb].place
         owner: Any = {"Runs": runtime.runs, "Workers": runtime.workers, "Contract": runtime.contract}.get(kind)
+        if kind == "Runtime":
+            owner = runtime
         if kind == "Follower":
             owner = runtime.follower
         if kind == "Dispatches":

@@ -11,9 +11,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
 Kinds = tuple[type, ...]
 
 
@@ -21,11 +22,12 @@ def typed_verbs(cls: C) -> C:
     """Let every public coroutine function of a class raise TypeError for an argument of another type."""
     for name, member in list(vars(cls).items()):
         if not name.startswith("_") and inspect.iscoroutinefunction(member):
-            setattr(cls, name, _typed(member))
+            setattr(cls, name, typed(member))
     return cls
 
 
-def _typed(verb: Callable[..., Any]) -> Callable[..., Any]:
+def typed(verb: F) -> F:
+    """The same of one verb."""
     names = tuple(inspect.signature(verb).parameters)
     kinds: dict[str, Kinds] | None = None
 
@@ -38,7 +40,7 @@ def _typed(verb: Callable[..., Any]) -> Callable[..., Any]:
         _check(verb, kinds, more)
         return verb(*args, **more)
 
-    return checked
+    return cast(F, checked)
 
 
 def _check(verb: Callable[..., Any], kinds: Mapping[str, Kinds], given: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from ..core.ports import Lease, Ports, StoreError, StoreStatus
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.status import Blocker, RuntimeStatus, readiness, warnings
 from ..core.step import Kept, Position
+from ..core.typed import typed
 from ..core.write_mode import WriteMode
 from ..machines import admission
 from ..machines import session as rules
@@ -389,6 +390,7 @@ class Runtime:
         """The deliveries of a queue. It exists with its first dispatch."""
         return Dispatches(self, QueuePlace(self, Tenant(tenant), name))
 
+    @typed
     @marks.on_cancel("resumable")
     async def claim(
         self, owner: str, *, lease_ms: float | None = None, key: str | None = None, tenant: str = DEFAULT_TENANT
