@@ -487,12 +487,38 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "as `dispatch/start`.",
         "unknown_session unknown_dispatch dispatch_mode_conflict claim_invalid turn_in_flight",
     ),
+    "authority/acquire": (
+        "A lease on a scope, for `ttl_ms` from now ([Authority](authority.md)). Called again with the same `lease_id` it "
+        "is a renewal; with another one it is a new grant, which fences the former life.",
+        "the lease.",
+        "lease_held lease_lost lease_owner_mismatch missing_scope",
+    ),
+    "authority/renew": (
+        "Extends it, never backwards. `lease_id` names it anew.",
+        "the lease.",
+        "stale_epoch_reject lease_owner_mismatch lease_expired lease_lost lease_not_held missing_scope",
+    ),
+    "authority/release": (
+        "Gives it back. Its epoch stays remembered.",
+        "the phase.",
+        "stale_epoch_reject lease_owner_mismatch missing_scope",
+    ),
+    "authority/lose": (
+        "The holder is gone; with `grace_ms` it may finish, and has ended by then.",
+        "the phase: lost, or held until it has ended.",
+        "lease_not_held missing_scope",
+    ),
+    "authority/read": (
+        "The lease as it is kept, and whether it is stale. `view` is what the runtime may do, where it is the holder.",
+        "the lease.",
+        "missing_scope",
+    ),
     "contract/execute": (
         "One command of the [compatibility contract](contract.md). As text it is read as strictly as everywhere; as an "
         "object it has gone through the reader of messages, which knows no member that stands twice.",
         "the one event of the command, and the snapshot where one was asked for.",
         "invalid_command invalid_dispatch_id unknown_dispatch duplicate_dispatch invalid_transition lease_held"
-        " lease_owner_mismatch lease_not_held lease_not_extended invalid_cursor stale_cursor key_conflict",
+        " lease_owner_mismatch lease_not_held lease_not_extended lease_lost invalid_cursor stale_cursor key_conflict",
     ),
     "contract/snapshot": ("The snapshot of the contract, one consistent cut.", "as it is everywhere.", ""),
     "contract/attach": (
@@ -861,6 +887,13 @@ async def _contract(wire: Wire) -> None:
         results[method] = await wire.call(method, **params)
         return results[method]
 
+    held = {"scope": "leader", "owner": "supervisor-1"}
+    await ask("authority/acquire", **held, lease_id="life-1")
+    await ask("authority/renew", **held, epoch=1, ttl_ms=60_000)
+    await ask("authority/read", scope="leader")
+    await ask("authority/release", **held, epoch=1)
+    await wire.call("authority/acquire", **held, lease_id="life-2")
+    await ask("authority/lose", scope="leader", reason="it is gone")
     await ask("contract/execute", command={"command": "QueueDispatch", "request_id": "req-1", "target": "worker-2"})
     await wire.call("contract/execute", command={"command": "RequestReplay", "cursor": "cursor-1"})
     event = (await ask("contract/replay_next"))["events"][0]

@@ -252,6 +252,11 @@ METHODS: Final[Mapping[str, Need]] = {
     "dispatch/requests": Need(Reach.SESSION, ("dispatch.read",)),
     "dispatch/mode": Need(Reach.SESSION, ("dispatch.manage",)),
     "turn/start_claimed": Need(Reach.SESSION, ("dispatch.work",)),
+    "authority/acquire": Need(Reach.TENANT, ("authority.acquire",)),
+    "authority/renew": Need(Reach.TENANT, ("authority.renew",)),
+    "authority/release": Need(Reach.TENANT, ("authority.release",)),
+    "authority/lose": Need(Reach.TENANT, ("authority.lose",)),
+    "authority/read": Need(Reach.TENANT, ("authority.read",)),
     "contract/execute": Need(Reach.TENANT, ("contract.write",)),
     "contract/snapshot": Need(Reach.TENANT, ("contract.read",)),
     "contract/attach": Need(Reach.TENANT, ("contract.read",)),
@@ -278,6 +283,7 @@ READS: Final = frozenset(
     {"initialize", "auth/refresh", "session/list", "session/read", "session/attach", "session/detach"}
     | {"turn/read", "runtime/status", "run/read", "worker/read"}
     | {"dispatch/read", "dispatch/list", "dispatch/explain", "dispatch/requests"}
+    | {"dispatch/read", "dispatch/list", "dispatch/explain", "authority/read"}
     | {f"contract/{verb}" for verb in ("snapshot", "attach", "events", "records", "replay_next", "schema")}
 )
 """Methods that append nothing. `session/ack` is not one of them: it keeps a cursor."""

@@ -126,6 +126,9 @@ _HELD: Final = {**_WHERE, "dispatch": _ident(required=True), "claim_token": _ide
 _LEASE: Final = Member("a finite number of ms", lambda value: type(value) in (int, float) and abs(value) < 2**53)
 _FLAG: Final = Member("true or false", lambda value: isinstance(value, bool))
 
+_SCOPE: Final = Member("runtime or leader", _word("runtime", "leader"), required=True)
+_TTL: Final = Member("an integer from 1000 to 60000", _integer(1_000, 60_000), limit=60_000)
+_EPOCH: Final = Member("an integer from 0 to 2^53-1", _integer(0, SAFE_INTEGER_MAX), required=True)
 _PLACE: Final = Member("an event id, or the next_cursor of a page", _text(128))
 _LIST_LIMIT: Final = Member("an integer from 1 to 200", _integer(1, 200), limit=200)
 
@@ -293,6 +296,26 @@ METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
         "turn": _ident(required=True),
         "input_text": Member("text that is not empty", _text(1_048_576), required=True),
     },
+    "authority/acquire": {
+        "scope": _SCOPE,
+        "owner": _ident(required=True),
+        "lease_id": _ident(required=True),
+        "ttl_ms": _TTL,
+    },
+    "authority/renew": {
+        "scope": _SCOPE,
+        "owner": _ident(required=True),
+        "epoch": _EPOCH,
+        "lease_id": _ident(),
+        "ttl_ms": _TTL,
+    },
+    "authority/release": {"scope": _SCOPE, "owner": _ident(required=True), "epoch": _EPOCH},
+    "authority/lose": {
+        "scope": _SCOPE,
+        "reason": _ident(required=True),
+        "grace_ms": Member("an integer from 1 to 600000", _integer(1, 600_000), limit=600_000),
+    },
+    "authority/read": {"scope": _SCOPE},
     "contract/execute": {
         "command": Member("a command of the contract: an object, or its JSON text", lambda value: True, required=True),
         "key": _KEY,

@@ -215,7 +215,7 @@ def _acquire(lease: Lease, command: AcquireLease, now: WallInstant, limits: Limi
             message = f"the lease on {lease.scope} is held by {lease.owner} until {wall_text(lease.leased_until)}"
             return Rejected(Reason.LEASE_HELD, message, {"owner": lease.owner, "leased_until": lease.leased_until})
         if lease.draining is not None:
-            return _told_to_drain(lease)
+            return told_to_drain(lease)
         if command.lease_id == lease.lease_id:
             return _renewed(lease, lease.lease_id, until, as_given, now)
     if lease.epoch >= EPOCH_MAX:
@@ -246,7 +246,7 @@ def _renew(lease: Lease, command: RenewLease, now: WallInstant, limits: Limits) 
         message = f"the lease on {lease.scope} ran out at {wall_text(lease.leased_until)}: acquire it anew"
         return Rejected(Reason.LEASE_EXPIRED, message, {"leased_until": lease.leased_until})
     if lease.draining is not None:
-        return _told_to_drain(lease)
+        return told_to_drain(lease)
     until, as_given = _until(command.term, now)
     return _renewed(lease, lease_id, until, as_given, now)
 
@@ -320,7 +320,8 @@ def _other_epoch(lease: Lease, epoch: Epoch) -> Rejected:
     return Rejected(Reason.STALE_EPOCH_REJECT, message, {"epoch": lease.epoch})
 
 
-def _told_to_drain(lease: Lease) -> Rejected:
+def told_to_drain(lease: Lease) -> Rejected:
+    """Who was told to end neither renews nor acquires anew before it has ended."""
     message = f"the holder of {lease.scope} was told to end ({lease.draining}) by {wall_text(lease.leased_until)}"
     return Rejected(Reason.LEASE_LOST, message, {"reason": lease.draining, "until": lease.leased_until})
 

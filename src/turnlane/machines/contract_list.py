@@ -17,7 +17,7 @@ from ..core.reasons import Reason
 from . import authority, contract_marks, dispatch, run, turn, worker
 from . import contract as words
 from .contract import ABSENT, body_of
-from .contract_rooms import LEADER, NULL_GIVEN, QUEUE
+from .contract_rooms import LEADER, NULL_GIVEN, QUEUE, until_of
 
 MARKS_NAME: Final = "marks"
 NOBODY: Final = "runtime"
@@ -58,7 +58,7 @@ class Fold:
 
 def _lease(event: Any, owner: str) -> Any:
     cls = words.AuthorityAcquired if event.asked == "acquire" else words.AuthorityRenewed
-    return cls(event.owner, event.lease_id, event.as_given)
+    return cls(event.owner, event.lease_id, until_of(event))
 
 
 def _queued(event: dispatch.DispatchQueued, owner: str) -> Any:

@@ -71,8 +71,16 @@ def decide_leader(lease: Lease, command: Any, now: Stamp, limits: Limits) -> Ste
         case RenewAuthority():
             decided = _renew(lease, command, at)
         case _:
-            return authority.decide(lease, command, now.wall, limits)
+            return _marked(authority.decide(lease, command, now.wall, limits), command)
     return decided if isinstance(decided, Rejected) else having(decided, answer=At(now.head + 1))
+
+
+def _marked(decided: Step | Rejected, command: Any) -> Step | Rejected:
+    """What was asked by a method of docs/authority.md stands in the contract's list as if it were asked here."""
+    asked = {authority.AcquireLease: "acquire", authority.RenewLease: "renew"}.get(type(command))
+    if asked is None or isinstance(decided, Rejected):
+        return decided
+    return having(decided, events=tuple(having(event, asked=asked) for event in decided.events))
 
 
 def _acquire(lease: Lease, command: AcquireAuthority, at: WallInstant) -> Step | Rejected:
@@ -80,7 +88,9 @@ def _acquire(lease: Lease, command: AcquireAuthority, at: WallInstant) -> Step |
         return _granted(lease, command, "acquire", at)
     if command.owner != lease.owner:
         message = f"authority error: lease already held by {lease.owner}"
-        return Rejected(Reason.LEASE_HELD, message, {"owner": lease.owner, "leased_until": lease.as_given})
+        return Rejected(Reason.LEASE_HELD, message, {"owner": lease.owner, "leased_until": until_of(lease)})
+    if lease.draining is not None:
+        return authority.told_to_drain(lease)
     if command.lease_id == lease.lease_id:
         return _renewed(lease, command, "acquire", at)
     return _granted(lease, command, "acquire", at)
@@ -94,6 +104,8 @@ def _renew(lease: Lease, command: RenewAuthority, at: WallInstant) -> Step | Rej
         return Rejected(Reason.LEASE_OWNER_MISMATCH, message, {"owner": lease.owner})
     if stale(lease, at):
         return _granted(lease, command, "renew", at)
+    if lease.draining is not None:
+        return authority.told_to_drain(lease)
     return _renewed(lease, command, "renew", at)
 
 
@@ -107,8 +119,8 @@ def _granted(lease: Lease, command: AcquireAuthority | RenewAuthority, asked: st
 def _renewed(lease: Lease, command: AcquireAuthority | RenewAuthority, asked: str, at: WallInstant) -> Step | Rejected:
     until, given = _until(command), command.leased_until
     if until < lease.leased_until:
-        message = f"authority error: leased_until {given} is before {lease.as_given}"
-        return Rejected(Reason.LEASE_NOT_EXTENDED, message, {"leased_until": lease.as_given})
+        message = f"authority error: leased_until {given} is before {until_of(lease)}"
+        return Rejected(Reason.LEASE_NOT_EXTENDED, message, {"leased_until": until_of(lease)})
     return Step((AuthorityRenewed(lease.scope, lease.owner, command.lease_id, lease.epoch, until, at, given, asked),))
 
 
@@ -116,6 +128,11 @@ def _until(command: AcquireAuthority | RenewAuthority) -> WallInstant:
     until = instant_of(command.leased_until)
     assert until is not None, "read as an instant before"
     return until
+
+
+def until_of(lease: Lease | AuthorityGranted | AuthorityRenewed) -> str:
+    """Until when, as it was written; of one that was given for a time, as we write it."""
+    return lease.as_given or wall_text(lease.leased_until)
 
 
 def live(lease: Lease, wall: WallInstant) -> bool:
@@ -127,8 +144,8 @@ def authority_of(lease: Lease, wall: WallInstant) -> SnapshotAuthority:
     """The lease as the snapshot shows it."""
     if lease.phase is LeasePhase.FREE:
         return SnapshotAuthority()
-    until = lease.as_given or wall_text(lease.leased_until)
-    return SnapshotAuthority(lease.owner, lease.lease_id, until, stale(lease, wall), stale_reason(lease, wall))
+    gone = stale(lease, wall), stale_reason(lease, wall)
+    return SnapshotAuthority(lease.owner, lease.lease_id, until_of(lease), *gone)
 
 
 # the deliveries

@@ -89,6 +89,11 @@ class Authority:
         if self.lease is not None and current > self.lease.epoch and self.lost is None:
             self.fence(f"the scope {self.scope} has the epoch {current} now, ours is {self.lease.epoch}")
 
+    def look(self) -> None:
+        """Something was done about our lease: renew at once, and so find out what."""
+        self._next_at = SILENT
+        self._bell.ring()
+
     def view(self) -> HolderView:
         return rules.holder_view(self.confirmed, self.ports.clock.now(), self.ports.limits)
 

@@ -188,9 +188,21 @@ class Contract:
     @marks.on_cancel("resumable")
     async def lose_leader(self, reason: str) -> None:
         """Whoever knows that the leader is gone says so; its lease is stale at once, for this reason."""
+        await self.lead(authority.LoseLease(reason))
+
+    @marks.on_cancel("resumable")
+    async def lead(self, command: Any) -> Lease:
+        """A command of `machines/authority.py` about the leader's lease; the lease after it (docs/authority.md)."""
         async with self._entered():
-            await self.runtime.streams.handle(AUTHORITY, self.tenant, LEADER, authority.LoseLease(reason))
+            done = await self.runtime.streams.handle(AUTHORITY, self.tenant, LEADER, command)
             await self._look_at_leader()
+            lease: Lease = done.state
+            return lease
+
+    @marks.on_cancel("resumable")
+    async def leader(self) -> Lease:
+        """Who leads, as it is kept."""
+        return await self._lease()
 
     # the leader's absence
 

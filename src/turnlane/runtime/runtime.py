@@ -49,6 +49,7 @@ from .history import read_history
 from .pool import Permits, Window
 from .residents import Residents
 from .run import Runs
+from .scopes import Scope, scope_of
 from .session import SessionActor, passable
 from .streams import Streams
 from .timers import Timers
@@ -385,6 +386,10 @@ class Runtime:
         tenant = split_stream(StreamName(stream))[0]
         if (contract := self.contracts.get(tenant)) is not None:
             contract.told()
+
+    def authority_of(self, scope: str, tenant: str = DEFAULT_TENANT) -> Scope:
+        """The lease of a scope (docs/authority.md); that of the scope `leader` is the tenant's."""
+        return scope_of(self, scope, tenant)
 
     def queue(self, name: str = "main", tenant: str = DEFAULT_TENANT) -> Dispatches:
         """The deliveries of a queue. It exists with its first dispatch."""
