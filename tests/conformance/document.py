@@ -488,8 +488,8 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "unknown_session unknown_dispatch dispatch_mode_conflict claim_invalid turn_in_flight",
     ),
     "authority/acquire": (
-        "A lease on a scope, for `ttl_ms` from now ([Authority](authority.md)). Called again with the same `lease_id` it "
-        "is a renewal; with another one it is a new grant, which fences the former life.",
+        "A lease on a scope, for `ttl_ms` from now ([Authority](authority.md)). Called again with the same `lease_id` "
+        "it is a renewal; with another one it is a new grant, which fences the former life.",
         "the lease.",
         "lease_held lease_lost lease_owner_mismatch missing_scope",
     ),

@@ -123,8 +123,11 @@ async def test_the_leader_of_the_methods_is_the_leader_of_the_contract(autojump_
         await wire.call("authority/acquire", **ACQUIRE)
         shown = (await wire.call("contract/snapshot"))["authority"]
         assert shown == {
-            **{"owner": "w1", "lease_id": "l1", "leased_until": until(w, 5)},
-            **{"stale": False, "stale_reason": None},
+            "owner": "w1",
+            "lease_id": "l1",
+            "leased_until": until(w, 5),
+            "stale": False,
+            "stale_reason": None,
         }
         taken = command("AcquireAuthority", "w2", "l9", until(w, 60))
         assert (await wire.refused("contract/execute", command=taken)).code == "lease_held"
