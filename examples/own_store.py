@@ -41,7 +41,7 @@ from turnlane.core.step import (
     StoredKey,
     WrongSeq,
 )
-from turnlane.journal import Leases
+from turnlane.journal import Leases, raise_fence
 
 PAGE_BYTES_MAX = 4 << 20
 PAGE_ITEMS_MAX = 1_000
@@ -111,8 +111,9 @@ class SqliteStore:
             if (first := self.find_key(batch.stream, key.key)) is not None:
                 return Duplicate(first) if first.digest == key.digest else KeyConflict(first)
         head, epoch, floor = self._stream(batch.stream)
-        if batch.epoch < (current := max(epoch, self._fence())):
-            return StaleEpoch(current)
+        own = self._fence(batch.stream)  # of its own lease, and then no other fence counts
+        if batch.epoch < (current := max(epoch, (self._fence() or 0) if own is None else own)):
+            return StaleEpoch(current, own is not None)
         follows = [kept.seq for kept in batch.events] == list(range(head + 1, head + 1 + len(batch.events)))
         if batch.expected != head or not follows:
             return WrongSeq(head)
@@ -134,13 +135,14 @@ class SqliteStore:
         )
         return Appended(head, position)
 
-    def fence(self, epoch: Epoch) -> None:
+    def fence(self, epoch: Epoch, stream: str | None = None) -> None:
         with self._lock:
-            self._save("fence", "", "", max(epoch, self._fence()), None)
+            name = stream or ""
+            self._save("fence", name, "", max(epoch, self._fence(name) or 0), None)
 
-    def _fence(self) -> Epoch:
-        row = self._load("fence", "", "")
-        return row[0] if row else 0
+    def _fence(self, stream: str = "") -> Epoch | None:
+        row = self._load("fence", stream, "")
+        return row[0] if row else None
 
     # reading
 
@@ -261,8 +263,7 @@ class SqliteLeases(Leases):
                 if isinstance(lease, Lease):
                     row = json.dumps(attrs.asdict(lease) | {"phase": lease.phase.value})
                     db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?)", (scope, row))
-                    if scope == "runtime":
-                        self._store.fence(lease.epoch)  # in the same transaction: nobody writes between the two
+                    raise_fence(self._store, lease)  # in the same transaction: nobody writes between the two
                 db.execute("COMMIT")
                 return lease
             finally:

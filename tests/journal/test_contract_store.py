@@ -281,7 +281,10 @@ def test_the_page_lists_the_clauses_as_they_are() -> None:
 
     assert rows("What a store promises") == said(*contracts.EVENT_STORE_CLAUSES, reopened)
     assert rows("What a lease store promises") == said(
-        *contracts.LEASE_STORE_CLAUSES, contracts._a_grant_fences_every_stream, contracts._an_epoch_is_never_forgotten
+        *contracts.LEASE_STORE_CLAUSES,
+        contracts._a_grant_fences_every_stream,
+        contracts._a_grant_for_a_session_fences_it_alone,
+        contracts._an_epoch_is_never_forgotten,
     )
 
 
@@ -291,6 +294,7 @@ def test_no_clause_is_left_out_of_the_check() -> None:
     called = {clause.__name__ for clause in (*contracts.EVENT_STORE_CLAUSES, *contracts.LEASE_STORE_CLAUSES)}
 
     apart = {"_what_was_kept_is_there_after_reopening", "_an_epoch_is_never_forgotten", "_a_grant_fences_every_stream"}
+    apart |= {"_a_grant_for_a_session_fences_it_alone"}
     assert written == called | apart | {"_acquired", "_renewed"}
 
 

@@ -34,6 +34,7 @@ from turnlane.machines.authority import (
     renew_at,
     stale,
     stale_reason,
+    stream_of,
 )
 
 S = 1_000_000
@@ -266,3 +267,35 @@ def test_a_holder_is_active_then_late_then_fenced_counted_from_before_it_asked(t
 def test_limits_with_which_no_lease_could_be_held_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(AssertionError):
         Limits(**wrong)
+
+
+# a session's own lease
+
+SCOPE = "default/session/s"
+ABOVE = {
+    "never granted": None,
+    "free": Lease("runtime", epoch=7, owner="a"),
+    "held": Lease("runtime", "a", "1", 7, leased_until=WallInstant(9 * S), phase=HELD),
+    "run out": Lease("runtime", "a", "1", 7, leased_until=WallInstant(1), phase=HELD),
+    "lost": Lease("runtime", "a", "1", 7, leased_until=WallInstant(9 * S), phase=LOST, lost_reason="x"),
+}
+
+
+@pytest.mark.parametrize("owner", ["a", "b"])
+@pytest.mark.parametrize("above", ABOVE)
+def test_a_session_is_the_runtimes_until_its_first_grant_which_is_above_all_its_epochs(above: str, owner: str) -> None:
+    lease = Lease(SCOPE)
+    new, step = apply(lease, AcquireLease(owner, "1", TTL, ABOVE[above]), S)
+    if above == "held" and owner == "b":
+        assert new is lease and step.reason is Reason.LEASE_HELD and step.data["owner"] == "a"
+        return
+    assert (new.phase, new.owner, new.epoch) == (HELD, owner, 1 if above == "never granted" else 8)
+    again, _ = apply(new, ReleaseLease(owner, new.epoch), S)
+    taken, _ = apply(again, AcquireLease("c", "2", TTL, ABOVE["held"]), S)
+    assert (taken.owner, taken.epoch) == ("c", new.epoch + 1), "after its first grant it goes alone"
+
+
+def test_a_scope_covers_a_stream_alone_only_where_it_is_a_sessions() -> None:
+    names = {"runtime": None, "leader": None, SCOPE: SCOPE, "t/session/a/b": "t/session/a/b", "session/s": None}
+    names |= {"default/run/1": None, "": None}
+    assert {name: stream_of(name) for name in names} == names

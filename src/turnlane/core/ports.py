@@ -100,8 +100,12 @@ class EventStore(Protocol):
     def load_snapshot(self, stream: str) -> tuple[Seq, bytes] | None: ...
     def save_checkpoint(self, name: str, value: bytes) -> None: ...
     def load_checkpoint(self, name: str) -> bytes | None: ...
-    def fence(self, epoch: Epoch) -> None:
-        """From now on no batch of a lower epoch is kept, in any stream. Durable, and only rises."""
+    def fence(self, epoch: Epoch, stream: str | None = None) -> None:
+        """From now on no batch of a lower epoch is kept, in any stream. Durable, and only rises.
+
+        With `stream`: in that one, for which from then on no other fence counts, and never will: it has a lease of its
+        own (docs/authority.md, Single sessions).
+        """
         ...
 
     def reader_check(self) -> int: ...
@@ -171,8 +175,9 @@ class LeaseStore(Protocol):
     """Who may write, by scope: a compare-and-set on one `Lease`, decided by `machines/authority.py`.
 
     The lease lasts `ttl_ms` from now (default `lease_ttl_ms`), or until the wall instant `until`. Answers are the
-    lease after the command, or why not. A grant for the scope `runtime` fences the store in the same transaction
-    (`EventStore.fence`). Raises StoreError where nothing is known: whoever asks assumes no grant.
+    lease after the command, or why not. A grant for the scope `runtime` fences the store in the same transaction, one
+    for a session (its scope is the name of its stream) that stream alone (`EventStore.fence`). Raises StoreError where
+    nothing is known: whoever asks assumes no grant.
     """
 
     def acquire(

@@ -118,7 +118,10 @@ class WrongSeq:
 
 @frozen
 class StaleEpoch:
+    """`own`: of a stream that has a lease of its own, where the fence of all others does not count."""
+
     current: Epoch
+    own: bool = False
 
 
 @frozen

@@ -7,7 +7,7 @@
 
 from .care import DoctorReport, Fault, backup, compact, doctor
 from .cursor import StoreCursors
-from .lease import Leases, LmdbLeases, MemoryLeases, StoreLeases
+from .lease import Leases, LmdbLeases, MemoryLeases, StoreLeases, raise_fence
 from .memory import MemoryStore
 from .projections import Fit, LmdbProjections, StoreProjections, verify
 from .store import LmdbStore
@@ -28,5 +28,6 @@ __all__ = [
     "backup",
     "compact",
     "doctor",
+    "raise_fence",
     "verify",
 ]

@@ -121,6 +121,9 @@ ROW_KEY: Final = Struct(">IQ")
 INDEX_ROW: Final = Struct(f">{ROW}Q")
 CONTROL_ROW: Final = Struct(f">{2 * ROW}Q")
 HEAD: Final = Struct(">QQQQQQ16s")
+OWN_EPOCH: Final = 1 << 63
+"""Set in the epoch of a head whose stream has a lease of its own: no other fence counts there. A program that does not
+know it takes it for an epoch beyond all, and keeps nothing."""
 KEY: Final = Struct(">QHH")
 """seq, len(digest), len(key)."""
 ANCHOR: Final = Struct(">Q16s")

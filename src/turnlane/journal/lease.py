@@ -3,7 +3,8 @@
 The rules are those of `machines/authority.py`; here a lease is read, the command decided, and the lease written, as one
 step that nobody comes between (`Leases.change`, the one thing that differs from store to store). The epoch of a scope
 is never forgotten, not even by a release. A grant for the scope `runtime` fences the store in the same step: from then
-on no stream takes a batch of an older epoch, whether the new owner has touched it or not.
+on no stream takes a batch of an older epoch, whether the new owner has touched it or not. A grant for a single session
+fences its stream; from its first one on no other grant does.
 
 A renewal is a transaction with its sync like any other. It could do without: what a power loss takes back is the
 renewal of a holder that is dead as well. But the engine knows no single transaction without a sync, and to switch it
@@ -17,6 +18,7 @@ from abc import ABC, abstractmethod
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
+from turnlane.core.evolving import evolve as having
 from turnlane.core.instants import WallInstant
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.ports import CorruptStream, Lease, LeasePhase
@@ -30,6 +32,7 @@ from turnlane.machines.authority import (
     Term,
     decide,
     evolve,
+    stream_of,
 )
 
 from . import layout
@@ -43,6 +46,16 @@ if TYPE_CHECKING:
 
 _TABLE: Final = "leases"
 _PHASES: Final = tuple(LeasePhase)
+
+
+def _fences(scope: str) -> bool:
+    return scope == RUNTIME or stream_of(scope) is not None
+
+
+def raise_fence(store: EventStore, lease: Lease) -> None:
+    """What a lease means for the store: after each change, in the same transaction. Done twice it is done once."""
+    if _fences(lease.scope):
+        store.fence(lease.epoch, stream_of(lease.scope))
 
 
 class Leases(ABC):
@@ -62,6 +75,8 @@ class Leases(ABC):
     def judge(self, lease: Lease | None, scope: str, command: Any, wall: WallInstant) -> Lease | Rejected:
         """The lease after the command, or why it is refused. What is the same as before need not be written."""
         lease = Lease(scope) if lease is None else lease
+        if isinstance(command, AcquireLease) and lease.epoch == 0 and stream_of(scope) is not None:
+            command = having(command, above=self.read(RUNTIME))
         step = decide(lease, command, wall, self._limits)
         if isinstance(step, Rejected):
             return step
@@ -120,9 +135,9 @@ class LmdbLeases(Leases):
             new = self.judge(old, scope, command, wall)
             if isinstance(new, Rejected) or new == old:
                 return new, None, None
-            return new, _pack(new), new.epoch if scope == RUNTIME else None
+            return new, _pack(new), new.epoch if _fences(scope) else None
 
-        return self._store.update_row(_TABLE, scope, write)
+        return self._store.update_row(_TABLE, scope, write, stream_of(scope))
 
     def read(self, scope: str) -> Lease | None:
         row = self._store.read_row(_TABLE, scope)
@@ -147,8 +162,7 @@ class StoreLeases(Leases):
             new = self.judge(old, scope, command, wall)
             if isinstance(new, Rejected) or new == old:
                 return new
-            if scope == RUNTIME:
-                self._store.fence(new.epoch)
+            raise_fence(self._store, new)
             self._store.save_checkpoint(f"lease/{scope}", _pack(new))
             return new
 

@@ -42,6 +42,8 @@ from turnlane.core.step import (
 @define(slots=True)
 class MemoryStream:
     epoch: Epoch = 0
+    own: bool = False
+    """It has a lease of its own: the fence of all does not count here."""
     floor: Seq = 1
     seq: Seq = 0
     position: int = 0
@@ -132,8 +134,8 @@ class MemoryStore:
         for key in batch.keys:
             if (first := stream.keys.get(key.key)) is not None:
                 return Duplicate(first) if first.digest == key.digest else KeyConflict(first)
-        if batch.epoch < (current := max(stream.epoch, self._fence[0])):
-            return StaleEpoch(current)
+        if batch.epoch < (current := stream.epoch if stream.own else max(stream.epoch, self._fence[0])):
+            return StaleEpoch(current, stream.own)
         if batch.expected != stream.seq:
             return WrongSeq(stream.seq)
         for seq, kept in enumerate(batch.events, stream.seq + 1):
@@ -265,10 +267,14 @@ class MemoryStore:
             self._ready()
             return self._checkpoints.get(name)
 
-    def fence(self, epoch: Epoch) -> None:
+    def fence(self, epoch: Epoch, stream: str | None = None) -> None:
         with self._lock:
             self._ready()
-            self._fence[0] = max(self._fence[0], epoch)
+            if stream is None:
+                self._fence[0] = max(self._fence[0], epoch)
+                return
+            found = self._made(stream)
+            found.epoch, found.own = max(found.epoch, epoch), True
 
     def reader_check(self) -> int:
         self._ready()

@@ -15,7 +15,21 @@ from attrs import define
 from turnlane.core.ids import Epoch, Seq
 from turnlane.core.step import Kept, Lane, Order, StoredKey
 
-from .layout import CHAIN_BYTES, CRC, HEAD, HEADER, KEY, NO_CHAIN, NO_TURN, ROW, STREAM, first_of_row, seal, unseal
+from .layout import (
+    CHAIN_BYTES,
+    CRC,
+    HEAD,
+    HEADER,
+    KEY,
+    NO_CHAIN,
+    NO_TURN,
+    OWN_EPOCH,
+    ROW,
+    STREAM,
+    first_of_row,
+    seal,
+    unseal,
+)
 
 _HEADER_BYTES: Final = HEADER.size
 _TAIL: Final = CHAIN_BYTES + 4
@@ -51,12 +65,14 @@ class StreamHead:
     row: list[int] | None = None
     control_row: list[tuple[Seq, int]] | None = None
     due: int | None = None
+    own: bool = False
+    """The stream has a lease of its own."""
 
     def row_of(self) -> tuple[bytes, bytes]:
         """Key and value in the table of heads."""
-        key = STREAM.pack(self.number)
+        key, epoch = STREAM.pack(self.number), self.epoch | OWN_EPOCH if self.own else self.epoch
         return key, seal(
-            key, HEAD.pack(self.seq, self.epoch, self.floor, self.position, self.control, self.controls, self.chain)
+            key, HEAD.pack(self.seq, epoch, self.floor, self.position, self.control, self.controls, self.chain)
         )
 
     @classmethod
@@ -64,7 +80,10 @@ class StreamHead:
         body = unseal(STREAM.pack(number), value) if value is not None else None
         if body is None or len(body) != HEAD.size:
             raise Damaged("the head is missing or its seal does not match")
-        return cls(number, *HEAD.unpack(body))
+        head = cls(number, *HEAD.unpack(body))
+        if head.epoch >= OWN_EPOCH:
+            head.epoch, head.own = head.epoch - OWN_EPOCH, True
+        return head
 
     @property
     def open_from(self) -> Seq:

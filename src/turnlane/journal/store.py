@@ -193,9 +193,9 @@ class LmdbStore(Environment):
                     return Duplicate(first) if first.digest == key.digest else KeyConflict(first)
         except CorruptStream:
             return _REFUSED
-        seq, epoch = (head.seq, head.epoch) if head is not None else (0, 0)
-        if batch.epoch < (current := max(epoch, self._fence)):
-            return StaleEpoch(current)
+        seq, epoch, own = (head.seq, head.epoch, head.own) if head is not None else (0, 0, False)
+        if batch.epoch < (current := epoch if own else max(epoch, self._fence)):
+            return StaleEpoch(current, own)
         if batch.expected != seq:
             return WrongSeq(seq)
         bytes_max = self._limits.outgoing_message_bytes_max
@@ -430,11 +430,15 @@ class LmdbStore(Environment):
             return self._rows.sealed(txn, table, layout.name_key(name), name)
 
     def update_row(
-        self, table: str, name: str, change: Callable[[bytes | None], tuple[T, bytes | None, Epoch | None]]
+        self,
+        table: str,
+        name: str,
+        change: Callable[[bytes | None], tuple[T, bytes | None, Epoch | None]],
+        stream: str | None = None,
     ) -> T:
         """Read a sealed row, decide, and write what `change` gives (None: as it was), in one durable transaction.
 
-        With an epoch, that is the fence from then on.
+        With an epoch, that is the fence from then on: of `stream`, or of all.
         """
         key = layout.name_key(name)
 
@@ -443,14 +447,27 @@ class LmdbStore(Environment):
             if row is not None:
                 txn.put(key, layout.seal(key, row), db=self._rows.tables[table])
             if epoch is not None:
-                self._raise_fence(txn, epoch)
+                self._put_fence(txn, epoch, stream)
             return result
 
         return self._update(write)
 
-    def fence(self, epoch: Epoch) -> None:
-        """No batch of a lower epoch is kept from now on, in any stream."""
-        self._update(lambda txn: self._raise_fence(txn, epoch))
+    def fence(self, epoch: Epoch, stream: str | None = None) -> None:
+        """No batch of a lower epoch is kept from now on, in any stream; or in this one, where no other fence counts."""
+        self._update(lambda txn: self._put_fence(txn, epoch, stream))
+
+    def _put_fence(self, txn: Any, epoch: Epoch, stream: str | None) -> None:
+        if stream is None:
+            self._raise_fence(txn, epoch)
+            return
+        self._number_of(txn, stream)
+        head = self._rows.head(txn, stream)
+        assert head is not None, "it has just been numbered"
+        if head.own and head.epoch >= epoch:
+            return
+        head.epoch, head.own = max(head.epoch, epoch), True
+        txn.put(*head.row_of(), db=self._rows.tables["heads"])
+        self._rows.forget(stream)  # the next append reads it anew
 
     # -- house-keeping
 

@@ -28,6 +28,7 @@ from .dispatch import LEAN
 
 RUNTIME: Final = "runtime"
 """The scope that covers every stream of a host."""
+SESSION: Final = "session"
 EPOCH_MAX: Final = (1 << 53) - 1
 REASON_CHARS_MAX: Final = 128
 
@@ -46,9 +47,12 @@ class Term:
 
 @frozen
 class AcquireLease:
+    """`above`: the lease of the runtime, for a session that has none of its own yet: until now that one covers it."""
+
     owner: str
     lease_id: str
     term: Term
+    above: Lease | None = None
 
 
 @frozen
@@ -147,6 +151,14 @@ LEGAL: Final[Mapping[LeasePhase, Mapping[type, LeasePhase]]] = {
 }
 
 
+def stream_of(scope: str) -> str | None:
+    """The stream that a scope covers alone; None for one that covers many, or none.
+
+    The scope of a session has the full name of its stream.
+    """
+    return scope if scope.count("/") >= 2 and scope.split("/", 2)[1] == SESSION else None
+
+
 def judged_at(lease: Lease, wall: WallInstant) -> WallInstant:
     """The instant at which a command is judged: a clock that steps back does not revive a lease."""
     return max(wall, lease.seen_at)
@@ -212,16 +224,20 @@ def _acquire(lease: Lease, command: AcquireLease, now: WallInstant, limits: Limi
     gone = stale(lease, now)
     if lease.phase is HELD and not gone:
         if command.owner != lease.owner:
-            message = f"the lease on {lease.scope} is held by {lease.owner} until {wall_text(lease.leased_until)}"
-            return Rejected(Reason.LEASE_HELD, message, {"owner": lease.owner, "leased_until": lease.leased_until})
+            return _held(lease.scope, lease)
         if lease.draining is not None:
             return told_to_drain(lease)
         if command.lease_id == lease.lease_id:
             return _renewed(lease, lease.lease_id, until, as_given, now)
-    if lease.epoch >= EPOCH_MAX:
+    least, above = lease.epoch, command.above
+    if above is not None and lease.epoch == 0:
+        if above.phase is HELD and above.owner != command.owner and not stale(above, now):
+            return _held(lease.scope, above)
+        least = above.epoch  # whoever wrote the stream until now wrote it under this one, or one before
+    if least >= EPOCH_MAX:
         return Rejected(Reason.INVALID_PARAMS, f"the epochs of {lease.scope} are used up at {EPOCH_MAX}")
     former = lease.owner if gone else None
-    epoch = Epoch(lease.epoch + 1)
+    epoch = Epoch(least + 1)
     granted = AuthorityGranted(lease.scope, command.owner, command.lease_id, epoch, until, now, former, as_given)
     return Step((granted,), answer=False)
 
@@ -287,6 +303,11 @@ def _lose(lease: Lease, command: LoseLease, now: WallInstant, limits: Limits) ->
         return Step((AuthorityLost(lease.scope, lease.owner, lease.epoch, command.reason, now),), answer=False)
     until = min(lease.leased_until, WallInstant(now + command.grace_ms * 1_000))
     return Step((AuthorityDrainOrdered(lease.scope, lease.draining or command.reason, until, now),), answer=False)
+
+
+def _held(scope: str, lease: Lease) -> Rejected:
+    message = f"the lease on {scope} is held by {lease.owner} until {wall_text(lease.leased_until)}"
+    return Rejected(Reason.LEASE_HELD, message, {"owner": lease.owner, "leased_until": lease.leased_until})
 
 
 def _until(term: Term, now: WallInstant) -> tuple[WallInstant, str | None]:

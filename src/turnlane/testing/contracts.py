@@ -42,6 +42,7 @@ from turnlane.core.step import (
 
 STREAM: Final = "default/session/contract"
 OTHER: Final = "default/session/other"
+OWN: Final = "default/session/own"
 OVERSIZE_BYTES: Final = 16 << 20
 THREADS_TOGETHER: Final = 4
 
@@ -187,6 +188,21 @@ async def _a_fence_holds_for_every_stream(store: Any) -> None:
     assert await store.append([batch(1, 1, epoch=3)]) == [StaleEpoch(4)], "a fence only rises"
     told = await store.append([batch(1, 1, epoch=4), batch(0, 1, stream=OTHER, epoch=4)])
     assert [type(one) for one in told] == [Appended] * 2, f"the epoch of the fence is taken: {told}"
+
+
+async def _a_stream_may_have_a_fence_of_its_own(store: Any) -> None:
+    """After `fence(epoch, stream)` that stream takes no lower epoch, and no fence of all counts there any more."""
+    await store.append([batch(0, 1, epoch=2)])
+    await store.fence(3, STREAM)
+    assert await store.append([batch(1, 1, epoch=2)]) == [StaleEpoch(3, own=True)], "a lower epoch is refused"
+    assert isinstance((await store.append([batch(0, 1, stream=OTHER, epoch=2)]))[0], Appended), "there and nowhere else"
+    await store.fence(9)
+    assert isinstance((await store.append([batch(1, 1, epoch=3)]))[0], Appended), "its own epoch is what counts there"
+    assert await store.append([batch(1, 1, stream=OTHER, epoch=3)]) == [StaleEpoch(9)], "elsewhere that of all does"
+    assert isinstance((await store.append([batch(2, 1, epoch=4)]))[0], Appended), "a higher epoch is accepted"
+    await store.fence(1, STREAM)
+    assert await store.append([batch(3, 1, epoch=3)]) == [StaleEpoch(4, own=True)], "it only rises"
+    assert len((await store.read(STREAM, 0, 9)).events) == 3, "what was refused leaves no trace"
 
 
 async def _a_batch_falls_alone(store: Any) -> None:
@@ -480,6 +496,9 @@ async def _what_was_kept_is_there_after_reopening(store: Any, again: Callable[[]
     await store.save_snapshot(STREAM, 1, b"state")
     await store.save_checkpoint("projection", b"17")
     await store.fence(4)
+    await store.append([batch(0, 1, stream=OWN, epoch=4)])
+    await store.fence(6, OWN)
+    await store.fence(8)
     await store.close()
     async with again() as subject:
         reopened = _Awaited(subject)
@@ -495,8 +514,10 @@ async def _what_was_kept_is_there_after_reopening(store: Any, again: Callable[[]
         assert (reopened.log_epoch, reopened.cursor_key) == (epoch, secret), "log epoch and cursor key are the same"
         for stream, head in ((STREAM, 5), (OTHER, 2)):
             told = await reopened.append([batch(head, 1, stream=stream, epoch=3)])
-            assert told == [StaleEpoch(4)], "an older life stays fenced"
-        told = (await reopened.append([batch(5, 1, epoch=4)]))[0]
+            assert told == [StaleEpoch(8)], "an older life stays fenced"
+        assert await reopened.append([batch(1, 1, stream=OWN, epoch=5)]) == [StaleEpoch(6, own=True)], "here as well"
+        assert isinstance((await reopened.append([batch(1, 1, stream=OWN, epoch=6)]))[0], Appended), "by its own fence"
+        told = (await reopened.append([batch(5, 1, epoch=8)]))[0]
         assert isinstance(told, Appended) and told.head == 6, "appends go on at the head"
         everything = [event.position for _, event in await reopened.read_all(0, 99)]
         assert everything == sorted(set(everything)) and everything[-1] == told.position, "positions go on rising"
@@ -511,6 +532,7 @@ EVENT_STORE_CLAUSES: Final = (
     _keys_are_remembered,
     _checks_have_an_order,
     _a_fence_holds_for_every_stream,
+    _a_stream_may_have_a_fence_of_its_own,
     _positions_order_the_store,
     _pages_are_contiguous,
     _lanes_are_contiguous_in_themselves,
@@ -540,9 +562,10 @@ async def check_lease_store(
     """
     await _check(LEASE_STORE_CLAUSES, open_leases)
     if store_of is not None:
-        with clause_named(_a_grant_fences_every_stream):
-            async with opened(open_leases()) as subject:
-                await _a_grant_fences_every_stream(_Awaited(subject), _Awaited(store_of(subject)))
+        for clause in (_a_grant_fences_every_stream, _a_grant_for_a_session_fences_it_alone):
+            with clause_named(clause):
+                async with opened(open_leases()) as subject:
+                    await clause(_Awaited(subject), _Awaited(store_of(subject)))
     if reopen is not None:
         await _check_reopened(_an_epoch_is_never_forgotten, open_leases, reopen)
 
@@ -580,7 +603,7 @@ async def _every_life_has_its_epoch(leases: Any) -> None:
     second = await _acquired(leases, "host-1", "life-2", 13)
     assert (second.epoch, second.granted_at) == (2, _at(13)), "another life of the same owner raises the epoch"
     assert await leases.read("runtime") == second, "the last grant is read"
-    other = await _acquired(leases, "host-2", "life-3", 14, "session/s")
+    other = await _acquired(leases, "host-2", "life-3", 14, "elsewhere")
     assert other.epoch == 1, "scopes have epochs of their own"
 
 
@@ -687,6 +710,21 @@ async def _a_holder_has_a_name(leases: Any) -> None:
     assert await leases.read("runtime") == held, "a refused acquire changes nothing"
 
 
+async def _a_session_may_have_a_lease_of_its_own(leases: Any) -> None:
+    """Until its first grant a session is the runtime's; that grant is above all its epochs, and then it goes alone."""
+    await _acquired(leases, "host-1", "life-1", 10)
+    await _acquired(leases, "host-1", "life-2", 11)
+    _no(await _acquired(leases, "host-2", "life-3", 12, STREAM), Reason.LEASE_HELD, "it is the runtime's until then")
+    assert await leases.read(STREAM) is None, "a refused acquire changes nothing"
+    first = await _acquired(leases, "host-1", "life-2", 12, STREAM)
+    assert (first.epoch, first.owner) == (3, "host-1"), f"it is the runtime's to give, above its own epoch: {first}"
+    await leases.release(STREAM, "host-1", 3, _at(13))
+    other = await _acquired(leases, "host-2", "life-3", 14, STREAM)
+    assert (other.epoch, other.owner) == (4, "host-2"), f"what was given back is anybody's: {other}"
+    taken = await _acquired(leases, "host-3", "life-4", 20, OTHER)
+    assert taken.epoch == 3, f"that of a runtime whose lease ran out is anybody's: {taken}"
+
+
 async def _an_epoch_is_never_forgotten(leases: Any, again: Callable[[], Any]) -> None:
     """With `reopen`: what is granted and how high the epoch is are known after closing and opening again."""
     held = await _acquired(leases, "host-1", "life-1", 10)
@@ -716,6 +754,20 @@ async def _a_grant_fences_every_stream(leases: Any, store: Any) -> None:
     assert isinstance(told[0], Appended), f"a release fences nobody, nor does another scope: {told}"
 
 
+async def _a_grant_for_a_session_fences_it_alone(leases: Any, store: Any) -> None:
+    """With `store_of`: after a grant for a session its stream goes by that lease, and by no grant for the runtime."""
+    await _acquired(leases, "host-1", "life-1", 10)
+    await store.append([batch(0, 1), batch(0, 1, stream=OTHER)])
+    await _acquired(leases, "host-1", "life-1", 11, STREAM)
+    assert await store.append([batch(1, 1)]) == [StaleEpoch(2, own=True)], "who wrote it until now is refused"
+    assert isinstance((await store.append([batch(1, 1, stream=OTHER)]))[0], Appended), "there and nowhere else"
+    for epoch in (2, 3, 4):
+        await _acquired(leases, f"host-{epoch}", f"life-{epoch}", epoch * 10)
+    assert isinstance((await store.append([batch(1, 1, epoch=2)]))[0], Appended), "no grant for the runtime counts"
+    await _acquired(leases, "host-2", "life-2", 60, STREAM)
+    assert await store.append([batch(2, 1, epoch=2)]) == [StaleEpoch(3, own=True)], "the next one of its own does"
+
+
 LEASE_STORE_CLAUSES: Final = (
     _every_life_has_its_epoch,
     _one_owner_at_a_time,
@@ -725,6 +777,7 @@ LEASE_STORE_CLAUSES: Final = (
     _a_holder_may_be_told_in_time,
     _only_the_holder_releases,
     _a_holder_has_a_name,
+    _a_session_may_have_a_lease_of_its_own,
 )
 
 
