@@ -491,7 +491,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "A lease on a scope, for `ttl_ms` from now ([Authority](authority.md)). Called again with the same `lease_id` "
         "it is a renewal; with another one it is a new grant, which fences the former life.",
         "the lease.",
-        "lease_held lease_lost lease_owner_mismatch missing_scope",
+        "lease_held lease_lost lease_owner_mismatch unknown_session missing_scope",
     ),
     "authority/renew": (
         "Extends it, never backwards. `lease_id` names it anew.",
@@ -512,6 +512,12 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "The lease as it is kept, and whether it is stale. `view` is what the runtime may do, where it is the holder.",
         "the lease.",
         "missing_scope",
+    ),
+    "authority/migrate": (
+        "Hands a session over to the owner `to`, who takes it when it is asked for there. No turn opens from now on; "
+        "`drain` lets an open one go on for `deadline_ms` (default 30,000), `cut` ends it at once.",
+        "the markers that were kept, with their seqs.",
+        "unknown_session session_ended illegal_in_phase not_owner draining missing_scope",
     ),
     "contract/execute": (
         "One command of the [compatibility contract](contract.md). As text it is read as strictly as everywhere; as an "
@@ -552,6 +558,11 @@ EVENTS: dict[str, str] = {
     "session.degraded": "An agent did not end in time and was disowned; the session goes on.",
     "session.restored": "A later turn completed.",
     "session.deauthorized": "The owner lost its authority inside a turn.",
+    "authority.rotated": "It is handed over: no turn opens from here.",
+    "migration.started": "How, and until when.",
+    "migration.finished": "The last event of who gave it away.",
+    "session.handed_off": "The first one of who took it.",
+    "migration.cancelled": "Nobody came in time, or a crash left it in the middle.",
     "gate.decided": "The gate let a start in, deferred it or refused it.",
     "gate.summarised": "Counts of decisions beyond the rate at which they are kept one by one.",
     "turn.key_cancelled": "A key or turn id was cancelled before any start came with it.",
@@ -903,6 +914,8 @@ async def _contract(wire: Wire) -> None:
     await ask("contract/events", limit=1)
     await ask("contract/attach")
     _found["contract"] = await wire.until(lambda told: told["method"] == "contract/event")
+    await wire.call("session/open", session="moving")
+    await ask("authority/migrate", scope="session/moving", to="host-2:77:runtime_1", mode="drain", deadline_ms=5_000)
     schema = await ask("contract/schema")
     results["contract/schema"] = {**schema, "$defs": {"CaptureSnapshot": schema["$defs"]["CaptureSnapshot"]}}
 

@@ -264,3 +264,96 @@ async def test_the_lease_of_the_runtime_is_no_affair_of_a_tenant_whose_leader_is
         assert (await theirs.call("authority/acquire", **{**ACQUIRE, "owner": "w2"}))["owner"] == "w2"
         assert (await ours.call("authority/read", scope="leader"))["owner"] == "w1"
         w.assert_sound()
+
+
+# single sessions
+
+
+async def test_a_session_is_handed_over_to_a_program_that_takes_its_lease(autojump_clock: Any) -> None:
+    async with world() as w:
+        wire, reader = await w.client(), await w.client()
+        await wire.call("session/open", session="s")
+        await wire.call("turn/start", session="s", key="k", turn="t", input={"n": 2, "pace": 1})
+        await reader.call("session/attach", session="s", replay_from={"type": "earliest"})
+        params: dict[str, Any] = {"scope": "session/s", "to": "host-2", "mode": "drain", "deadline_ms": 9_000}
+        told = (await wire.call("authority/migrate", **params))["markers"]
+        assert [w.log()[one["seq"] - 1].type for one in told] == [one["type"] for one in told]
+        assert [one["type"] for one in told] == ["authority.rotated", "migration.started", "migration.finished"]
+        await reader.until_event("turn.committed")
+        assert (await reader.until_method("session/detached"))["reason"] == "deauthorized_drain"
+        assert (await reader.closed()).code == 4001
+        for method, more in (("session/read", {}), ("turn/start", {"key": "k2", "input": "x"})):
+            refused = await wire.refused(method, session="s", **more)
+            assert (refused.code, refused.data["owner"]) == ("not_owner", "host-2")
+        held = {"scope": "session/s", "owner": "host-2"}
+        granted = await wire.call("authority/acquire", **held, lease_id="life-1")
+        assert granted == {**held, "lease_id": "life-1", "epoch": 3, "leased_until": until(w, 5)}
+        read = await wire.call("authority/read", scope="session/s")
+        assert (read["scope"], read["owner"], read["epoch"], read["stale"]) == ("session/s", "host-2", 3, False)
+        await trio.sleep(10)
+        assert (await wire.call("authority/read", scope="session/s"))["stale_reason"] == "lease_expired"
+        assert (await wire.call("session/read", session="s"))["epoch"] == 4, "who gave it away may take it back"
+        assert w.log()[-1].type == "migration.cancelled" and w.log()[-1].epoch == 4
+        assert (await wire.call("authority/read", scope="session/s"))["view"] == "active"
+        status = await wire.call("runtime/status")
+        assert [one["scope"] for one in status["authority"]] == ["runtime", "default/session/s"]
+        assert await wire.call("authority/lose", scope="session/s", reason="gone") == {"phase": "lost"}
+        await trio.sleep(0.1)
+        assert (await wire.call("session/read", session="s"))["epoch"] == 5
+        assert (await wire.call("authority/read", scope="runtime"))["epoch"] == 1, "the runtime's is another one"
+
+
+async def test_a_no_about_a_single_session_changes_no_byte(autojump_clock: Any) -> None:
+    async with world() as w:
+        wire = await w.client()
+        await wire.call("session/open", session="s")
+        session, us = {"scope": "session/s"}, w.runtime.authority.owner
+        before = w.fingerprint()
+        for verb, params, code in (
+            ("acquire", {**ACQUIRE, **session}, "lease_held"),
+            ("acquire", {**ACQUIRE, **session, "owner": us}, "lease_owner_mismatch"),
+            ("acquire", {**ACQUIRE, "scope": "session/none"}, "unknown_session"),
+            ("renew", {**LEADER, **session, "epoch": 0}, "lease_not_held"),
+            ("release", {**LEADER, **session, "epoch": 1}, "stale_epoch_reject"),
+            ("lose", {**session, "reason": "x"}, "lease_not_held"),
+            ("migrate", {**session, "to": us, "mode": "cut"}, "invalid_params"),
+            ("migrate", {**session, "to": "x"}, "invalid_params"),
+            ("migrate", {**session, "to": "x", "mode": "slowly"}, "invalid_params"),
+            ("migrate", {**session, "to": "x", "mode": "cut", "deadline_ms": 600_001}, "invalid_params"),
+            ("migrate", {"scope": "session/none", "to": "x", "mode": "cut"}, "unknown_session"),
+            ("migrate", {"scope": "runtime", "to": "x", "mode": "cut"}, "invalid_params"),
+            ("read", {"scope": "session/"}, "invalid_params"),
+        ):
+            assert (await wire.refused(f"authority/{verb}", **params)).code == code, (verb, params)
+            assert w.fingerprint() == before, (verb, params)
+        free = await wire.call("authority/read", **session)
+        assert (free["phase"], free["epoch"], free["scope"]) == ("free", 0, "session/s")
+        w.assert_sound()
+
+
+async def test_a_session_of_another_tenant_is_not_there(autojump_clock: Any) -> None:
+    keys = ring()
+    async with world(keys=keys) as w:
+        ours = await w.client(token=mint(keys, "ann", "authority.* sessions.* status.*"))
+        theirs = await w.client(token=mint(keys, "bob", "authority.* status.*", tenant="other"))
+        await ours.call("session/open", session="s")
+        migrate: dict[str, Any] = {"scope": "session/s", "to": "host-2", "mode": "cut"}
+        assert (await theirs.refused("authority/migrate", **migrate)).code == "unknown_session"
+        await ours.call("authority/migrate", **{**migrate, "deadline_ms": 1})
+        await trio.sleep(1)
+        await ours.call("session/read", session="s")
+        assert (
+            await theirs.refused("authority/acquire", **{**ACQUIRE, "scope": "session/s"})
+        ).code == "unknown_session"
+        assert (await theirs.call("authority/read", scope="session/s"))["epoch"] == 0
+        shown = [[one["scope"] for one in (await who.call("runtime/status"))["authority"]] for who in (ours, theirs)]
+        assert shown == [["runtime", "default/session/s"], ["runtime"]]
+
+
+async def test_handing_over_needs_its_right(autojump_clock: Any) -> None:
+    keys = ring()
+    async with world(keys=keys) as w:
+        wire = await w.client(token=mint(keys, "ann", "sessions.* authority.lose authority.acquire"))
+        await wire.call("session/open", session="s")
+        refused = await wire.refused("authority/migrate", scope="session/s", to="x", mode="cut")
+        assert (refused.code, refused.data["required"]) == ("missing_scope", "authority.migrate")

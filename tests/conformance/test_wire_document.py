@@ -55,6 +55,11 @@ def test_every_method_event_notification_and_close_code_is_explained() -> None:
     missing = re.findall(r"\| `([a-z_.]+)` \|.*not produced in the conversation of this page", TEXT)
     assert missing == [
         "session.mode_chosen",
+        "authority.rotated",
+        "migration.started",
+        "migration.finished",
+        "session.handed_off",
+        "migration.cancelled",
         "gate.summarised",
         "session.deauthorized",
         "effect.settled_late",

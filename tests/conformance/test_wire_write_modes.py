@@ -26,7 +26,7 @@ PAGE = {
 }
 """Methods that append, as the manual lists them (docs/cutover.md); some are not built."""
 KEYS = ring()
-WORDS = ("completed", "cancelled", "failed", "turn", "host", "leader")
+WORDS = ("completed", "cancelled", "failed", "turn", "host", "leader", "drain")
 VALUES: tuple[Any, ...] = ("s", {"type": "earliest"}, 1, True, [], {"x": 1}, *WORDS)
 NOTHING_THERE = {
     ("turn/read", "unknown_turn"),

@@ -18,6 +18,7 @@ from turnlane.machines import dispatch as queue
 from turnlane.machines import effects_ledger, requests
 from turnlane.machines import session as rules
 from turnlane.machines import turn as turns
+from turnlane.machines.migration import SETTLED
 from turnlane.machines.overlap import Policy
 from turnlane.machines.plan import Bundle, Plan, Profile, freeze
 from turnlane.machines.session import Session, SessionPhase, decide, due, evolve_session
@@ -198,6 +199,8 @@ def judge_due(state: Session) -> None:
     wanted = due(state)
     if state.turn is not None or state.phase is SessionPhase.DRAINING:
         assert wanted == DUE_NOW
+    elif state.migration.phase is not SETTLED and state.phase is not SessionPhase.ENDED:
+        assert wanted == (DUE_NOW if state.migration.open else state.migration.deadline)
     elif state.rows:
         free = [row.not_before if row.claim is None else row.claim.leased_until for row in state.rows.values()]
         assert wanted == max(DUE_NOW, min(free))

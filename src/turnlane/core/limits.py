@@ -154,6 +154,9 @@ class Limits:
     authority_wait_ms_max: int = 7_000
     """An opening waits so long for the lease of a former owner to run out."""
     lose_grace_ms_max: int = 600_000
+    migration_ms: int = 30_000
+    """A session that is handed over lets its turn go on for so long, and its next owner has so long to come."""
+    migration_ms_max: int = 600_000
     # the wire
     message_bytes_max: int = 1_048_576
     outgoing_message_bytes_max: int = 8_388_608
@@ -276,6 +279,7 @@ class Limits:
         assert self.live_window_items_max >= 1
         assert self.sse_page_bytes_max <= self.poll_page_bytes_max
         assert self.lease_ttl_ms_min <= self.lease_ttl_ms <= self.lease_ttl_ms_max
+        assert 0 < self.migration_ms <= self.migration_ms_max
         assert self.lease_margin_ms_min * 2 < self.lease_ttl_ms_min
         assert 0 < self.lease_retry_ms < self.lease_ttl_ms_min // 6
         assert 0 < self.map_grow_percent < self.map_reserve_percent < 100

@@ -123,6 +123,7 @@ class Reason(Enum):
     LEASE_EXPIRED = "lease_expired", _R, False, CONFLICT_NUMBER, 409
     LEASE_LOST = "lease_lost", _R, False, CONFLICT_NUMBER, 409
     LEASE_NOT_HELD = "lease_not_held", _R, False, CONFLICT_NUMBER, 409
+    NOT_OWNER = "not_owner", _R, True, CONFLICT_NUMBER, 409
     # the compatibility contract
     INVALID_COMMAND = "invalid_command", _R, False, INVALID_PARAMS_NUMBER, 400
     INVALID_DISPATCH_ID = "invalid_dispatch_id", _R, False, INVALID_PARAMS_NUMBER, 400

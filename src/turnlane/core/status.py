@@ -170,8 +170,8 @@ def readiness(status: RuntimeStatus, limits: Limits) -> tuple[Blocker, ...]:
         found.append(Blocker("draining", "shutdown has begun"))
     if not status.granted and status.write_mode.writes:
         found.append(Blocker("authority_not_acquired", "the runtime's own lease is not held"))
-    elif status.write_mode.writes and any(one.view == "fenced" for one in status.authority):
-        why = next(one.silent_because or "it ran out" for one in status.authority if one.view == "fenced")
+    elif status.write_mode.writes and any(one.view == "fenced" for one in status.authority[:1]):
+        why = status.authority[0].silent_because or "it ran out"
         found.append(Blocker("authority_stale", f"the runtime holds no lease that lasts: {why}"))
     return (*found, *_of_projections(status.projections, limits))
 
@@ -193,6 +193,6 @@ def warnings(status: RuntimeStatus) -> tuple[Blocker, ...]:
     found: list[Blocker] = []
     if status.store_used_percent >= 90:
         found.append(Blocker("storage_low", f"the journal is {status.store_used_percent} % full"))
-    if any(one.view == "renewing_late" for one in status.authority):
+    if any(one.view == "renewing_late" for one in status.authority[:1]):
         found.append(Blocker("authority_renewal_late", "half of the lease is gone and its renewal is not confirmed"))
     return tuple(found)

@@ -257,6 +257,7 @@ METHODS: Final[Mapping[str, Need]] = {
     "authority/release": Need(Reach.TENANT, ("authority.release",)),
     "authority/lose": Need(Reach.TENANT, ("authority.lose",)),
     "authority/read": Need(Reach.TENANT, ("authority.read",)),
+    "authority/migrate": Need(Reach.TENANT, ("authority.migrate",)),
     "contract/execute": Need(Reach.TENANT, ("contract.write",)),
     "contract/snapshot": Need(Reach.TENANT, ("contract.read",)),
     "contract/attach": Need(Reach.TENANT, ("contract.read",)),

@@ -66,7 +66,8 @@ class WireAttachment:
                 deliveries = [Ended(refused.reason, self.attachment.reader.place)]
             if deliveries:
                 frames = b"".join([self._frame(delivery) for delivery in deliveries])
-                if not await self.connection.send_chunk(frames, speaks=not isinstance(deliveries[0], Ended)):
+                farewell = isinstance(deliveries[0], Ended)
+                if not await self.connection.send_chunk(frames, None if farewell else self.attachment.actor.authority):
                     return
                 if self._after(deliveries):
                     return
@@ -97,7 +98,8 @@ class WireAttachment:
     async def _mark(self) -> bool:
         """How many messages were sent, so that a loss between server and client would be seen."""
         self._marked, self._mark_due = self.sent, False
-        return await self.connection.send_chunk(text_frame(self.mark(), self.connection.limits.frame_bytes_max))
+        frame = text_frame(self.mark(), self.connection.limits.frame_bytes_max)
+        return await self.connection.send_chunk(frame, self.attachment.actor.authority)
 
     def mark(self) -> bytes:
         params = {"session": self.session, "sent": self.sent, "cursor": self._cursor(self.attachment.reader.place)}

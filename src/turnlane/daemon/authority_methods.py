@@ -10,7 +10,7 @@ from ..core.instants import wall_text
 from ..core.ports import Lease
 from ..core.reasons import Reason, Refused
 from ..machines.authority import RUNTIME
-from ..runtime.scopes import Scope
+from ..runtime.scopes import Scope, public_name
 from .access import METHODS, Denied
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _scope(connection: Connection, verb: str, params: Params) -> Scope:
 
 def _granted(lease: Lease) -> dict[str, Any]:
     return {
-        "scope": lease.scope,
+        "scope": public_name(lease.scope),
         "owner": lease.owner,
         "lease_id": lease.lease_id,
         "epoch": lease.epoch,
@@ -63,10 +63,17 @@ async def read(connection: Connection, params: Params, posted: Callable[[], None
     return (await _scope(connection, "read", params).read()).json()
 
 
+async def migrate(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
+    how = {name: params[name] for name in ("mode", "deadline_ms") if name in params}
+    markers = await _scope(connection, "migrate", params).migrate(params["to"], **how)
+    return {"markers": [{"type": marker, "seq": seq} for marker, seq in markers]}
+
+
 HANDLERS: Final[Mapping[str, Handler]] = {
     "authority/acquire": acquire,
     "authority/renew": renew,
     "authority/release": release,
     "authority/lose": lose,
     "authority/read": read,
+    "authority/migrate": migrate,
 }

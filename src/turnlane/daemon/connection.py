@@ -22,6 +22,7 @@ from ..core.limits import Limits
 from ..core.ports import StoreError
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.secret import Secret
+from ..runtime.authority import Authority
 from ..runtime.lanes import Doorbell
 from . import compat
 from .access import Denied, Principal, method_frozen, need_of, one_token, refreshed
@@ -60,8 +61,8 @@ _REASONS = {reason.value: reason for reason in Reason}
 @define(slots=True, eq=False)
 class _Chunk:
     data: bytes
-    speaks: bool = True
-    """For the scope: not sent once this process has lost its authority."""
+    right: Authority | None = None
+    """By which it speaks: not sent once this process has lost it."""
     refused: bool = False
     written: trio.Event = field(factory=trio.Event)
 
@@ -313,13 +314,13 @@ class Connection:
         self._answers.append(text_frame(message, self.limits.frame_bytes_max))
         self._writer_bell.ring()
 
-    async def send_chunk(self, data: bytes, *, speaks: bool = True) -> bool:
+    async def send_chunk(self, data: bytes, right: Authority | None) -> bool:
         """Write ready frames: at once where nothing else waits and the kernel has room, else through the writer.
 
         One chunk an attachment at a time. False: they were not sent, since this process may not speak any more; the
-        connection ends. The last look is in the same breath as the hand-over to the socket. A farewell does not speak.
+        connection ends. The last look is in the same breath as the hand-over to the socket. A farewell needs no right.
         """
-        if speaks and self._silent():
+        if right is not None and self._silent(right):
             return False
         if not (self._answers or self._chunks) and self.guard.write_now(data):
             if not self.guard.unfinished:
@@ -329,7 +330,7 @@ class Connection:
                     await trio.lowlevel.checkpoint()
                 return True
             data = b""  # the writer sends the rest, and then says so
-        chunk = _Chunk(data, speaks and bool(data))
+        chunk = _Chunk(data, right if data else None)
         self._chunks.append(chunk)
         self._writer_bell.ring()
         try:
@@ -340,10 +341,10 @@ class Connection:
             raise
         return not chunk.refused
 
-    def _silent(self) -> bool:
-        if self.runtime.authority.refusal() is None:
+    def _silent(self, right: Authority) -> bool:
+        if right.refusal() is None:
             return False
-        self.runtime.refused_stale("egress")
+        right.refused("egress")
         self.end(Close(CLOSE_DRAINING, Reason.DEAUTHORIZED_DRAIN.value))
         return True
 
@@ -360,11 +361,12 @@ class Connection:
 
     async def _write_some(self) -> None:
         """All answers, then a chunk of each attachment in turn, about a frame of them, in one piece."""
-        if any(chunk.speaks for chunk in self._chunks) and self._silent():
-            for chunk in [chunk for chunk in self._chunks if chunk.speaks]:
-                self._chunks.remove(chunk)
-                chunk.refused = True
-                chunk.written.set()
+        rights = {chunk.right for chunk in self._chunks}
+        silent = [right for right in rights if right is not None and self._silent(right)]
+        for chunk in [chunk for chunk in self._chunks if chunk.right in silent]:
+            self._chunks.remove(chunk)
+            chunk.refused = True
+            chunk.written.set()
         count, chunks = len(self._answers), list[_Chunk]()
         room = self.limits.frame_bytes_max - sum(map(len, self._answers))
         while self._chunks and (room > 0 or not (count or chunks)):

@@ -125,7 +125,7 @@ class Pump:
 
     async def _send(self, method: str, params: Mapping[str, Any]) -> bool:
         frame = text_frame(notification(method, params), self.connection.limits.frame_bytes_max)
-        return await self.connection.send_chunk(frame)
+        return await self.connection.send_chunk(frame, self.connection.runtime.authority)
 
 
 HANDLERS: Final[Mapping[str, Handler]] = {

@@ -20,6 +20,7 @@ from ..core.limits import Limits
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..machines.dispatch import RowPhase
 from ..machines.fairness import PRIORITIES
+from ..machines.migration import MODES
 from ..machines.overlap import Policy
 from ..machines.plan import ON_DETACH
 from ..machines.worker import Status
@@ -123,10 +124,17 @@ def _short(value: Any) -> bool:
 _WHERE: Final = {"session": _ident(), "queue": _ident()}
 """Where a dispatch lies: a session, or a queue of deliveries (default `main`)."""
 _HELD: Final = {**_WHERE, "dispatch": _ident(required=True), "claim_token": _ident()}
+
+
+def _is_scope(value: Any) -> bool:
+    kind, _, session = value.partition("/") if isinstance(value, str) else ("", "", "")
+    return value in ("runtime", "leader") or (kind == "session" and printable(session))
+
+
 _LEASE: Final = Member("a finite number of ms", lambda value: type(value) in (int, float) and abs(value) < 2**53)
 _FLAG: Final = Member("true or false", lambda value: isinstance(value, bool))
 
-_SCOPE: Final = Member("runtime or leader", _word("runtime", "leader"), required=True)
+_SCOPE: Final = Member("runtime, leader or session/<id>", _is_scope, required=True)
 _TTL: Final = Member("an integer from 1000 to 60000", _integer(1_000, 60_000), limit=60_000)
 _EPOCH: Final = Member("an integer from 0 to 2^53-1", _integer(0, SAFE_INTEGER_MAX), required=True)
 _PLACE: Final = Member("an event id, or the next_cursor of a page", _text(128))
@@ -316,6 +324,12 @@ METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
         "grace_ms": Member("an integer from 1 to 600000", _integer(1, 600_000), limit=600_000),
     },
     "authority/read": {"scope": _SCOPE},
+    "authority/migrate": {
+        "scope": _SCOPE,
+        "to": _ident(required=True),
+        "mode": _one_of(*MODES, required=True),
+        "deadline_ms": Member("an integer from 1 to 600000", _integer(1, 600_000), limit=600_000),
+    },
     "contract/execute": {
         "command": Member("a command of the contract: an object, or its JSON text", lambda value: True, required=True),
         "key": _KEY,

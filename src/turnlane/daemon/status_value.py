@@ -9,6 +9,7 @@ from attrs import asdict
 from ..codec import encode_json
 from ..core.limits import Limits
 from ..core.status import RuntimeStatus, readiness
+from ..machines.authority import RUNTIME
 
 
 def status_value(status: RuntimeStatus, limits: Limits, tenant: str) -> dict[str, Any]:
@@ -20,7 +21,8 @@ def status_value(status: RuntimeStatus, limits: Limits, tenant: str) -> dict[str
     value["sessions"] = [one for one in status.sessions if one["stream"].startswith(f"{tenant}/")]
     value["lanes"] = [one for one in status.lanes if one["owner"].startswith(f"{tenant}/")]
     value["write_mode"] = status.write_mode.value
-    value["authority"] = [asdict(one) for one in status.authority]
+    ours = (RUNTIME, f"{tenant}/")
+    value["authority"] = [asdict(one) for one in status.authority if one.scope.startswith(ours)]
     value["projections"] = {**asdict(status.projections), "ready": status.projections.ready}
     blockers = readiness(status, limits)
     value["readiness"] = {"ready": not blockers, "reasons": [one.code for one in blockers]}

@@ -8,13 +8,13 @@ Source: docs/turns.md (The session).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from ..core.evolving import evolve
 from ..core.limits import Limits
 from ..core.reasons import Reason, Rejected
 from ..core.step import Step
-from . import effects_ledger, requests
+from . import effects_ledger, migration, requests
 from . import turn as turns
 from .claims import LAPSE
 from .ends import cancel, cancelled_rows, end_turn, terminal_batch
@@ -76,9 +76,17 @@ from .within import (
     withdraw_request,
 )
 
+MIGRATING: Final = (migration.MigrateScope, migration.FinishMigration, migration.SettleMigration)
+
 
 def decide(state: Session, command: Any, now: Stamp, limits: Limits) -> Answer:
     """All judgement about a session. Pure: equal arguments give equal answers."""
+    if (
+        state.migration is not migration.NONE
+        and not isinstance(command, MIGRATING)
+        and (refusal := migration.given_away(state.migration)) is not None
+    ):
+        return refusal
     match command:
         case CreateSession():
             return _create(state, command, now)
@@ -103,6 +111,10 @@ def decide(state: Session, command: Any, now: Stamp, limits: Limits) -> Answer:
     if (refusal := no_session(state)) is not None:
         return refusal
     match command:
+        case migration.MigrateScope() if state.parent is not None:
+            return Rejected(Reason.ILLEGAL_IN_PHASE, "a sub-session goes where its parent goes: hand over that one")
+        case _ if isinstance(command, MIGRATING):
+            return migration.decide(state.migration, command, now, limits, turn_open=state.turn is not None)
         case ChooseMode():
             return choose_mode(state, command.mode)
         case CloseSession():

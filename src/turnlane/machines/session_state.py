@@ -23,6 +23,8 @@ from . import dispatch as queue
 from . import effects_ledger, requests
 from . import turn as turns
 from .fairness import behind
+from .migration import NONE, SETTLED, Migration, MigrationEvent
+from .migration import evolve as migrated
 from .overlap import Policy
 from .plan import Plan
 from .turn import EndedTurn, Outcome, Turn
@@ -252,6 +254,7 @@ class Session:
     ring: int = 0
     ended_rows: queue.Rows = EMPTY
     """Rows that ended lately and that no ended turn tells of."""
+    migration: Migration = NONE
 
     @property
     def mode(self) -> Mode:
@@ -403,6 +406,9 @@ _FOLDS: Final[Mapping[type, Callable[[Session, Any, Seq], Session]]] = {
     **dict.fromkeys(get_args(turns.TurnEvent), _turn),
     **dict.fromkeys(get_args(effects_ledger.EffectEvent), _effect),
     **dict.fromkeys(get_args(queue.DispatchEvent), _dispatch),
+    **dict.fromkeys(
+        get_args(MigrationEvent), lambda state, event, _: evolve(state, migration=migrated(state.migration, event))
+    ),
     turns.TurnOutput: lambda state, _, __: state,
     turns.TurnCommitted: _turn_ended,
     turns.TurnAborted: _turn_ended,
@@ -441,6 +447,8 @@ def due(state: Session) -> int:
     """When a session that nobody holds in memory must be woken (core/step.py, `Batch.due`)."""
     if state.turn is not None or state.phase is SessionPhase.DRAINING:
         return DUE_NOW
+    if state.migration.phase is not SETTLED and state.phase is not SessionPhase.ENDED:  # there is a marker to be made
+        return DUE_NOW if state.migration.open else max(DUE_NOW, state.migration.deadline)
     if (at := queue.next_due(state.rows)) is not None:
         return max(DUE_NOW, at)
     return DUE_NEVER if state.parent is None or state.phase is SessionPhase.ENDED else DUE_NOW

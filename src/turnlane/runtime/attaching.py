@@ -58,7 +58,7 @@ async def attach(
     generation = 1
     if client is not None:
         runtime.attaches += 1
-        generation = runtime.epoch * GENERATIONS_PER_EPOCH + runtime.attaches  # rises over restarts as well
+        generation = actor.owner.epoch * GENERATIONS_PER_EPOCH + runtime.attaches  # rises over restarts as well
         for older in [other for other in actor.attachments.values() if other.client == client]:
             marks.sometimes(True, "attaching.replaced")
             older.end(Reason.REPLACED, at_once=True)
@@ -119,7 +119,10 @@ async def save_cursor(runtime: Runtime, attachment: Attachment, cursor: str) -> 
     if attachment.client is None:
         return
     # One after the other: of two acknowledgements under way at once the later place stands.
-    await runtime.writer.call(_save_later, runtime.ports.store, attachment.actor.stream, attachment.client, place)
+    actor = attachment.actor
+    await runtime.writer.call(
+        _save_later, runtime.ports.store, actor.stream, attachment.client, place, silent=actor.owner.own
+    )
 
 
 def _save_later(store: EventStore, stream: str, client: str, place: Position) -> None:

@@ -85,7 +85,7 @@ class Attachment:
         while True:
             before = reader.control_seq, reader.data_seq
             deliveries: list[Delivery] = []
-            if silent := self.actor.runtime.authority.refusal() is not None:
+            if silent := self.actor.authority.refusal() is not None:
                 self.end(Reason.DEAUTHORIZED_DRAIN, at_once=True)
             if not self._cut:
                 deliveries += await self._kept(items_max, bytes_max)
@@ -174,7 +174,7 @@ class Attachment:
         if reader.wants_control_ahead(last, tail.head):
             found = tail.control_since(reader.control_seq, items_max)
             ahead = await self._page(reader.control_seq, items_max, Lane.CONTROL) if found is None else found
-        if self.actor.runtime.authority.refusal() is not None:
+        if self.actor.authority.refusal() is not None:
             return []  # the cursor stays where it is, and `next` looks again
         return reader.next(window, ahead, items_max, bytes_max)
 

@@ -89,6 +89,15 @@ class Authority:
         if self.lease is not None and current > self.lease.epoch and self.lost is None:
             self.fence(f"the scope {self.scope} has the epoch {current} now, ours is {self.lease.epoch}")
 
+    def refused(self, at: str) -> None:
+        """Something was refused there because the right is gone."""
+        self.refused_stale[at] += 1
+
+    @property
+    def epoch(self) -> int:
+        """The one that was granted last; 0 before any."""
+        return 0 if self.lease is None else self.lease.epoch
+
     def look(self) -> None:
         """Something was done about our lease: renew at once, and so find out what."""
         self._next_at = SILENT
@@ -126,7 +135,7 @@ class Authority:
         limits, clock = self.ports.limits, self.ports.clock
         seen, began = None, clock.now()
         while True:
-            answer = await self._ask()
+            answer = await self.ask()
             if isinstance(answer, Lease):
                 return answer
             current = await self.ports.lease_hop(self.ports.leases.read, self.scope)
@@ -141,7 +150,8 @@ class Authority:
                 continue
             await trio.sleep(limits.lease_retry_ms / 1000)
 
-    async def _ask(self) -> Lease | Rejected:
+    async def ask(self) -> Lease | Rejected:
+        """Ask once for a grant."""
         sent_at, lease_id = self.ports.clock.now(), self.ports.ids.new("lease")
         before = await self.ports.lease_hop(self.ports.leases.read, self.scope)
         answer = await self.ports.lease_hop(self._acquire, lease_id)
@@ -185,6 +195,13 @@ class Authority:
                     deauthorize(self.lost)
                     return
                 await regained(lease)
+
+    async def hold(self, deauthorize: Callable[[StoreError], None], ordered: Callable[[], Awaitable[None]]) -> None:
+        """Renew until fenced, and see to it that everything is let go. Once: who asks for it again takes it anew."""
+        async with trio.open_nursery() as nursery:
+            await self._renew_until_fenced(nursery, ordered)
+            assert self.lost is not None
+            deauthorize(self.lost)
 
     async def _renew_until_fenced(self, nursery: trio.Nursery, ordered: Callable[[], Awaitable[None]]) -> None:
         clock, told = self.ports.clock, False
@@ -255,7 +272,7 @@ class Authority:
             if self._in_flight:
                 continue
             try:
-                answer = await self._ask()
+                answer = await self.ask()
             except StoreError as error:
                 if error.reason is Reason.DEAUTHORIZED_DRAIN:
                     self.replaced = error

@@ -94,7 +94,7 @@ class Egress:
             self.first_output_at = self.owner.clock.now()
 
     def _check(self, turn: TurnId, epoch: Epoch) -> None:
-        if self.owner.writer.silent() is not None:
+        if self.owner.silent() is not None:
             self.stale("egress")
             reason: Reason | None = Reason.AUTHORITY_EPOCH_MISMATCH
         else:

@@ -79,5 +79,6 @@ async def trim(runtime: Runtime, actor: SessionActor, keep_turns: int) -> Seq:
         return await runtime.ports.read_hop(store.floor, actor.stream)
     below = min([ends[0].queued_seq, *(row.position for row in state.rows.values())])
     head = actor.owner.tail.head
-    await runtime.writer.call(store.save_snapshot, actor.stream, head, runtime.ports.encoder.encode_state(state))
-    return await runtime.writer.call(store.truncate, actor.stream, below)
+    encoded, own = runtime.ports.encoder.encode_state(state), actor.owner.own
+    await runtime.writer.call(store.save_snapshot, actor.stream, head, encoded, silent=own)
+    return await runtime.writer.call(store.truncate, actor.stream, below, silent=own)

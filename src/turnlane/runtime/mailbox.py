@@ -20,6 +20,7 @@ from ..core.reasons import Reason, Rejected
 from ..core.step import Lane
 from ..machines import session as rules
 from ..machines import turn as turns
+from ..machines.migration import FinishMigration, SettleMigration
 from ..machines.overlap import Policy
 from ..machines.pressure import Signal
 from .lanes import Doorbell, Lanes, LaneStatus
@@ -28,13 +29,21 @@ from .owner import Keyed
 EXTRA_CONTROL_ITEMS = 16
 """Room for what is never refused: the outcome of a step, timers by key, cancels beyond their reserve."""
 
-NEVER_REFUSED = (turns.CommitTurn, turns.FailTurn, turns.ExpireTurn, turns.LoseAuthority, rules.TimerFired)
+NEVER_REFUSED = (
+    turns.CommitTurn,
+    turns.FailTurn,
+    turns.ExpireTurn,
+    turns.LoseAuthority,
+    rules.TimerFired,
+    SettleMigration,
+)
 _RESERVED = (
     turns.CancelTurn,
     rules.CloseSession,
     rules.StartSubSession,
     rules.NoteDegraded,
     rules.SummariseGate,
+    FinishMigration,
 )
 
 

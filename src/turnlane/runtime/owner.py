@@ -42,7 +42,7 @@ from ..machines.fence import FenceView
 from ..machines.turn import Stamp, TurnAborted, TurnClosed, TurnCommitted
 from .lanes import Promise
 from .tail import Tail
-from .writer import JournalWriter, Outcome, Ticket
+from .writer import JournalWriter, Outcome, Silent, Ticket
 
 Answer = Any
 S = TypeVar("S")
@@ -135,6 +135,10 @@ class StreamOwner(Generic[S]):
     view: FenceView
     tail: Tail
     read_key: Callable[[str, str], Awaitable[StoredKey | None]]
+    own: Silent | None = None
+    """Why nothing may be written here, where the stream has a lease of its own; None: it goes by the runtime's."""
+    silent: Silent = field(init=False)
+    """Why nothing may be written or said here now; None while it may."""
     lost: OwnerLost | None = None
     keys: dict[str, StoredKey] = field(factory=dict)
     keys_complete: bool = False
@@ -142,6 +146,9 @@ class StreamOwner(Generic[S]):
     _open: Ticket | None = None
     _under_way: int = 0
     _full: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.silent = self.own or self.writer.silent
 
     async def handle(self, command: Any, keyed: Keyed | None = None, extra_keys: ExtraKeys | None = None) -> Answer:
         """Answer one command. Raises `OwnerLost` when the stream is no longer ours; the fence stays raised then."""
@@ -160,7 +167,7 @@ class StreamOwner(Generic[S]):
                 marks.sometimes(True, "owner.key_repeated")
                 drafts.append(_Draft(self._repeat(stored, keyed)))
                 continue
-            if self.lost is None and (silent := self.writer.silent()) is not None:
+            if self.lost is None and (silent := self.silent()) is not None:
                 self._lose(silent)
             if self.lost is not None:
                 raise self.lost
@@ -226,7 +233,7 @@ class StreamOwner(Generic[S]):
 
         Raises Refused `storage_full` while the journal has no room for data.
         """
-        if (gone := self.lost or self.writer.refusal) is not None:
+        if (gone := self.lost or self.writer.refusal_of(self.own)) is not None:
             raise Refused(gone.reason, gone.message)
         if self._full is not None:
             raise Refused(Reason.STORAGE_FULL, self._full, retry_after=1.0)
@@ -262,7 +269,9 @@ class StreamOwner(Generic[S]):
 
     def _submit(self, batch: Batch, done: Callable[[Batch, Outcome], None], *, output: bool = False) -> Ticket:
         try:
-            ticket = self.writer.submit(batch, lambda outcome: self._done(batch, outcome, done), output=output)
+            ticket = self.writer.submit(
+                batch, lambda outcome: self._done(batch, outcome, done), output=output, silent=self.own
+            )
         except StoreError as error:
             self._lose(error)
             assert self.lost is not None

@@ -22,6 +22,7 @@ from ..core.reasons import Reason, Refused
 from ..core.step import DUE_NOW, StoredKey
 from ..machines import session as rules
 from ..machines import turn as turns
+from ..machines.migration import SETTLED, SettleMigration
 from ..machines.session import Session as SessionState
 from ..machines.session import SessionPhase
 from .owner import Rules, StreamOwner
@@ -30,6 +31,8 @@ from .streams import fold_stream
 from .tail import Tail
 
 if TYPE_CHECKING:
+    from ..core.ports import Lease
+    from .authority import Authority
     from .runtime import Runtime
 
 SESSION = Rules(rules.decide, rules.evolve_session, rules.due, rules.bounded, rules.open_turn)
@@ -73,9 +76,12 @@ class Residents:
             else:
                 (await self.awake(stream)).ring()
         except Refused as error:
-            self.runtime.observe(ActorFell(stream, error.reason, error))
+            elsewhere = error.reason is Reason.NOT_OWNER  # looked at again, in case its owner is lost
+            if not elsewhere:
+                self.runtime.observe(ActorFell(stream, error.reason, error))
             if error.reason.temporary and self.runtime.nursery is not None:  # what is due stays due
-                self.runtime.timers.arm(stream, "due", lambda _: self.wake_soon(stream), after_ms_=RETRY_MS)
+                after_ms = self.runtime.limits.lease_ttl_ms if elsewhere else RETRY_MS
+                self.runtime.timers.arm(stream, "due", lambda _: self.wake_soon(stream), after_ms_=after_ms)
 
     def wake_soon(self, stream: str) -> None:
         if self.runtime.nursery is not None:
@@ -96,7 +102,7 @@ class Residents:
         if not self.runtime.serving:
             raise RuntimeError("closed: this runtime serves no more")
         # Who would fall at its first command is not woken; nor, for a while, who fell again and again.
-        if self.runtime.writes and (refusal := self.runtime.writer.refusal) is not None:
+        if self.runtime.writes and (refusal := self.runtime.writer.stopped) is not None:
             raise Refused(refusal.reason, refusal.message)
         if len(self._recent_falls(stream)) > self.runtime.limits.actor_restarts_max:
             message = "the session falls whenever it is woken: look into the daemon's log, try again in a minute"
@@ -107,14 +113,14 @@ class Residents:
             wait_s = float("inf") if recovering else self.runtime.limits.session_wake_ms_max / 1000
             with trio.move_on_after(wait_s) as bound:
                 try:
-                    state, head, snapshot_seq = await self.runtime.ports.read_hop(self._fold, stream)
+                    authority, state, head, snapshot_seq = await self._found(stream)
                 except StoreError as error:
                     raise Refused(error.reason, error.message) from error
             if bound.cancelled_caught:
                 message = "the session is being recovered: offer the same key again"
                 raise Refused(Reason.SESSION_WAKING, message, self.runtime.limits.defer_base_ms / 1000)
             self._make_room()
-            actor = self._build(stream, state, head)
+            actor = self._build(stream, authority, state, head)
             actor.snapshot_seq = snapshot_seq
             self.actors[stream] = actor
         finally:
@@ -122,6 +128,18 @@ class Residents:
             waking.set()
         await self._resume(actor)
         return actor
+
+    async def _found(self, stream: str) -> tuple[Authority, SessionState, int, int]:
+        """By which right the session is served here, and its fold: made after whoever had it may write no more."""
+        lease, state, head, snapshot_seq = await self.runtime.ports.read_hop(self._with_lease, stream)
+        authority, taken = await self.runtime.scopes.right_to(stream, lease, state.migration)
+        if taken:
+            _, state, head, snapshot_seq = await self.runtime.ports.read_hop(self._with_lease, stream)
+        return authority, state, head, snapshot_seq
+
+    def _with_lease(self, stream: str) -> tuple[Lease | None, SessionState, int, int]:
+        lease = self.runtime.ports.leases.read(stream) if self.runtime.writes else None
+        return lease, *self._fold(stream)
 
     def fold(self, stream: str) -> tuple[SessionState, int]:
         """State and head. Runs where reads may block."""
@@ -138,10 +156,10 @@ class Residents:
             state = evolve(state, default_mode=mode)
         return state, head, snapshot_seq
 
-    def _build(self, stream: str, state: SessionState, head: int) -> SessionActor:
-        actor = SessionActor(self.runtime, stream)
+    def _build(self, stream: str, authority: Authority, state: SessionState, head: int) -> SessionActor:
+        actor = SessionActor(self.runtime, stream, authority)
         actor.last_used = self.runtime.ports.clock.now()
-        view = fresh_view(state, self.runtime.epoch)
+        view = fresh_view(state, authority.epoch)
         parent = None if state.parent is None else self.actors.get(session_stream(state.tenant, state.parent))
         if parent is not None and state.parent_turn is not None:
             view.ancestors = ((parent.owner.view, state.parent_turn), *parent.owner.view.ancestors)
@@ -151,7 +169,7 @@ class Residents:
             SESSION,
             state,
             head,
-            self.runtime.epoch,
+            authority.epoch,
             self.runtime.writer,
             ports.encoder,
             ports.clock,
@@ -162,6 +180,7 @@ class Residents:
             view,
             Tail(self.runtime.limits, head),
             self.read_key,
+            None if authority is self.runtime.authority else authority.refusal,
             keys_complete=head == 0,
         )
         actor.queued_before()
@@ -175,20 +194,33 @@ class Residents:
         if not self.runtime.writes:
             return  # folded to be read: what is open stays open
         state = actor.state
+        if state.migration.phase is not SETTLED and state.phase is not SessionPhase.ENDED:
+            marks.sometimes(True, "residents.hand_over_settled")
+            await actor.submit(SettleMigration(actor.authority.owner))
         for effect in rules.recovered_effects(state, self.runtime.limits):
             actor.perform(effect)
         marks.sometimes(state.turn is not None, "residents.open_turn_recovered")
         if state.turn is not None:
             await actor.submit(turns.LoseAuthority())
         if state.parent is not None and state.phase is not SessionPhase.ENDED:
-            parent = await self.awake(session_stream(state.tenant, state.parent))
-            above = parent.state.turn
+            parent = await self._parent(session_stream(state.tenant, state.parent))
+            above = None if parent is None else parent.state.turn
             marks.sometimes(above is not None and above.turn == state.parent_turn, "residents.child_before_its_parent")
             # A turn of a former life is over, even while its end is still on its way to the disk.
-            if above is None or above.turn != state.parent_turn or above.plan.epoch < self.runtime.epoch:
+            lost = parent is None or above is None or above.plan.epoch < parent.owner.epoch
+            if lost or above is None or above.turn != state.parent_turn:
                 await actor.submit(rules.CloseSession("now", Reason.PARENT_ENDED, f"parent:{state.parent_turn}"))
         if state.rows:
             actor.ring()
+
+    async def _parent(self, stream: str) -> SessionActor | None:
+        """None: it is served elsewhere now, and what it had open here was lost on the way."""
+        try:
+            return await self.awake(stream)
+        except Refused as refused:
+            if refused.reason is not Reason.NOT_OWNER:
+                raise
+            return None
 
     async def resident(self, actor: SessionActor) -> SessionActor:
         """The actor that serves this session now: the same one, or its successor after a passivation or a fall."""
@@ -278,18 +310,23 @@ class Residents:
         self.runtime.timers.drop_all(actor.stream)
 
     def fell(self, actor: SessionActor, refusal: Refused, error: Exception | None) -> None:
-        """One way to fall: out of memory now, rebuilt at the next use; too often within a minute, and it goes up."""
-        marks.sometimes(error is None, "residents.fell_without_a_fault")
-        self.runtime.counts.falls += 1
-        self.runtime.observe(ActorFell(actor.session, refusal.reason, error))
+        """One way to fall: out of memory now, rebuilt at the next use; too often within a minute, and it goes up.
+
+        One that was handed over leaves the same way, and did not fall.
+        """
+        handed_over = refusal.reason is Reason.NOT_OWNER
+        if not handed_over:
+            marks.sometimes(error is None, "residents.fell_without_a_fault")
+            self.runtime.counts.falls += 1
+            self.runtime.observe(ActorFell(actor.session, refusal.reason, error))
         if self.actors.get(actor.stream) is actor:
             self._drop(actor)  # no timer: who was replaced would wake and fall for ever
         self.runtime.turn_over()
         for attachment in list(actor.attachments.values()):
-            attachment.end(refusal.reason, at_once=True)
+            attachment.end(Reason.DEAUTHORIZED_DRAIN if handed_over else refusal.reason, at_once=True)
         if (over := self.over.pop(actor.stream, None)) is not None:
             over.set()
-        if self.runtime.nursery is None or self.runtime.writer.refusal is not None:
+        if handed_over or self.runtime.nursery is None or self.runtime.writer.refusal_of(actor.owner.own) is not None:
             return  # nobody is woken who could not write; whoever may write again recovers what is due
         recent = self._recent_falls(actor.stream)
         self._falls.pop(actor.stream, None)

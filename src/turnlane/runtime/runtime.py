@@ -49,7 +49,7 @@ from .history import read_history
 from .pool import Permits, Window
 from .residents import Residents
 from .run import Runs
-from .scopes import Scope, scope_of
+from .scopes import Scope, Scopes, scope_of
 from .session import SessionActor, passable
 from .streams import Streams
 from .timers import Timers
@@ -96,6 +96,8 @@ class Runtime:
     contracts: dict[str, Contract] = field(init=False)
     """By tenant."""
     authority: Authority = field(init=False)
+    scopes: Scopes = field(init=False)
+    """Leases of single sessions that are held here."""
     writer: JournalWriter = field(init=False)
     follower: Follower = field(init=False)
     """The read models (docs/projections.md)."""
@@ -122,6 +124,7 @@ class Runtime:
         self.permits = Permits(limits.turns_active_max)
         self.timers = Timers(self.ports.clock, limits)
         self.authority = Authority(self.ports, self.owner or self.claim_owner)
+        self.scopes = Scopes(self)
         self.writer = JournalWriter(
             self.ports.store,
             self.ports.commit_hop,
@@ -205,18 +208,20 @@ class Runtime:
         finally:
             # Nothing of us can be written any more: whoever comes next need not wait. A broken journal keeps nothing.
             if self.writes:
-                with suppress(StoreError):
-                    self.authority.release()
+                for authority in (*self.scopes.held.values(), self.authority):
+                    with suppress(StoreError):
+                        authority.release()
 
     async def _hold(self, holding: trio.CancelScope) -> None:
         with holding:
-            await self.authority.keep(self.deauthorize, self._regained, self._end_in_order)
+            async with trio.open_nursery() as self.scopes.nursery:
+                await self.authority.keep(self.deauthorize, self._regained, partial(self.end_in_order, self.authority))
 
     def deauthorize(self, error: StoreError) -> None:
         """The lease is gone: everything of the scope leaves memory, its turns and attachments with it."""
         marks.sometimes(bool(self.actors), "runtime.deauthorized_with_sessions")
         self.observe(AuthorityFell(self.authority.scope, self.epoch, error.message))
-        for actor in list(self.actors.values()):
+        for actor in [actor for actor in self.actors.values() if actor.authority is self.authority]:
             actor.deauthorize(error)
         self.streams.forget_all()
         if self.authority.replaced is not None:
@@ -236,20 +241,18 @@ class Runtime:
         if self.phase == "recovering":
             self.phase = "serving"
 
-    async def _end_in_order(self) -> None:
+    @marks.on_cancel("resumable")
+    async def end_in_order(self, authority: Authority) -> None:
         """Told in time: no new turns, open ones may finish, the rest is ended by us; then the lease is given back."""
         ladder_ns = self.limits.cancel_total_ms_max * 1_000_000
-        left_s = (self.authority.bound - ladder_ns - self.ports.clock.now()) / 1e9
+        left_s = (authority.bound - ladder_ns - self.ports.clock.now()) / 1e9
         with trio.move_on_after(max(0.0, left_s)):
-            await self._until_no_turn_is_open()
-        for actor in [actor for actor in self.actors.values() if actor.turn is not None]:
+            await self._until_no_turn_is_open(authority)
+        for actor in self._with_turns(authority):
             actor.post(LoseAuthority("authority"))
-        await self._until_no_turn_is_open()
+        await self._until_no_turn_is_open(authority)
         with suppress(StoreError):
-            self.authority.release()
-
-    def refused_stale(self, at: str) -> None:
-        self.authority.refused_stale[at] += 1
+            authority.release()
 
     @marks.on_cancel("resumable")
     async def drain(self) -> None:
@@ -261,10 +264,14 @@ class Runtime:
         with trio.move_on_after(self.limits.host_drain_ms_max / 1000):
             await self._until_no_turn_is_open()
 
-    async def _until_no_turn_is_open(self) -> None:
-        while any(actor.turn is not None for actor in self.actors.values()):
+    async def _until_no_turn_is_open(self, of: Authority | None = None) -> None:
+        while self._with_turns(of):
             self._turn_ended = trio.Event()
             await self._turn_ended.wait()
+
+    def _with_turns(self, of: Authority | None) -> list[SessionActor]:
+        open_here = [actor for actor in self.actors.values() if actor.turn is not None]
+        return [actor for actor in open_here if of is None or actor.authority is of]
 
     def _warn_of_disowned(self) -> None:
         for turn in self.disowned.values():
@@ -543,7 +550,7 @@ class Runtime:
             self._session_turns.get(actor.stream) or admission.Rate(),
             self._second(),
             blocked,
-            self.draining,
+            actor.draining,
         )
         quotas = admission.quotas_of(actor.tenant, self.quotas, self.limits)
         return admission.admit(counts, quotas, self.limits, refusals)

@@ -1,30 +1,180 @@
-"""Leases by scope, as a host program or an operator reaches them: acquire, renew, release, lose, read.
+"""Leases by scope: what a host program or an operator asks about them, and those of single sessions held here.
 
-The runtime's own lease is held by `runtime/authority.py`; nobody else acts in its name. What is decided about a scope
-is decided where its lease lies: for `leader` in a stream of the tenant, which the compatibility contract folds as
-well, for everything else at the lease store. Source: docs/authority.md (Methods).
+The runtime's own lease is held by `runtime/authority.py`; nobody else acts in its name. It covers every session that
+has no lease of its own. One that has is taken when it is asked for here and its lease is free, is renewed from then on
+as the runtime's is, and falls alone. What is decided about a scope is decided where its lease lies: for `leader` in a
+stream of the tenant, which the compatibility contract folds as well, for everything else at the lease store.
+
+A session is handed over by markers in its stream (`machines/migration.py`); behind the last of ours the lease is given
+back, and where there was none, one is taken and given back: from then on the stream goes by that lease, and whoever
+wrote it until now is refused by the store. Source: docs/authority.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import define, frozen
+import trio
+from attrs import define, evolve, field, frozen
 
 from ..core import marks
-from ..core.ids import DEFAULT_TENANT, Epoch, Tenant
+from ..core.ids import DEFAULT_TENANT, Epoch, SessionId, Tenant, printable, session_stream
 from ..core.instants import wall_text
-from ..core.ports import Lease, StoreError
+from ..core.observations import AuthorityFell
+from ..core.ports import Lease, LeasePhase, StoreError
 from ..core.reasons import Reason, Refused, Rejected
 from ..machines import authority as rules
-from ..machines.authority import RUNTIME, AcquireLease, LoseLease, ReleaseLease, RenewLease, Term
+from ..machines import migration as moves
+from ..machines.authority import RUNTIME, SESSION, AcquireLease, LoseLease, ReleaseLease, RenewLease, Term
 from ..machines.contract_rooms import LEADER
+from ..machines.migration import Migration
+from ..machines.turn import LoseAuthority
+from .authority import Authority
+from .lineage import end_descendants
 
 if TYPE_CHECKING:
     from .runtime import Runtime
+    from .session import SessionActor
 
-SCOPES: Final = f"{RUNTIME} or {LEADER}"
+SCOPES: Final = f"{RUNTIME}, {LEADER} or {SESSION}/<id>"
+
+
+@define(slots=True, eq=False)
+class Scopes:
+    """The leases of single sessions that this runtime holds, by stream."""
+
+    runtime: Runtime
+    held: dict[str, Authority] = field(factory=dict)
+    nursery: trio.Nursery | None = None
+    _leaving: set[str] = field(factory=set)
+    """Streams whose last marker is kept, and whose lease is not given back yet."""
+
+    def first(self, most: int) -> Sequence[Authority]:
+        """Some of them, for a status."""
+        return list(islice(self.held.values(), most))
+
+    async def right_to(self, stream: str, lease: Lease | None, migration: Migration) -> tuple[Authority, bool]:
+        """By which right a session is served here, and whether it has just been taken.
+
+        Raises Refused `not_owner` for one that is another's, and why nothing may be written; StoreError.
+        """
+        runtime = self.runtime
+        if not runtime.writes:
+            return runtime.authority, False
+        owner, wall = runtime.authority.owner, runtime.ports.clock.wall()
+        if lease is None and (refusal := runtime.writer.refusal) is not None:
+            raise Refused(refusal.reason, refusal.message)
+        held = self.held.get(stream)
+        if held is not None and held.refusal() is None:
+            return held, False
+        if lease is not None and lease.phase is LeasePhase.HELD and not rules.stale(lease, wall):
+            raise elsewhere(lease.owner, lease)
+        if migration.kept_from(owner, wall):
+            if lease is None and stream not in self._leaving:  # a former life came as far as its last marker
+                marks.sometimes(True, "scopes.given_back_by_the_next_life")
+                await self.give_back(stream)
+            raise elsewhere(migration.to)
+        if lease is None:
+            return runtime.authority, False
+        return await self._taken(stream), True
+
+    async def _taken(self, stream: str) -> Authority:
+        authority = Authority(self.runtime.ports, self.runtime.authority.owner, stream)
+        answer = await authority.ask()
+        if isinstance(answer, Rejected):
+            raise elsewhere(str(answer.data.get("owner", "another owner")))
+        if self.nursery is None:
+            raise Refused(Reason.DRAINING, "this runtime serves no more: ask elsewhere or later")
+        marks.sometimes(True, "scopes.taken")
+        self.held[stream] = authority
+        self.nursery.start_soon(self._hold, authority, name="authority of a session")
+        return authority
+
+    async def _hold(self, authority: Authority) -> None:
+        await authority.hold(partial(self._fallen, authority), partial(self.runtime.end_in_order, authority))
+
+    def _fallen(self, authority: Authority, error: StoreError) -> None:
+        """The lease of one session is gone: it leaves memory, with its turn and its attachments."""
+        if self.held.get(authority.scope) is not authority:
+            return  # given back
+        del self.held[authority.scope]
+        actor = self.runtime.actors.get(authority.scope)
+        if actor is not None and actor.authority is authority:
+            self.runtime.observe(AuthorityFell(authority.scope, authority.epoch, error.message))
+            end_descendants(self.runtime, actor)
+            actor.deauthorize(error)
+
+    # handing over
+
+    async def hand_over(self, stream: str, command: moves.MigrateScope) -> list[tuple[str, int]]:
+        """The markers that were kept, with their seqs; the session is given back then. Raises Refused."""
+        runtime = self.runtime
+        first = (await self._ask(stream, evolve(command, owner=runtime.authority.owner))).seq
+        drains = command.mode == moves.DRAIN
+        actor = await runtime.residents.awake(stream)
+        left_s = (actor.state.migration.deadline - runtime.ports.clock.wall()) / 1e6 if drains else 0.0
+        try:
+            with trio.move_on_after(max(0.0, left_s)):
+                await _until_no_turn_is_open(actor)
+            if actor.state.turn is not None:
+                await self._ask(stream, LoseAuthority("authority"))
+            last = (await self._ask(stream, moves.FinishMigration())).seq
+        except Refused:
+            with suppress(Refused):  # whoever holds it next does it otherwise
+                await self._ask(stream, moves.SettleMigration(runtime.authority.owner))
+            raise
+        self._leaving.add(stream)
+        try:
+            if (gone := runtime.actors.get(stream)) is not None:
+                gone.deauthorize(StoreError(Reason.NOT_OWNER, f"the session was handed over to {command.to}"))
+            await self.give_back(stream)
+        finally:
+            self._leaving.discard(stream)
+        names = ("authority.rotated", "migration.started", "migration.finished")
+        return list(zip(names, (first - 1, first, last), strict=True))
+
+    async def _ask(self, stream: str, command: Any) -> Any:
+        return await (await self.runtime.residents.awake(stream)).submit(command)
+
+    async def give_back(self, stream: str) -> None:
+        """The lease of a session is free then, and above every epoch under which it was written here."""
+        runtime, held = self.runtime, self.held.pop(stream, None)
+        right = held or runtime.authority
+        epoch = None if held is None else held.epoch
+        if held is not None:
+            held.fence("the session was handed over")
+        while True:
+            try:
+                await runtime.ports.lease_hop(self._given_back, stream, right.owner, epoch)
+                return
+            except StoreError:
+                if runtime.writer.refusal_of(right.refusal) is not None:
+                    raise
+            await trio.sleep(runtime.limits.lease_retry_ms / 1_000)
+
+    def _given_back(self, stream: str, owner: str, epoch: Epoch | None) -> None:
+        leases, clock = self.runtime.ports.leases, self.runtime.ports.clock
+        if epoch is None:
+            granted = leases.acquire(stream, owner, self.runtime.ports.ids.new("lease"), clock.wall())
+            if isinstance(granted, Rejected):
+                return  # somebody else's already
+            epoch = granted.epoch
+        leases.release(stream, owner, epoch, clock.wall())
+
+
+async def _until_no_turn_is_open(actor: SessionActor) -> None:
+    while (turn := actor.state.turn) is not None and actor.owner.lost is None:
+        await actor.outcome_event(turn.turn).wait()
+
+
+def elsewhere(owner: str, lease: Lease | None = None) -> Refused:
+    """A session that is not served here."""
+    data = {"owner": owner} if lease is None else {"owner": owner, "leased_until": lease.leased_until}
+    return Refused(Reason.NOT_OWNER, f"the session is served by {owner}: ask there", 1.0, data)
 
 
 @frozen
@@ -39,7 +189,7 @@ class ScopeView:
     def json(self) -> dict[str, Any]:
         lease = self.lease
         told: dict[str, Any] = {
-            "scope": lease.scope,
+            "scope": public_name(lease.scope),
             "phase": lease.phase.value,
             "owner": lease.owner or None,
             "lease_id": lease.lease_id or None,
@@ -60,15 +210,17 @@ class Scope:
 
     runtime: Runtime
     name: str
+    """As the lease store knows it: that of a session is the name of its stream."""
     tenant: Tenant = DEFAULT_TENANT
 
     @marks.on_cancel("resumable")
     async def acquire(self, owner: str, lease_id: str, *, ttl_ms: int | None = None) -> Lease:
         """A grant; a renewal where it is this life's already (`lease_id` is the key of a repeated call).
 
-        Raises Refused: lease_held, lease_lost (told to end), invalid_params.
+        Raises Refused: lease_held, lease_lost (told to end), unknown_session, invalid_params.
         """
         self._not_ours(owner)
+        await self._exists()
         return await self._asked(AcquireLease(owner, lease_id, self._term(ttl_ms)))
 
     @marks.on_cancel("resumable")
@@ -87,9 +239,49 @@ class Scope:
     async def lose(self, reason: str, *, grace_ms: int | None = None) -> Lease:
         """Say that the holder is gone, or has to end within `grace_ms`. Raises Refused: lease_not_held."""
         lease = await self._asked(LoseLease(reason, grace_ms))
-        if self.name == RUNTIME:
-            self.runtime.authority.look()
+        if (ours := self._ours()) is not None:
+            ours.look()
         return lease
+
+    @marks.on_cancel("resumable")
+    async def migrate(
+        self, to: str, *, mode: str = moves.DRAIN, deadline_ms: int | None = None, reason: str = "migration"
+    ) -> list[tuple[str, int]]:
+        """Hand a session over to `to`, who takes it when it is asked for there: the markers, with their seqs.
+
+        No turn opens from now on. `drain` lets an open one go on for `deadline_ms` (default `migration_ms`), `cut` ends
+        it. What has begun is carried out, whoever stops waiting. Raises Refused: not_owner, unknown_session,
+        session_ended, illegal_in_phase (under way already, a sub-session), invalid_params.
+        """
+        runtime = self.runtime
+        if (forbidden := runtime.writer.forbidden) is not None:
+            raise forbidden
+        if rules.stream_of(self.name) is None:
+            message = "a session can be handed over, and no other scope: name session/<id>"
+            raise Refused(Reason.INVALID_PARAMS, message, data={"path": "params.scope"})
+        await self._exists()
+        if runtime.nursery is None:
+            raise Refused(Reason.DRAINING, "this runtime serves no more: ask elsewhere or later")
+        command, done, found = moves.MigrateScope(to, mode, deadline_ms, reason), trio.Event(), list[Any]()
+
+        async def carried_out() -> None:
+            try:
+                found.append(await runtime.scopes.hand_over(self.name, command))
+            except Refused as refused:
+                found.append(refused)
+            except StoreError as error:
+                found.append(Refused(error.reason, error.message))
+            finally:
+                done.set()
+
+        runtime.nursery.start_soon(carried_out, name=f"hand-over of {self.name}")
+        await done.wait()
+        if not found:
+            raise Refused(Reason.DRAINING, "the runtime ended before the session was handed over: ask again")
+        if isinstance(found[0], Refused):
+            raise found[0]
+        markers: list[tuple[str, int]] = found[0]
+        return markers
 
     @marks.on_cancel("resumable")
     async def read(self) -> ScopeView:
@@ -99,10 +291,19 @@ class Scope:
             lease = await runtime.contract_of(self.tenant).leader()
         else:
             lease = await self._hop(runtime.ports.leases.read, self.name) or Lease(self.name)
-        wall, ours = runtime.ports.clock.wall(), runtime.authority
-        holds = ours.scope == self.name and ours.owner == lease.owner
-        view = ours.view().value if holds else None
+        wall, ours = runtime.ports.clock.wall(), self._ours()
+        view = ours.view().value if ours is not None and ours.owner == lease.owner else None
         return ScopeView(lease, rules.stale(lease, wall), rules.stale_reason(lease, wall), view)
+
+    def _ours(self) -> Authority | None:
+        return self.runtime.authority if self.name == RUNTIME else self.runtime.scopes.held.get(self.name)
+
+    async def _exists(self) -> None:
+        """A lease on a session that does not exist would make a stream of nothing."""
+        if (stream := rules.stream_of(self.name)) is None:
+            return
+        if not (await self.runtime.ports.read_hop(self.runtime.ports.store.head, stream)).seq:
+            raise Refused(Reason.UNKNOWN_SESSION, "no such session: open it first")
 
     def _not_ours(self, owner: str) -> None:
         """The runtime acts for itself: who knows its name and epoch, and they are no secret, is not the runtime."""
@@ -144,8 +345,16 @@ class Scope:
             raise Refused(error.reason, error.message) from error
 
 
+def public_name(scope: str) -> str:
+    """The name of a scope without its tenant."""
+    return scope if rules.stream_of(scope) is None else scope.split("/", 1)[1]
+
+
 def scope_of(runtime: Runtime, name: str, tenant: str = DEFAULT_TENANT) -> Scope:
     """The lease of a scope, by name. Raises Refused `invalid_params` for a name that is no scope."""
+    kind, _, session = name.partition("/")
+    if kind == SESSION and printable(session):
+        return Scope(runtime, session_stream(Tenant(tenant), SessionId(session)), Tenant(tenant))
     if name not in (RUNTIME, LEADER):
         message = f"no such scope: expected {SCOPES}"
         raise Refused(Reason.INVALID_PARAMS, message, data={"path": "params.scope", "expected": SCOPES})

@@ -26,6 +26,7 @@ from ..machines import effects_ledger, queue_state, requests, turn_rows
 from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.fence import FenceView
+from ..machines.migration import SETTLED
 from ..machines.plan import freeze
 from ..machines.session import Session, SessionPhase
 from ..machines.session_state import Mode
@@ -39,6 +40,7 @@ from .turn import TurnActor
 
 if TYPE_CHECKING:
     from .attachment import Attachment
+    from .authority import Authority
     from .runtime import Runtime
 
 ENDING = (turns.CancelTurn, turns.CommitTurn, turns.FailTurn, turns.ExpireTurn, turns.LoseAuthority)
@@ -69,6 +71,8 @@ class Work:
 class SessionActor:
     runtime: Runtime
     stream: str
+    authority: Authority
+    """By which right it writes and speaks: the runtime's, or that of a lease of its own."""
     owner: StreamOwner[Session] = field(init=False)
     attachments: dict[str, Attachment] = field(factory=dict)
     turn: TurnActor | None = None
@@ -109,15 +113,19 @@ class SessionActor:
         """Streams of the live sub-sessions of the open turn."""
         return (self._work or self._at_work()).children
 
+    @property
+    def draining(self) -> bool:
+        """Whether it opens no turn: the host is leaving, or was told to, or the session is being handed over."""
+        leaving = self.runtime.phase == "draining" or self.authority.ordered is not None
+        return leaving or self.state.migration.phase is not SETTLED
+
     def lanes(self) -> tuple[LaneStatus, ...]:
         """The mailbox seen from outside: an idle session has none, and is not given one to be looked at."""
         return () if self._work is None else self._work.mailbox.status()
 
     def _at_work(self) -> Work:
         mailbox = Mailbox(self.stream, self.runtime.limits, self.runtime.observe)
-        work = self._work = Work(
-            mailbox, Egress(self.owner, self.outlets, self.runtime.counts, self.runtime.refused_stale)
-        )
+        work = self._work = Work(mailbox, Egress(self.owner, self.outlets, self.runtime.counts, self.authority.refused))
         return work
 
     # the mailbox
@@ -174,6 +182,8 @@ class SessionActor:
                 except OwnerLost as lost:
                     self._fall(Refused(lost.reason, lost.message))
                     nursery.cancel_scope.cancel(reason="the stream has another owner, or its disk is gone")
+            if (gone := self.owner.lost) is not None and self.runtime.actors.get(self.stream) is self:
+                self._fall(Refused(gone.reason, gone.message))  # it was on its way out, and looked up no more
         except Exception as error:
             self._fall(Refused(Reason.INTERNAL, f"the session failed and is rebuilt: {type(error).__name__}"), error)
         finally:
@@ -410,7 +420,7 @@ class SessionActor:
     async def _pump(self) -> bool:
         """Open the next waiting start, if none is open. True when something was done."""
         state = self.state
-        if state.turn is not None or not state.rows or self.runtime.draining or not self.runtime.serving:
+        if state.turn is not None or not state.rows or self.draining or not self.runtime.serving:
             return False
         if state.mode is not Mode.RUNTIME:
             return False  # a host program and its workers claim them

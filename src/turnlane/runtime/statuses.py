@@ -122,7 +122,7 @@ def runtime_status(runtime: Runtime) -> RuntimeStatus:
         len(runtime.actors) > len(listed),
         tuple(asdict(lane) | {"owner": stream} for stream in listed for lane in runtime.actors[stream].lanes()),
         runtime.write_mode,
-        (runtime.authority.status(),),
+        (runtime.authority.status(), *(one.status() for one in runtime.scopes.first(runtime.limits.status_items_max))),
         runtime.follower.status(),
     )
 

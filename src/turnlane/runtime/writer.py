@@ -30,6 +30,8 @@ from .pool import Window
 
 T = TypeVar("T")
 Outcome = AppendResult | StoreError
+Silent = Callable[[], StoreError | None]
+"""Why nothing may be written or said now; None while it may."""
 Answers = dict[str, list[tuple["Ticket", AppendResult | StoreError]]]
 
 DOUBT_TRIES_MAX = 64
@@ -44,6 +46,8 @@ class Ticket:
     done: Callable[[Outcome], int | None]
     output: bool = False
     """Not a decision: nobody waits for its answer, and it may grow."""
+    silent: Silent | None = None
+    """Of a stream with a lease of its own; None: it goes by that of the runtime."""
     data_items: int = 0
     data_bytes: int = 0
     deliveries: int = 0
@@ -133,7 +137,7 @@ class JournalWriter:
     observe: Callable[[object], None]
     forbidden: Refused | None = None
     """Set where this runtime may not write at all (core/write_mode.py)."""
-    silent: Callable[[], StoreError | None] = lambda: None
+    silent: Silent = lambda: None
     """Why this process may not write now: its lease ran out. Unlike what is broken, that may pass."""
     on_stale: Callable[[Epoch], None] = lambda _: None
     broken: StoreError | None = None
@@ -149,21 +153,28 @@ class JournalWriter:
     _peak: int = 0
     _events: int = 0
 
-    def submit(self, batch: Batch, done: Callable[[Outcome], int | None], *, output: bool = False) -> Ticket:
+    def submit(
+        self,
+        batch: Batch,
+        done: Callable[[Outcome], int | None],
+        *,
+        output: bool = False,
+        silent: Silent | None = None,
+    ) -> Ticket:
         """Queue a batch. `done(outcome)` is called exactly once, synchronously, in the writer's task.
 
         It returns how many tasks it may have made runnable (None: one).
         """
-        if (refusal := self.refusal) is not None:
+        if (refusal := self.refusal_of(silent)) is not None:
             raise refusal
-        ticket = Ticket(batch, done, output, submitted_at=self.clock.now())
+        ticket = Ticket(batch, done, output, silent, submitted_at=self.clock.now())
         self._waiting.put(ticket)
         self._bell.ring()
         return ticket
 
-    async def call(self, function: Callable[..., T], *args: object) -> T:
+    async def call(self, function: Callable[..., T], *args: object, silent: Silent | None = None) -> T:
         """Run another write of the store (a snapshot, a saved cursor) between two groups; never beside one."""
-        if (refusal := self.refusal) is not None:
+        if (refusal := self.refusal_of(silent)) is not None:
             raise refusal
         call: _Call[T] = _Call(function, args)
         self._calls.append(call)
@@ -208,13 +219,22 @@ class JournalWriter:
     @property
     def refusal(self) -> StoreError | Refused | None:
         """Why nothing is taken; None while batches are."""
+        return self.refusal_of(None)
+
+    def refusal_of(self, silent: Silent | None) -> StoreError | Refused | None:
+        """The same for a stream with a lease of its own: that one decides, whatever became of the runtime's."""
+        return self.stopped or (silent or self.silent)()
+
+    @property
+    def stopped(self) -> StoreError | Refused | None:
+        """Why nothing is taken whoever asks: forbidden, broken or closed."""
         if self.forbidden is not None:
             return self.forbidden
         if self.broken is not None:
             return self.broken
         if self._closing:
             return JournalClosed(Reason.JOURNAL_BROKEN, "the journal is closed: nothing is kept any more")
-        return self.silent()
+        return None
 
     async def _commit_group(self) -> None:
         most = 1 if marks.buggify("writer.group_of_one") else self.limits.commit_batches_max
@@ -248,8 +268,9 @@ class JournalWriter:
         """One transaction. What broke the journal is the outcome of all of them, and of what waits behind."""
         if self.broken is not None:
             return [(ticket, self.broken) for ticket in group]
-        if (silent := self.silent()) is not None:
-            return [(ticket, silent) for ticket in group]
+        told, group = self._silenced(group)
+        if not group:
+            return told
         self._under_way_since = began = self.clock.now()
         outcomes: list[Outcome]
         try:
@@ -264,11 +285,13 @@ class JournalWriter:
             )
             for ticket in group:
                 ticket.done(broken)
+            for ticket, silent in told:
+                ticket.done(silent)
             raise
         finally:
             self._under_way_since = 0
         for outcome in outcomes:
-            if isinstance(outcome, StaleEpoch):
+            if isinstance(outcome, StaleEpoch) and not outcome.own:
                 self.on_stale(outcome.current)
         marks.sometimes(len(group) >= 4, "writer.group_of_many")
         took = (self.clock.now() - began) / 1e9
@@ -276,7 +299,23 @@ class JournalWriter:
         self._groups += 1
         self._batches += len(group)
         self._peak = max(self._peak, len(group))
-        return list(zip(group, outcomes, strict=True))
+        return [*told, *zip(group, outcomes, strict=True)]
+
+    def _silenced(self, group: list[Ticket]) -> tuple[list[tuple[Ticket, Outcome]], list[Ticket]]:
+        """Those that may not be kept any more, with why, and the others. All of a stream go the same way."""
+        ours = self.silent()
+        if ours is None and all(ticket.silent is None for ticket in group):
+            return [], group
+        own = {ticket.batch.stream: ticket.silent for ticket in group if ticket.silent is not None}
+        why = {stream: silent() for stream, silent in own.items()}
+        told, rest = list[tuple[Ticket, Outcome]](), list[Ticket]()
+        for ticket in group:
+            error = ours if ticket.silent is None else why[ticket.batch.stream]
+            if error is None:
+                rest.append(ticket)
+            else:
+                told.append((ticket, error))
+        return told, rest
 
     def _tell(self, ticket: Ticket, outcome: Outcome) -> int:
         """Answer one; how much work that may have made runnable: tasks, or events that one has to pass on."""
