@@ -740,9 +740,13 @@ async def readers_join_a_stream_that_grows(world: World) -> None:
         store=store, read_hop=in_place, ids=world.ids, cursors=StoreCursors(store.log_epoch, store.cursor_key)
     )
     runtime: Any = SimpleNamespace(ports=ports, limits=DEFAULT_LIMITS, attachments=Counter(), attaches=0, epoch=1)
-    runtime.authority = SimpleNamespace(refusal=lambda: None)
     actor: Any = SimpleNamespace(
-        stream=STREAM, tenant="default", owner=SimpleNamespace(tail=tail), attachments={}, runtime=runtime
+        stream=STREAM,
+        tenant="default",
+        owner=SimpleNamespace(tail=tail, epoch=1),
+        attachments={},
+        runtime=runtime,
+        authority=SimpleNamespace(refusal=lambda: None),
     )
 
     async def resident(actor: Any) -> Any:
