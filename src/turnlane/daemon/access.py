@@ -283,8 +283,7 @@ def need_of(method: str, role: str | None = None) -> Need | None:
 READS: Final = frozenset(
     {"initialize", "auth/refresh", "session/list", "session/read", "session/attach", "session/detach"}
     | {"turn/read", "runtime/status", "run/read", "worker/read"}
-    | {"dispatch/read", "dispatch/list", "dispatch/explain", "dispatch/requests"}
-    | {"dispatch/read", "dispatch/list", "dispatch/explain", "authority/read"}
+    | {"dispatch/read", "dispatch/list", "dispatch/explain", "dispatch/requests", "authority/read"}
     | {f"contract/{verb}" for verb in ("snapshot", "attach", "events", "records", "replay_next", "schema")}
 )
 """Methods that append nothing. `session/ack` is not one of them: it keeps a cursor."""
