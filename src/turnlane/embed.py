@@ -47,6 +47,7 @@ from .machines.plan import Bundle, Profile
 from .machines.session_state import Mode
 from .runtime.agent import Agent
 from .runtime.runtime import Runtime
+from .runtime.scopes import OWNER_GONE
 
 T = TypeVar("T")
 
@@ -220,7 +221,8 @@ async def open_runtime(
         if state is not None:  # ours alone now: whoever held it is dead, or cannot write here any more
             left = held.read(RUNTIME)
             if left is not None and left.phase is LeasePhase.HELD:
-                held.lose(RUNTIME, "owner_gone", ports.clock.wall())
+                held.lose(RUNTIME, OWNER_GONE, ports.clock.wall())
+                runtime.scopes.gone = left.owner
         async with runtime.live():
             yield runtime
     finally:

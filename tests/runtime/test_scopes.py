@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.ports import LeasePhase, StoreError
 from turnlane.core.reasons import Fenced, Reason, Refused
 from turnlane.core.step import Kept, StaleEpoch
+from turnlane.journal import doctor
 from turnlane.journal.lease import StoreLeases
 from turnlane.journal.memory import MemoryStore
 from turnlane.machines.migration import MigrationPhase
@@ -326,6 +328,49 @@ async def test_a_sub_session_goes_where_its_parent_goes(autojump_clock: Any) -> 
         assert it.markers() == MARKERS[:3]
         last = [kept.type for kept in it.store.read("default/session/child", 0, 99).events][-1]
         assert last == "session.ended"
+
+
+async def test_a_lease_store_that_does_not_answer_holds_a_hand_over_up_and_no_more(autojump_clock: Any) -> None:
+    class Balky(StoreLeases):
+        fails = 0
+
+        def change(self, scope: str, *args: Any) -> Any:
+            if scope == STREAM and self.fails:
+                self.fails -= 1
+                raise StoreError(Reason.JOURNAL_BROKEN, "the lease store does not answer")
+            return super().change(scope, *args)
+
+    async with two() as it:
+        balky = Balky(it.store, SHORT)
+        object.__setattr__(it.b.ports, "leases", balky)
+        await it.b.open_session("s")
+        balky.fails = 3
+        await it.b.authority_of("session/s").migrate(it.a.authority.owner)
+        assert balky.fails == 0 and it.lease().phase is LeasePhase.FREE
+        session = await it.a.session("s")
+        assert it.markers() == MARKERS and session.status()["epoch"] == it.lease().epoch
+
+
+async def test_on_a_disk_a_session_stays_its_own_over_restarts_and_a_dead_mans_lease_is_anybodys(
+    tmp_path: Path,
+) -> None:
+    """The bit in the head, the fence of others that does not count there, and a life that ends without releasing."""
+    async with turnlane.open_runtime(tmp_path / "state", agent=waits) as runtime:
+        session = await runtime.open_session("s")
+        await (await session.start_turn({"seconds": 0})).outcome()
+        await runtime.authority_of("session/s").migrate("nobody", deadline_ms=1)
+    for life in (2, 3, 4):
+        async with turnlane.open_runtime(tmp_path / "state", agent=waits) as runtime:
+            session = await runtime.session("s")
+            outcome = await (await session.start_turn({"seconds": 0})).outcome()
+            assert outcome.outcome == "completed"
+            assert (runtime.epoch, session.status()["epoch"]) == (life, life + 1)
+            if life > 2:
+                stolen = await refused(runtime.authority_of("session/s").acquire("x", "l"))
+                assert stolen.reason is Reason.LEASE_HELD
+            leases: Any = runtime.ports.leases
+            leases.release = lambda *args: None  # it dies without
+    assert doctor(tmp_path / "state" / "journal").faults == ()
 
 
 # every crash

@@ -117,6 +117,7 @@ class RuntimeStatus:
     lanes: tuple[Mapping[str, Any], ...] = ()
     write_mode: WriteMode = WriteMode.AUTHORITATIVE
     authority: tuple[AuthorityStatus, ...] = ()
+    """The runtime's own first, then those of single sessions."""
     """One for each scope that this process has asked for."""
     projections: FollowerStatus = field(factory=FollowerStatus)
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .runtime import Runtime
     from .session import SessionActor
 
+OWNER_GONE: Final = "owner_gone"
 SCOPES: Final = f"{RUNTIME}, {LEADER} or {SESSION}/<id>"
 
 
@@ -50,6 +51,8 @@ class Scopes:
     runtime: Runtime
     held: dict[str, Authority] = field(factory=dict)
     nursery: trio.Nursery | None = None
+    gone: str = ""
+    """A former owner that is known to be dead: what it held is anybody's."""
     _leaving: set[str] = field(factory=set)
     """Streams whose last marker is kept, and whose lease is not given back yet."""
 
@@ -72,7 +75,9 @@ class Scopes:
         if held is not None and held.refusal() is None:
             return held, False
         if lease is not None and lease.phase is LeasePhase.HELD and not rules.stale(lease, wall):
-            raise elsewhere(lease.owner, lease)
+            if lease.owner != self.gone:
+                raise elsewhere(lease.owner, lease)
+            await runtime.ports.lease_hop(runtime.ports.leases.lose, stream, OWNER_GONE, wall)
         if migration.kept_from(owner, wall):
             if lease is None and stream not in self._leaving:  # a former life came as far as its last marker
                 marks.sometimes(True, "scopes.given_back_by_the_next_life")
@@ -83,12 +88,12 @@ class Scopes:
         return await self._taken(stream), True
 
     async def _taken(self, stream: str) -> Authority:
+        if self.nursery is None:
+            raise Refused(Reason.DRAINING, "this runtime serves no more: ask elsewhere or later")
         authority = Authority(self.runtime.ports, self.runtime.authority.owner, stream)
         answer = await authority.ask()
         if isinstance(answer, Rejected):
             raise elsewhere(str(answer.data.get("owner", "another owner")))
-        if self.nursery is None:
-            raise Refused(Reason.DRAINING, "this runtime serves no more: ask elsewhere or later")
         marks.sometimes(True, "scopes.taken")
         self.held[stream] = authority
         self.nursery.start_soon(self._hold, authority, name="authority of a session")
@@ -143,27 +148,27 @@ class Scopes:
     async def give_back(self, stream: str) -> None:
         """The lease of a session is free then, and above every epoch under which it was written here."""
         runtime, held = self.runtime, self.held.pop(stream, None)
-        right = held or runtime.authority
-        epoch = None if held is None else held.epoch
         if held is not None:
             held.fence("the session was handed over")
         while True:
             try:
-                await runtime.ports.lease_hop(self._given_back, stream, right.owner, epoch)
+                await runtime.ports.lease_hop(self._given_back, stream, held)
                 return
             except StoreError:
-                if runtime.writer.refusal_of(right.refusal) is not None:
+                if held is not None:
+                    return  # it is not renewed any more, and runs out
+                if runtime.writer.refusal is not None:
                     raise
             await trio.sleep(runtime.limits.lease_retry_ms / 1_000)
 
-    def _given_back(self, stream: str, owner: str, epoch: Epoch | None) -> None:
-        leases, clock = self.runtime.ports.leases, self.runtime.ports.clock
-        if epoch is None:
-            granted = leases.acquire(stream, owner, self.runtime.ports.ids.new("lease"), clock.wall())
-            if isinstance(granted, Rejected):
-                return  # somebody else's already
-            epoch = granted.epoch
-        leases.release(stream, owner, epoch, clock.wall())
+    def _given_back(self, stream: str, held: Authority | None) -> None:
+        """Without one of its own, one is taken first: so the runtime's counts no more."""
+        ports, owner = self.runtime.ports, self.runtime.authority.owner
+        lease: Lease | Rejected | None = held.lease if held is not None else None
+        if lease is None:
+            lease = ports.leases.acquire(stream, owner, ports.ids.new("lease"), ports.clock.wall())
+        if isinstance(lease, Lease):  # else it is somebody else's already
+            ports.leases.release(stream, owner, lease.epoch, ports.clock.wall())
 
 
 async def _until_no_turn_is_open(actor: SessionActor) -> None:
