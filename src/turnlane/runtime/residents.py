@@ -138,8 +138,10 @@ class Residents:
         return authority, state, head, snapshot_seq
 
     def _with_lease(self, stream: str) -> tuple[Lease | None, SessionState, int, int]:
-        lease = self.runtime.ports.leases.read(stream) if self.runtime.writes else None
-        return lease, *self._fold(stream)
+        """What was folded stands: who has the lease now had it then, or is told to fold anew."""
+        state, head, snapshot_seq = self._fold(stream)
+        asks = head and self.runtime.writes  # one that does not exist has none
+        return self.runtime.ports.leases.read(stream) if asks else None, state, head, snapshot_seq
 
     def fold(self, stream: str) -> tuple[SessionState, int]:
         """State and head. Runs where reads may block."""
