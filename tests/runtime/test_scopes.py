@@ -313,11 +313,51 @@ async def test_refusals_keep_nothing(autojump_clock: Any) -> None:
         assert (await refused(scope.migrate("x"))).reason is Reason.SESSION_ENDED
 
 
-async def test_a_sub_session_goes_where_its_parent_goes(autojump_clock: Any) -> None:
-    async def opens(turn: turnlane.Turn) -> None:
-        await turn.sub_session("child")
-        await trio.sleep_forever()
+async def opens(turn: turnlane.Turn) -> None:
+    await turn.sub_session("child")
+    await trio.sleep_forever()
 
+
+def last_of_child(store: MemoryStore) -> str:
+    return store.read("default/session/child", 0, 99).events[-1].type
+
+
+async def own_with_a_child(runtime: turnlane.Runtime) -> None:
+    """A session under a lease of its own, with a sub-session under the runtime's."""
+    await runtime.open_session("s")
+    await runtime.authority_of("session/s").migrate("nobody", deadline_ms=1)
+    await trio.sleep(1)
+    await (await runtime.session("s")).start_turn({"text": "x"})
+    await trio.sleep(0.1)
+
+
+async def test_a_session_that_falls_alone_takes_its_sub_sessions_with_it(autojump_clock: Any) -> None:
+    async with two(opens) as it:
+        await own_with_a_child(it.b)
+        assert last_of_child(it.store) != "session.ended"
+        await it.b.authority_of("session/s").lose("gone")
+        await trio.sleep(0.1)
+        assert last_of_child(it.store) == "session.ended" and it.ends() == []
+
+
+async def test_a_sub_session_whose_parent_is_served_elsewhere_ends_with_the_next_life(autojump_clock: Any) -> None:
+    async with two(opens) as it:
+        await own_with_a_child(it.b)
+        store, clock = it.store, it.clock
+        it.b.writer.fail(StoreError(Reason.JOURNAL_BROKEN, "it dies here"))
+        assert last_of_child(store) != "session.ended"
+        leases = StoreLeases(store, SHORT)
+        for scope in (STREAM, "runtime"):
+            leases.lose(scope, "gone", clock.wall())
+        leases.acquire(STREAM, "elsewhere", "life", clock.wall(), ttl_ms=60_000)
+        how: Any = {"commit_hop": in_place, "read_hop": in_place, "limits": SHORT, "ids": CountingIds()}
+        async with turnlane.open_runtime(store=Shared(store), leases=leases, agent=opens, clock=clock, **how) as after:
+            assert last_of_child(store) == "session.ended"
+            no = await refused(after.session("s"))
+            assert (no.reason, no.data["owner"]) == (Reason.NOT_OWNER, "elsewhere")
+
+
+async def test_a_sub_session_goes_where_its_parent_goes(autojump_clock: Any) -> None:
     async with two(opens) as it:
         session = await it.b.open_session("s")
         await session.start_turn({"text": "x"})
@@ -326,8 +366,7 @@ async def test_a_sub_session_goes_where_its_parent_goes(autojump_clock: Any) -> 
         assert no.reason is Reason.ILLEGAL_IN_PHASE and "parent" in no.message
         await it.b.authority_of("session/s").migrate(it.a.authority.owner, mode="cut")
         assert it.markers() == MARKERS[:3]
-        last = [kept.type for kept in it.store.read("default/session/child", 0, 99).events][-1]
-        assert last == "session.ended"
+        assert last_of_child(it.store) == "session.ended"
 
 
 async def test_a_lease_store_that_does_not_answer_holds_a_hand_over_up_and_no_more(autojump_clock: Any) -> None:
