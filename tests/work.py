@@ -1,4 +1,4 @@
-"""Work that outlives a process, as calls one behind another: runs, workers, dispatches, the contract.
+"""Work that outlives a process, as calls one behind another: runs, workers, dispatches, the contract, a turn elsewhere.
 
 Each call may be repeated: it has a key, or is the same thing said again by the same holder. So whoever was cut off goes
 on with the first call that it had no answer to. `seen` is what such a caller can see of all of it, without the ids and
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
+
+import trio
 
 import turnlane
 from turnlane.core.owners import Owner
@@ -105,11 +107,66 @@ def _contract(number: int, command: str) -> Call:
 
 CONTRACT: Final[tuple[Call, ...]] = tuple(_contract(number, command) for number, (command, _) in enumerate(LINES))
 
-SCENES: Final = {"run": RUN, "worker": WORKER, "dispatch": DISPATCH, "contract": CONTRACT}
+
+def _elsewhere(act: Callable[[turnlane.Session, Held], Awaitable[object]]) -> Call:
+    async def call(runtime: turnlane.Runtime, held: Held) -> None:
+        await act(await runtime.session("elsewhere"), held)
+
+    return call
+
+
+async def claim_the_turn(session: turnlane.Session, held: Held) -> None:
+    held["turn"] = await session.dispatches.claim("w-9", key="claim-turn")
+
+
+async def start_the_turn(session: turnlane.Session, held: Held) -> None:
+    """A host that is on its way out puts a start off, and the row waits; then it is claimed once more."""
+    try:
+        if (await session.dispatches.start(held["turn"])).started:
+            return
+    except Refused as no:
+        if no.reason is not Reason.NOT_CLAIMED:
+            raise
+    await trio.sleep(1)
+    await claim_the_turn(session, held)
+    assert (await session.dispatches.start(held["turn"])).started
+
+
+def _batch(*records: dict[str, Any]) -> Call:
+    async def tell(session: turnlane.Session, held: Held) -> None:
+        given = [{"turn": "turn-1", "payload": {"n": 1}, **record} for record in records]
+        answer = await session.ingest(given, worker="w-9", generation=1, claim=held["turn"])
+        assert not answer.errors, answer
+
+    return _elsewhere(tell)
+
+
+def _output(number: int, start: int, kind: str = "item/text/delta") -> dict[str, Any]:
+    place = {"cursor_start": start, "cursor_end": start + 2}
+    return {"type": "output", "event_id": f"o-{number}", "kind": kind, **place}
+
+
+INGEST: Final[tuple[Call, ...]] = (
+    lambda runtime, held: runtime.open_session("elsewhere", key="open"),
+    _elsewhere(
+        lambda session, held: session.dispatches.enqueue("go", key="go", dispatch_id="turn-row", turn_id="turn-1")
+    ),
+    lambda runtime, held: runtime.bind_worker("elsewhere", "w-9", saved_cursor=3, key="bind"),
+    _elsewhere(claim_the_turn),
+    _elsewhere(start_the_turn),
+    _batch(_output(1, 0), {"type": "lifecycle", "event_id": "l-1", "kind": "item/started"}),
+    lambda runtime, held: runtime.bind_worker("elsewhere", "w-9", saved_cursor=5),
+    _batch(_output(2, 2), _output(2, 2), _output(3, 4, "usage")),
+    _batch(_output(4, 9)),
+    _batch({"type": "lifecycle", "event_id": "l-2", "kind": "turn/completed", "payload": {"status": "completed"}}),
+    _batch(_output(5, 11)),
+)
+
+SCENES: Final = {"run": RUN, "worker": WORKER, "dispatch": DISPATCH, "contract": CONTRACT, "ingest": INGEST}
 
 
 async def seen(runtime: turnlane.Runtime) -> dict[str, Any]:
-    """All that there is of runs, the worker, the dispatches and the contract."""
+    """All that there is of runs, the worker, the dispatches, the contract and the turn elsewhere."""
     runs, _ = await runtime.runs.list()
     found: dict[str, Any] = {"runs": [await _run(runtime, state.run_id) for state in runs]}
     try:
@@ -122,7 +179,23 @@ async def seen(runtime: turnlane.Runtime) -> dict[str, Any]:
     snapshot = await runtime.contract.snapshot()
     listed = (await runtime.contract.events()).events
     found["contract"] = (snapshot.backlog, snapshot.authority, [(one["seq"], one["body"]) for one in listed])
+    found["turn"] = await _turn_elsewhere(runtime)
     return found
+
+
+async def _turn_elsewhere(runtime: turnlane.Runtime) -> Any:
+    try:
+        session = await runtime.session("elsewhere")
+    except Refused as no:
+        return no.reason.value
+    row = await session.dispatches.read("turn-row")
+    state = session.actor.state
+    return (
+        row and ("waits" if row["phase"] in ("queued", "claimed") else (row["phase"], row["attempts"])),
+        state.binding and (state.binding.worker, state.binding.generation, state.binding.saved_cursor),
+        state.turn and dict(state.turn.feeds),
+        [(event.type, event.data) for event in (await session.read()).events if event.lane == "data"],
+    )
 
 
 async def _run(runtime: turnlane.Runtime, run_id: str) -> Any:

@@ -25,6 +25,7 @@ from .machines import (
     contract_rooms,
     dispatch,
     effects_ledger,
+    ingest,
     migration,
     queue_state,
     requests,
@@ -32,6 +33,7 @@ from .machines import (
     revocation,
     run,
     session,
+    session_state,
     turn,
     worker,
 )
@@ -55,10 +57,15 @@ TAGS: Final[Mapping[type, str]] = {
     session.GateDecided: "gate.decided",
     session.GateSummarised: "gate.summarised",
     session.TurnKeyCancelled: "turn.key_cancelled",
+    session_state.BindingCreated: "binding.created",
+    session_state.BindingReplaced: "binding.replaced",
     turn.SessionDeauthorized: "session.deauthorized",
     turn.TurnOpened: "turn.opened",
     turn.TurnActivated: "turn.activated",
     turn.TurnOutput: "turn.output",
+    turn.TurnOutputGap: "turn.output_gap",
+    turn.TurnOutputSkipped: "turn.output_skipped",
+    turn.TurnIngested: "turn.ingested",
     turn.TurnSteered: "turn.steered",
     turn.TurnBlocked: "turn.blocked",
     turn.TurnUnblocked: "turn.unblocked",
@@ -118,7 +125,7 @@ TAGS: Final[Mapping[type, str]] = {
 
 CLASSES: Final[Mapping[str, type]] = {tag: cls for cls, tag in TAGS.items()}
 
-DATA_TAGS: Final = frozenset({"turn.output"})
+DATA_TAGS: Final = frozenset({"turn.output", "turn.output_gap", "turn.output_skipped", "turn.ingested"})
 """Tags on the DATA lane; every other kept event is CONTROL."""
 
 _OF_A_TURN: Final = frozenset(
@@ -147,6 +154,8 @@ _ANSWERS: Final[Mapping[str, type]] = {
         queue_state.ClaimAnswer,
         queue_state.RowAnswer,
         queue_state.RemoveAnswer,
+        ingest.BindAnswer,
+        ingest.IngestAnswer,
         turn.CancelAnswer,
         turn.EndedTurn,
         requests.AnswerAccepted,
@@ -229,6 +238,13 @@ def _leaned(event: Any) -> dict[str, Any]:
     return told
 
 
+def _output(output: turn.TurnOutput) -> dict[str, Any]:
+    """An output of ours has no place in a feed: the same as `_leaned`, six times as fast, as there are so many."""
+    if output.feed is output.event_id is None and output.cursor_start is output.cursor_end is None:
+        return {"data": output.data, "turn": output.turn, "type": output.type}
+    return _leaned(output)
+
+
 class Codec:
     """The port `EventEncoder`. Stateless; one per process is enough."""
 
@@ -237,7 +253,8 @@ class Codec:
         cls = type(event)
         head = _flushing if cls is turn.TurnAborted and event.flushed else _headers[cls]
         of_turn = event.turn if head.of_a_turn else None
-        payload = _encode(_leaned(event) if cls in _lean else event)
+        told = _output(event) if cls is turn.TurnOutput else _leaned(event) if cls in _lean else event
+        payload = _encode(told)
         return Kept(seq, epoch, mono, wall, head.tag, head.lane, head.order, of_turn, SCHEMA_VERSION, payload)
 
     def decode(self, kept: Kept) -> Any:

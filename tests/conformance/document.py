@@ -519,6 +519,19 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "the markers that were kept, with their seqs.",
         "unknown_session session_ended illegal_in_phase not_owner draining missing_scope",
     ),
+    "worker/bind": (
+        "Binds one worker elsewhere to the session, so that it may ingest ([dispatch.md](dispatch.md)). Another one is "
+        "replaced with `rebind`, and fenced. `saved_cursor` is a place of the worker's own that only grows.",
+        "the generation; `status` is `created` where that is new, else `active`.",
+        "unknown_session session_ended bound_elsewhere key_conflict overloaded storage_full",
+    ),
+    "ingest/batch": (
+        "What an executor elsewhere said: at most 256 records and 1 MiB, kept entirely or not at all "
+        "([dispatch.md](dispatch.md)).",
+        "`status` `ok`, `partial`, `session_recovered`, or `rejected` with `errors` of records and nothing kept.",
+        "unknown_session session_ended dispatch_mode_conflict unknown_dispatch claim_lost bound_elsewhere "
+        "fenced_generation stale_epoch_reject empty_batch payload_too_large key_conflict overloaded storage_full",
+    ),
     "contract/execute": (
         "One command of the [compatibility contract](contract.md). As text it is read as strictly as everywhere; as an "
         "object it has gone through the reader of messages, which knows no member that stands twice.",
@@ -570,6 +583,9 @@ EVENTS: dict[str, str] = {
     "turn.activated": "Its agent runs.",
     "turn.output": "What the turn says. `type` is text unless the agent names another kind; bytes are "
     '`{"base64": ...}`.',
+    "turn.output_gap": "Of an executor elsewhere: the feed goes on at `received`, what lies between never came.",
+    "turn.output_skipped": "Of an executor elsewhere: an output of a kind that is not kept, and its place in the feed.",
+    "turn.ingested": "What an executor elsewhere said of its turn, besides output.",
     "turn.steered": "Input was added to it.",
     "turn.blocked": "It waits for a person (user) or for a system.",
     "turn.unblocked": "It goes on.",
@@ -598,6 +614,9 @@ EVENTS: dict[str, str] = {
     "dispatch.failed": "Its turn failed.",
     "dispatch.cancelled": "It was taken back, or its turn was cancelled.",
     "dispatch.removed": "Ended deliveries were taken out of the records.",
+    "binding.created": "A worker elsewhere was bound, and may tell what its executor says.",
+    "binding.replaced": "By another worker or a later life of the same one (then `generation` is higher), or its "
+    "`saved_cursor` grew.",
 }
 
 
@@ -939,6 +958,10 @@ async def _dispatches(wire: Wire) -> None:
     at = {"session": "work", "dispatch": held["dispatch"], "claim_token": held["claim_token"]}
     await ask("dispatch/start", **at, executor_turn_id="theirs-7")
     await ask("dispatch/explain", session="work")
+    bound = await ask("worker/bind", session="work", worker="worker-1")
+    said = {"turn": held["turn"], "kind": "item/text/delta", "cursor_start": 0, "cursor_end": 5}
+    record = {"type": "output", "event_id": "e-1", "payload": {"delta": "hello"}, **said}
+    await ask("ingest/batch", **at, worker="worker-1", generation=bound["generation"], records=[record])
     await ask("dispatch/complete", **at)
     held = (await wire.call("dispatch/claim", session="work", owner="worker-1"))["claim"]
     at = {"session": "work", "dispatch": held["dispatch"], "claim_token": held["claim_token"]}

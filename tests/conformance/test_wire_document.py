@@ -62,10 +62,15 @@ def test_every_method_event_notification_and_close_code_is_explained() -> None:
         "migration.cancelled",
         "gate.summarised",
         "session.deauthorized",
+        "turn.output_gap",
+        "turn.output_skipped",
+        "turn.ingested",
         "effect.settled_late",
         "dispatch.renewed",
         "dispatch.deferred",
         "dispatch.removed",
+        "binding.created",
+        "binding.replaced",
     ]
 
 

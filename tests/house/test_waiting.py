@@ -109,6 +109,7 @@ QUEUES = {
     "runtime/dispatch.py:.DISPATCH": "no queue between tasks: the value of one; `dispatches_open_max`",
     "nodes/builtin.py:calculate.parser": "no queue between tasks: the tokens of one expression (EXPRESSION_CHARS_MAX)",
     "nodes/builtin.py:make_agent.builtin.speech": "no queue between tasks: the parts of one input, and its steering",
+    "client/ingest.py:Outbox.waiting": "`ingest_waiting_max` of its bounds, looked at in `IngestSender.put`",
     "client/wire.py:Conversation._queue": "`calls_waiting_max` of its bounds, looked at in `ask`",
     "daemon/connection.py:Connection._calls": "requests_in_flight_max: a Call is one of those in flight",
     "daemon/connection.py:Connection._answers": "requests_in_flight_max before the reader waits, and those in flight",

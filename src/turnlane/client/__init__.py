@@ -15,6 +15,7 @@ from ..core.secret import Secret
 from ..machines.session import StartAnswer
 from ..machines.turn import CancelAnswer
 from .client import Client, connect
+from .ingest import IngestSender
 from .session import Events, Session, TurnHandle
 from .values import (
     Attached,
@@ -37,6 +38,7 @@ __all__ = [
     "Disconnected",
     "Event",
     "Events",
+    "IngestSender",
     "LiveFrame",
     "LiveSkipped",
     "OutcomeUnknown",

@@ -166,6 +166,12 @@ class Client:
 
     # what sessions and events need
 
+    def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task, which raises nothing, for as long as the client lives."""
+        self.check()
+        assert self._nursery is not None
+        self._nursery.start_soon(task)
+
     def follow(self, following: Following, events: Events) -> Call:
         """Begin to follow; returns the call to wait for."""
         self.check()

@@ -17,9 +17,11 @@ from ..core import marks
 from ..core.given import TurnOutcome
 from ..core.ids import DispatchId, Seq, SessionId, TurnId
 from ..core.reasons import Reason, Refused
+from ..machines.ingest import BindAnswer, IngestAnswer
 from ..machines.session import StartAnswer
 from ..machines.turn import CancelAnswer
 from .following import LANES, Following, Item, Phase
+from .ingest import IngestSender, bind_answer_of, ingest_answer_of
 from .values import Attached, OutcomeUnknown, Recovered
 
 if TYPE_CHECKING:
@@ -194,6 +196,59 @@ class Session:
         params = {"mode": mode, "reason": reason, "key": key or self._client.new_key()}
         phase: str = (await self._ask("session/close", params))["phase"]
         return phase
+
+    @marks.on_cancel("resumable")
+    async def bind_worker(
+        self, worker: str, *, saved_cursor: int | None = None, rebind: bool = False, key: str | None = None
+    ) -> BindAnswer:
+        """Bind a worker to this session, so that it may ingest; the answer names its generation.
+
+        Where another one is bound: refused `bound_elsewhere`, or with `rebind` fenced.
+        """
+        params = {"worker": worker, "saved_cursor": saved_cursor, "rebind": rebind or None}
+        return bind_answer_of(await self._ask("worker/bind", {**params, "key": key or self._client.new_key()}))
+
+    @marks.on_cancel("resumable")
+    async def ingest(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        *,
+        worker: str,
+        generation: int,
+        claim: str,
+        token: str,
+        epoch: int | None = None,
+        key: str | None = None,
+    ) -> IngestAnswer:
+        """Tell what the executor of a claimed turn said: the whole batch is kept, or nothing of it.
+
+        `claim` is the dispatch. The answer tells faults of records (status rejected, `errors`); raises Refused for
+        those of the call. Without a `key` a batch may be sent again as well: what was kept is known by its event ids.
+        """
+        params = {
+            "worker": worker,
+            "generation": generation,
+            "dispatch": claim,
+            "claim_token": token,
+            "records": list(records),
+            "epoch": epoch,
+            "key": key,
+        }
+        return ingest_answer_of(await self._ask("ingest/batch", params))
+
+    @asynccontextmanager
+    async def ingesting(self, worker: str, claim: str, token: str) -> AsyncIterator[IngestSender]:
+        """Bind the worker, and send records in batches for the length of the block.
+
+        The end of the block waits until everything is acknowledged. A block that is left by an exception sends no more.
+        """
+        sender = IngestSender(self, self._client.bounds, await self.bind_worker(worker), claim, token)
+        self._client.start_soon(sender.run)
+        try:
+            yield sender
+            await sender.flush()
+        finally:
+            sender.stop()
 
     @asynccontextmanager
     async def attach(

@@ -152,6 +152,14 @@ class Bounds:
     """The longest message the server takes."""
     incoming_message_bytes_max: int = 8_388_608
     ahead_items_max: int = 2_048
+    ingest_items: int = 32
+    """A sender of records sends when so many wait, or after `ingest_ms` with something of a turn among them."""
+    ingest_ms: int = 250
+    ingest_idle_ms: int = 5_000
+    ingest_items_max: int = 256
+    """Records of one batch."""
+    ingest_waiting_max: int = 1_024
+    """Records that are not acknowledged; over it whoever has more to say waits."""
 
     def __attrs_post_init__(self) -> None:
         for bound in fields(Bounds):
@@ -159,6 +167,7 @@ class Bounds:
         assert self.backoff_base_ms <= self.backoff_ms_max
         assert self.ping_interval_ms < self.silence_ms_max
         assert self.poll_base_ms <= self.poll_ms_max
+        assert self.ingest_items <= self.ingest_items_max <= self.ingest_waiting_max
 
 
 DEFAULT_BOUNDS = Bounds()

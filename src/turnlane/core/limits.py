@@ -71,6 +71,11 @@ class Limits:
     """Sessions and queues that one claim of any of them asks."""
     dispatch_backoff_base_ms: int = 1_000
     dispatch_backoff_ms_max: int = 60_000
+    binding_stale_ms: int = 180_000
+    ingest_items_max: int = 256
+    ingest_bytes_max: int = 1_048_576
+    ingest_feeds_max: int = 64
+    """Feeds of one turn: each is part of the session's state while the turn is open."""
     list_items: int = 100
     list_items_max: int = 200
     # the compatibility contract

@@ -117,6 +117,17 @@ class Reason(Enum):
     INVALID_TRANSITION = "invalid_transition", _R, False, CONFLICT_NUMBER, 409
     WORKER_LOST = "worker_lost", _E, False, REFUSED_NUMBER, 200
     WORKER_STOPPED = "worker_stopped", _N, False, REFUSED_NUMBER, 200
+    # bindings and ingest
+    BOUND_ELSEWHERE = "bound_elsewhere", _R, False, CONFLICT_NUMBER, 409
+    FENCED_GENERATION = "fenced_generation", _R, False, CONFLICT_NUMBER, 409
+    EMPTY_BATCH = "empty_batch", _R, False, INVALID_PARAMS_NUMBER, 422
+    INVALID_CURSOR_RANGE = "invalid_cursor_range", _R, False, INVALID_PARAMS_NUMBER, 422
+    EVENT_CONFLICT = "event_conflict", _R, False, CONFLICT_NUMBER, 409
+    DUPLICATE_IN_BATCH = "duplicate_in_batch", _R, False, INVALID_PARAMS_NUMBER, 422
+    OUT_OF_ORDER = "out_of_order", _R, False, CONFLICT_NUMBER, 409
+    TURN_REQUIRED = "turn_required", _R, False, INVALID_PARAMS_NUMBER, 422
+    EXECUTOR_EVENT_INVALID = "executor_event_invalid", _F, False, REFUSED_NUMBER, 200
+    INGEST_FAILED = "ingest_failed", _F, False, REFUSED_NUMBER, 409
     # authority
     LEASE_HELD = "lease_held", _R, True, CONFLICT_NUMBER, 409
     LEASE_OWNER_MISMATCH = "lease_owner_mismatch", _R, False, CONFLICT_NUMBER, 409

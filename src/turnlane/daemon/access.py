@@ -258,6 +258,8 @@ METHODS: Final[Mapping[str, Need]] = {
     "authority/lose": Need(Reach.TENANT, ("authority.lose",)),
     "authority/read": Need(Reach.TENANT, ("authority.read",)),
     "authority/migrate": Need(Reach.TENANT, ("authority.migrate",)),
+    "worker/bind": Need(Reach.SESSION, ("dispatch.work",)),
+    "ingest/batch": Need(Reach.SESSION, ("dispatch.work",)),
     "contract/execute": Need(Reach.TENANT, ("contract.write",)),
     "contract/snapshot": Need(Reach.TENANT, ("contract.read",)),
     "contract/attach": Need(Reach.TENANT, ("contract.read",)),

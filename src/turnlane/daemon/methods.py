@@ -19,7 +19,7 @@ from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.canary import creation_refused, key_of
 from ..runtime.handles import Answered, Session
-from . import authority_methods, book_methods, contract_methods, dispatch_methods
+from . import authority_methods, book_methods, contract_methods, dispatch_methods, ingest_methods
 from .access import owner_key_of
 from .attachment import WireAttachment
 from .status_value import status_value
@@ -252,5 +252,6 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     **authority_methods.HANDLERS,
     **book_methods.HANDLERS,
     **dispatch_methods.HANDLERS,
+    **ingest_methods.HANDLERS,
     **contract_methods.HANDLERS,
 }

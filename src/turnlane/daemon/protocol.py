@@ -330,6 +330,23 @@ METHODS: Final[Mapping[str, Mapping[str, Member]]] = {
         "mode": _one_of(*MODES, required=True),
         "deadline_ms": Member("an integer from 1 to 600000", _integer(1, 600_000), limit=600_000),
     },
+    "worker/bind": {
+        "session": _SESSION,
+        "worker": _ident(required=True),
+        "saved_cursor": _SEQ,
+        "rebind": _FLAG,
+        "key": _KEY,
+    },
+    "ingest/batch": {
+        "session": _SESSION,
+        "worker": _ident(required=True),
+        "generation": Member("an integer from 0 to 2^53-1", _integer(0, SAFE_INTEGER_MAX), required=True),
+        "dispatch": _ident(required=True),
+        "claim_token": _ident(required=True),
+        "records": Member("a list of records", lambda value: isinstance(value, list), required=True),
+        "epoch": _SEQ,
+        "key": _KEY,
+    },
     "contract/execute": {
         "command": Member("a command of the contract: an object, or its JSON text", lambda value: True, required=True),
         "key": _KEY,

@@ -18,6 +18,7 @@ from . import effects_ledger, migration, requests
 from . import turn as turns
 from .claims import LAPSE
 from .ends import cancel, cancelled_rows, end_turn, terminal_batch
+from .ingest import BindWorker, IngestBatch, bind, ingest
 from .queue_state import Sweep
 from .session_state import Answer as Answer
 from .session_state import CancelDescendants as CancelDescendants
@@ -104,6 +105,10 @@ def decide(state: Session, command: Any, now: Stamp, limits: Limits) -> Answer:
             return answer_request(state, command, now)
         case effects_ledger.SettleEffect() if open_effect(state, command) is None:
             return settle_late(state, command, now)
+        case BindWorker():
+            return bind(state, command, now)
+        case IngestBatch():
+            return ingest(state, command, now, limits)
         case _ if type(command) in ROW_COMMANDS:
             return decide_row(state, command, now, limits)
         case StartTurn() if (refusal := cancelled_before(state, command, now)) is not None:

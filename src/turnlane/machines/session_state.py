@@ -1,8 +1,8 @@
 """What a session is: the value that its stream folds to, with the words that make it (commands, events, effects).
 
-`evolve_session` never judges: it already happened. Kept output changes no state, so recovery folds control events
-only. What is asked of a session is judged in `session.py` and the rooms it routes to.
-Source: docs/turns.md (The session).
+`evolve_session` never judges: it already happened. Kept output of ours changes no state, so recovery folds control
+events only; of a turn that a worker elsewhere runs it also reads how far the feeds are. What is asked of a session is
+judged in `session.py` and the rooms it routes to. Source: docs/turns.md (The session).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, get_args
 from attrs import define, field, frozen
 
 from ..core.evolving import evolve
-from ..core.ids import DEFAULT_TENANT, DispatchId, Epoch, Seq, SessionId, Tenant, TurnId
+from ..core.ids import DEFAULT_TENANT, DispatchId, Epoch, Generation, Seq, SessionId, Tenant, TurnId
 from ..core.instants import WallInstant, wall_after_ms, wall_from_text
 from ..core.limits import Limits
 from ..core.reasons import Deferred, Reason, Rejected
@@ -204,6 +204,26 @@ class TurnKeyCancelled:
     until: str
 
 
+@define(slots=True)
+class BindingCreated:
+    """`saved_cursor` is a place of the worker's own; `at` when it was heard."""
+
+    worker: str
+    generation: Generation
+    saved_cursor: int | None
+    at: str
+
+
+@define(slots=True)
+class BindingReplaced:
+    """By another worker, or by the next life of the same one: then the generation is higher. Else its cursor grew."""
+
+    worker: str
+    generation: Generation
+    saved_cursor: int | None
+    at: str
+
+
 # effects
 
 
@@ -223,6 +243,16 @@ class CancelDescendants:
 
 EMPTY: Final[Mapping[Any, Any]] = {}
 """One empty mapping for all, since most sessions hold nothing of most kinds. No fold writes into a mapping."""
+
+
+@frozen
+class Binding:
+    """The one host process that may ingest into the session (docs/dispatch.md, Bindings)."""
+
+    worker: str
+    generation: Generation
+    saved_cursor: int | None
+    at: str
 
 
 @frozen
@@ -255,6 +285,7 @@ class Session:
     ended_rows: queue.Rows = EMPTY
     """Rows that ended lately and that no ended turn tells of."""
     migration: Migration = NONE
+    binding: Binding | None = None
 
     @property
     def mode(self) -> Mode:
@@ -374,6 +405,14 @@ def _turn(state: Session, event: turns.TurnEvent, seq: Seq) -> Session:
     return evolve(state, turn=turns.evolved(state.turn, event, seq))
 
 
+def _output(state: Session, event: turns.TurnOutput, seq: Seq) -> Session:
+    return state if event.feed is None else _turn(state, event, seq)
+
+
+def _bound(state: Session, event: BindingCreated | BindingReplaced, _: Seq) -> Session:
+    return evolve(state, binding=Binding(event.worker, event.generation, event.saved_cursor, event.at))
+
+
 def _turn_ended(state: Session, event: turns.TurnCommitted | turns.TurnAborted, seq: Seq) -> Session:
     assert state.turn is not None, event
     closing = turns.evolved(state.turn, event, seq)
@@ -409,7 +448,7 @@ _FOLDS: Final[Mapping[type, Callable[[Session, Any, Seq], Session]]] = {
     **dict.fromkeys(
         get_args(MigrationEvent), lambda state, event, _: evolve(state, migration=migrated(state.migration, event))
     ),
-    turns.TurnOutput: lambda state, _, __: state,
+    turns.TurnOutput: _output,
     turns.TurnCommitted: _turn_ended,
     turns.TurnAborted: _turn_ended,
     turns.TurnClosed: _turn_closed,
@@ -421,8 +460,9 @@ _FOLDS: Final[Mapping[type, Callable[[Session, Any, Seq], Session]]] = {
     SessionDegraded: _degraded,
     SessionRestored: lambda state, _, __: evolve(state, degraded=None, degraded_turn=None),
     TurnKeyCancelled: _key_cancelled,
+    BindingCreated: _bound,
+    BindingReplaced: _bound,
 }
-"""Kept output changes no state, so recovery reads control events only."""
 
 
 def bounded(state: Session, limits: Limits) -> Session:

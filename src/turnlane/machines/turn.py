@@ -19,6 +19,7 @@ from ..core.ids import AnyRequestId, DispatchId, Epoch, Seq, SessionId, TurnId
 from ..core.instants import Instant, WallInstant
 from ..core.reasons import Reason
 from . import effects_ledger, requests
+from .dispatch import LEAN
 from .plan import Plan
 
 STEERED_KEPT: Final = 64
@@ -157,9 +158,47 @@ class TurnActivated:
 
 @define(slots=True)
 class TurnOutput:
+    """What came from an executor elsewhere names its record and its place in a feed (docs/dispatch.md)."""
+
     turn: TurnId
     type: str
     data: Any
+    feed: str | None = field(default=None, metadata=LEAN)
+    event_id: str | None = field(default=None, metadata=LEAN)
+    cursor_start: int | None = field(default=None, metadata=LEAN)
+    cursor_end: int | None = field(default=None, metadata=LEAN)
+
+
+@define(slots=True)
+class TurnOutputGap:
+    """The feed goes on at `received`; what lies between was never given to us."""
+
+    turn: TurnId
+    feed: str
+    expected: int
+    received: int
+
+
+@define(slots=True)
+class TurnOutputSkipped:
+    """An output of a kind that is not kept: only that it was there, and how far its feed is now."""
+
+    turn: TurnId
+    feed: str
+    event_id: str
+    kind: str
+    cursor_start: int
+    cursor_end: int
+
+
+@define(slots=True)
+class TurnIngested:
+    """What an executor elsewhere said of its turn, besides output."""
+
+    turn: TurnId
+    event_id: str
+    kind: str
+    payload: Any
 
 
 @define(slots=True)
@@ -263,6 +302,9 @@ TurnEvent = (
     TurnOpened
     | TurnActivated
     | TurnOutput
+    | TurnOutputGap
+    | TurnOutputSkipped
+    | TurnIngested
     | TurnSteered
     | TurnBlocked
     | TurnUnblocked
@@ -369,6 +411,8 @@ class Turn:
     steers: int = 0
     """Inputs so far."""
     children: int = 0
+    feeds: Mapping[str, int] = field(factory=dict)
+    """Of a turn that is executed elsewhere: how far each of its feeds is."""
 
 
 @frozen
@@ -405,6 +449,9 @@ LEGAL: Final[Mapping[TurnPhase, Mapping[type, TurnPhase]]] = {
         **dict.fromkeys(
             (
                 TurnOutput,
+                TurnOutputGap,
+                TurnOutputSkipped,
+                TurnIngested,
                 TurnSteered,
                 TurnBlocked,
                 TurnUnblocked,
@@ -436,8 +483,10 @@ def evolved(turn: Turn | None, event: TurnEvent, seq: Seq) -> Turn:
         return Turn(event.turn, event.plan, event.dispatch, event.key, opened_seq=seq, phase=phase)
     assert turn is not None
     match event:
-        case TurnOutput():
+        case TurnOutput(feed=None) | TurnOutputGap() | TurnIngested():
             return turn
+        case TurnOutput(feed=str(feed), cursor_end=int(end)) | TurnOutputSkipped(feed=feed, cursor_end=end):
+            return evolve(turn, feeds={**turn.feeds, feed: end})
         case TurnSteered(key=key):
             return evolve(turn, steered=(*turn.steered[1 - STEERED_KEPT :], key), steers=turn.steers + 1)
         case TurnBlocked(on=on):

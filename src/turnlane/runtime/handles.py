@@ -22,12 +22,14 @@ from ..machines import effects_ledger, requests
 from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.delivery import CaughtUp, Send, Skip, singly
+from ..machines.ingest import BindAnswer, IngestAnswer
 from ..machines.overlap import Policy
 from ..machines.plan import ON_DETACH
 from .attachment import Attachment, Ended, LiveSkipped
-from .dispatch import Dispatches, SessionPlace
+from .dispatch import Claim, Dispatches, SessionPlace
 from .egress import LiveFrame
 from .history import trim
+from .ingest import Told, bind_worker, ingest, named
 from .mailbox import StartWish
 from .owner import Keyed, Repeated
 from .session import SessionActor
@@ -245,6 +247,38 @@ class Session:
             raise Refused(Reason.UNKNOWN_NODE, f"no {scope} of that id is running", data={scope: name})
         actor.cancel_node()
         return turns.CancelAnswer("cancelled", None, actor.plan.turn, node=node)
+
+    @marks.on_cancel("resumable")
+    async def bind_worker(
+        self, worker: str, *, saved_cursor: int | None = None, rebind: bool = False, key: str | None = None
+    ) -> BindAnswer:
+        """Bind a worker elsewhere to this session, so that it may ingest; the answer names its generation.
+
+        Where another one is bound: refused `bound_elsewhere`, or with `rebind` fenced. `saved_cursor` is a place of the
+        worker's own, an integer that only grows. Rule: docs/dispatch.md.
+        """
+        return (await bind_worker(self, worker, saved_cursor, rebind, key)).value  # type: ignore[no-any-return]
+
+    @marks.on_cancel("resumable")
+    async def ingest(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        *,
+        worker: str,
+        generation: int,
+        claim: Claim | str,
+        token: str | None = None,
+        epoch: int | None = None,
+        key: str | None = None,
+    ) -> IngestAnswer:
+        """Keep what a worker elsewhere tells of the turn that it runs: the whole batch, or nothing of it.
+
+        `claim` is what was claimed, or its dispatch with `token`. The answer tells faults of records (`errors`, status
+        rejected); raises Refused for those of the call: `claim_lost`, `fenced_generation`, `bound_elsewhere`,
+        `stale_epoch_reject`, `empty_batch`, `payload_too_large`, ... Rule: docs/dispatch.md.
+        """
+        given = Told(worker, generation, *named(claim, token), epoch)
+        return (await ingest(self, given, records, key)).value  # type: ignore[no-any-return]
 
     @marks.on_cancel("resumable")
     async def steer(self, input: Any, turn_id: str, *, key: str | None = None) -> Seq:

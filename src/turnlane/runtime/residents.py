@@ -19,12 +19,13 @@ from ..core.ids import SessionId, session_stream, split_stream
 from ..core.observations import ActorFell
 from ..core.ports import StoreError
 from ..core.reasons import Reason, Refused
-from ..core.step import DUE_NOW, StoredKey
+from ..core.step import DUE_NOW, Lane, StoredKey
 from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.migration import SETTLED, SettleMigration
 from ..machines.session import Session as SessionState
 from ..machines.session import SessionPhase
+from ..machines.session_state import runs_elsewhere
 from .owner import Rules, StreamOwner
 from .session import SessionActor, fresh_view, passable
 from .streams import fold_stream
@@ -156,7 +157,19 @@ class Residents:
         state, head, snapshot_seq = fold_stream(ports.store, ports.encoder, SESSION, stream, new, self.runtime.limits)
         if state.default_mode is not mode:  # a snapshot of a runtime of another mode
             state = evolve(state, default_mode=mode)
+        if state.turn is not None and runs_elsewhere(state) is not None:
+            state = self._fold_feeds(stream, state, state.turn, snapshot_seq)
         return state, head, snapshot_seq
+
+    def _fold_feeds(self, stream: str, state: SessionState, turn: turns.Turn, snapshot_seq: int) -> SessionState:
+        """How far the feeds of a turn that runs elsewhere are, which only its output says."""
+        ports, after = self.runtime.ports, max(snapshot_seq, turn.opened_seq)
+        while page := ports.store.read(stream, after, self.runtime.limits.page_items_max, Lane.DATA).events:
+            for kept in page:
+                if kept.turn == turn.turn:
+                    state = rules.evolve_session(state, ports.encoder.decode(kept), kept.seq)
+            after = page[-1].seq
+        return state
 
     def _build(self, stream: str, authority: Authority, state: SessionState, head: int) -> SessionActor:
         actor = SessionActor(self.runtime, stream, authority)

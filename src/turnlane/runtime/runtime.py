@@ -28,7 +28,7 @@ from ..core.status import Blocker, RuntimeStatus, readiness, warnings
 from ..core.step import Kept, Position
 from ..core.typed import typed
 from ..core.write_mode import WriteMode
-from ..machines import admission
+from ..machines import admission, ingest
 from ..machines import session as rules
 from ..machines.overlap import Policy
 from ..machines.session import Session as SessionState
@@ -425,6 +425,13 @@ class Runtime:
         if actor.state.phase is SessionPhase.ABSENT:
             raise Refused(Reason.UNKNOWN_SESSION, "no such session: open it first")
         return Session(self, actor)
+
+    @marks.on_cancel("resumable")
+    async def bind_worker(
+        self, session_id: str, worker: str, *, tenant: str = DEFAULT_TENANT, **how: Any
+    ) -> ingest.BindAnswer:
+        """Bind a worker elsewhere to a session; takes what `Session.bind_worker` takes. Raises Refused."""
+        return await (await self.session(session_id, tenant)).bind_worker(worker, **how)
 
     @marks.on_cancel("resumable")
     async def sessions(self, after: str = "", limit: int = 100, tenant: str = DEFAULT_TENANT) -> list[str]:

@@ -17,12 +17,13 @@ from attrs import define, field
 from ..core import marks
 from ..core.evolving import evolve
 from ..core.ids import DispatchId, SessionId, Tenant, TurnId, request_key
+from ..core.instants import WallInstant
 from ..core.observations import TurnEnded, TurnFenced
-from ..core.ports import StoreError
+from ..core.ports import EventStore, StoreError
 from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.step import StoredKey
 from ..machines import dispatch as queue
-from ..machines import effects_ledger, queue_state, requests, turn_rows
+from ..machines import effects_ledger, ingest, queue_state, requests, turn_rows
 from ..machines import session as rules
 from ..machines import turn as turns
 from ..machines.fence import FenceView
@@ -53,9 +54,11 @@ TOGETHER = (turns.SteerTurn, requests.AnswerRequest)
 TURN_KEY = "\x01turn/"
 EFFECT_KEY = "\x01effect/"
 END_KEY = "\x01end/"
+EVENT_KEY = "\x01event/"
 REQUEST_KEY = "\x01request/"
 """Keys of the store's own, which no client can spell: ends of turns, results of effects, ends of rows that a host
-program drove, and ids of executors' questions that were resolved, beyond memory."""
+program drove, records that were ingested (with their digest), and ids of executors' questions that were resolved,
+beyond memory."""
 
 
 @define(slots=True, eq=False)
@@ -79,6 +82,8 @@ class SessionActor:
     ends: dict[TurnId, trio.Event] = field(factory=dict)
     """Set when the turn has its terminal; made only while somebody waits for it."""
     last_used: int = 0
+    heard_at: WallInstant = WallInstant(0)
+    """When the bound worker was heard last, as far as memory goes."""
     running: bool = False
     opened_at: int = 0
     snapshot_seq: int = 0
@@ -307,6 +312,8 @@ class SessionActor:
                 self.runtime.counts.refused(type(command).__name__, answer.reason)
             if isinstance(command, rules.StartTurn):
                 self._gate.note(self, command, answer)
+            if isinstance(answer, ingest.BindAnswer | ingest.IngestAnswer):
+                self.heard_at = self.runtime.ports.clock.wall()
             self.runtime.note_answer(self, before, answer)
         queued = queue.queued(self.state.rows)
         self.runtime.waiting_starts += queued - self._queued
@@ -330,6 +337,8 @@ class SessionActor:
             asked = None if state.turn is None else state.turn.requests.get(request_key(event.request))
             if asked is not None and asked.method is not None:
                 yield StoredKey(REQUEST_KEY + request_key(event.request), b"", b"")
+        elif (event_id := getattr(event, "event_id", None)) is not None:
+            yield StoredKey(EVENT_KEY + event_id, ingest.content_of(event), b"")
 
     # what the shell adds to a command before it is judged
 
@@ -351,6 +360,8 @@ class SessionActor:
                 row = self.state.rows[command.dispatch]
                 plan = self._plan(row.turn, row.deadline_ms, row.on_detach)
                 return evolve(command, plan=plan, gate=self.runtime.admit(self, row.deferrals))
+            case ingest.IngestBatch():
+                return await self._ingest(command)
             case rules.CloseSession():
                 return evolve(command, accepted_at=envelope.accepted_at)
             case turns.CommitTurn() if self.turn is not None and self.turn.output_lost:
@@ -379,6 +390,23 @@ class SessionActor:
             envelope.accepted_at,
             noted=self._gate.room(self),
             host_waiting=self.runtime.waiting_starts,
+        )
+
+    async def _ingest(self, command: ingest.IngestBatch) -> ingest.IngestBatch:
+        """What the log knows of the ids in a batch and memory does not. Batches before this one are in the log."""
+        state, owner, ports = self.state, self.owner, self.runtime.ports
+        wanted = [EVENT_KEY + event_id for event_id in ingest.event_ids_of(command)]
+        wanted += [TURN_KEY + turn for turn in ingest.turns_of(command) if turn != rules.open_turn(state)]
+        wanted += [END_KEY + command.dispatch] if command.dispatch not in {**state.rows, **state.ended_rows} else []
+        found = {key: owner.keys[key] for key in wanted if key in owner.keys}
+        if not owner.keys_complete and (others := [key for key in wanted if key not in found]):
+            found |= await ports.read_hop(_find_keys, ports.store, self.stream, others)
+        end = found.pop(END_KEY + command.dispatch, None)
+        return evolve(
+            command,
+            known={key.removeprefix(EVENT_KEY): one.digest for key, one in found.items() if key.startswith(EVENT_KEY)},
+            ended=frozenset(key.removeprefix(TURN_KEY) for key in found if key.startswith(TURN_KEY)),
+            known_end=None if end is None else ports.encoder.decode_answer(end.answer),
         )
 
     async def _cancel_turn(self, command: turns.CancelTurn, envelope: Envelope) -> Any:
@@ -598,6 +626,11 @@ class SessionActor:
         for ended in self.ends.values():
             ended.set()
         self.runtime.residents.fell(self, refusal, error)
+
+
+def _find_keys(store: EventStore, stream: str, keys: Iterable[str]) -> dict[str, StoredKey]:
+    """Runs where reads may block."""
+    return {key: found for key in keys if (found := store.find_key(stream, key)) is not None}
 
 
 def _left_memory(_: Any) -> Any:

@@ -14,6 +14,7 @@ from ..core.reasons import Reason, Refused
 from ..core.status import RuntimeStatus
 from ..core.step import Position
 from ..machines import dispatch as queue
+from ..machines import ingest
 from ..machines import session as rules
 from ..machines import turn as turns
 
@@ -39,9 +40,19 @@ def session_status(runtime: Runtime, actor: SessionActor) -> Mapping[str, Any]:
             for one in actor.attachments.values()
         ],
         "pending_requests": [request.request for request in rules.open_requests(state)],
+        **({} if state.binding is None else {"binding": _binding_status(runtime, actor)}),
         "head_seq": head,
         "head_cursor": runtime.ports.cursors.text(actor.stream, Position(head, head)),
     }
+
+
+def _binding_status(runtime: Runtime, actor: SessionActor) -> Mapping[str, Any]:
+    """`stale` once the worker was not heard for `binding_stale_ms`; its next call makes it active again."""
+    assert actor.state.binding is not None
+    silent_ms = ingest.silent_ms(actor.state, actor.heard_at, runtime.ports.clock.wall())
+    status = "stale" if silent_ms >= runtime.limits.binding_stale_ms else "active"
+    told = asdict(actor.state.binding, filter=lambda member, _: member.name != "at")
+    return {**told, "status": status, "silent_ms": silent_ms}
 
 
 def turn_status(runtime: Runtime, actor: SessionActor, turn: TurnId) -> Mapping[str, Any]:

@@ -239,9 +239,12 @@ def recovered_in_time(seen: Seen) -> Iterable[Violation]:
             began[event.epoch] = min(event.at, began.get(event.epoch, event.at))
     for stream, log in seen.logs.items():
         opened: Logged | None = None
+        elsewhere = False  # who works elsewhere goes on, whatever becomes of the host
         for event in log:
-            if event.type == "turn.opened":
-                opened = event
+            if event.type == "dispatch.started":
+                elsewhere = event.data.get("elsewhere", False)
+            elif event.type == "turn.opened":
+                opened = None if elsewhere else event
             elif event.type in TERMINALS and opened is not None and event.epoch > opened.epoch:
                 late_ns, outcome = event.at - began[event.epoch], event.data["outcome"]
                 # A cancel comes first only where the disk had no room for the end of what was lost.

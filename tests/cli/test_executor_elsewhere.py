@@ -1,0 +1,132 @@
+"""Executors in processes of their own: examples/executor.py as it stands, over real sockets, against a daemon."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from turnlane.client import Client, connect
+
+EXECUTOR = Path(__file__).parents[2] / "examples" / "executor.py"
+WITHIN_S = 30.0
+
+thorough = pytest.mark.skipif(os.environ.get("TURNLANE_LEVEL", "default") == "default", reason="takes its time")
+
+
+@pytest.fixture
+def executor(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts executors, whose words go to one file each; all are killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(url: str, *words: str) -> subprocess.Popen[str]:
+        with (tmp_path / f"said.{len(started)}.txt").open("w") as said:
+            command = [sys.executable, "-W", "error", str(EXECUTOR), url, "talk", *words]
+            started.append(subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(10)
+
+
+def said(folder: Path) -> list[str]:
+    return [line for file in sorted(folder.glob("said.*.txt")) for line in file.read_text().splitlines()]
+
+
+def until(true: Callable[[], bool], what: Callable[[], object]) -> None:
+    end = time.monotonic() + WITHIN_S
+    while not true():
+        assert time.monotonic() < end, what()
+        time.sleep(0.05)
+
+
+def heard(url: str, act: Callable[[Client], Any] | None = None) -> list[Any]:
+    """All events of the session up to the end of its first turn, or the second where the first is abandoned."""
+
+    async def main() -> list[Any]:
+        found, acts = list[Any](), [] if act is None else [act]
+        async with connect(url) as client, client.session("talk").attach("earliest") as events:
+            with trio.fail_after(WITHIN_S):
+                async for item in events:
+                    found.append(item)
+                    if acts and item.type == "turn.output":
+                        await acts.pop()(client)
+                    if item.type in ("turn.committed", "turn.aborted") and item.data["outcome"] != "abandoned":
+                        return found
+        raise AssertionError("the session ended first")
+
+    return trio.run(main)
+
+
+def words_of(events: list[Any], turn: str) -> str:
+    return "".join(one.data["data"] for one in events if one.type == "turn.output" and one.turn == turn)
+
+
+def test_a_worker_process_claims_starts_ingests_and_completes(place: Any, executor: Any, tmp_path: Path) -> None:
+    """Who follows the session sees the words in order, as of any turn; the row ends with the turn."""
+    url = place.start("--auth", "off").url
+    executor(url, "--say", "one two three four five").wait(WITHIN_S)
+    executor(url, "w-1")
+    events = heard(url)
+    turn = events[-1].turn
+    assert events[-1].data["outcome"] == "completed" and words_of(events, turn) == "one two three four five "
+    until(lambda: f"w-1 ended {turn}: completed" in said(tmp_path), lambda: said(tmp_path))
+
+
+@thorough
+def test_a_worker_that_is_killed_leaves_its_turn_to_the_next(place: Any, executor: Any, tmp_path: Path) -> None:
+    """Abandoned with what was kept; the next one runs it anew as another turn, and nothing of the two mixes."""
+    url = place.start("--auth", "off").url
+    executor(url, "--say", "one two three four five six seven eight nine ten").wait(WITHIN_S)
+    first = executor(url, "w-1", "1500")
+    until(lambda: any(line.startswith("w-1 runs") for line in said(tmp_path)), lambda: said(tmp_path))
+    time.sleep(0.2)
+    first.kill()
+    executor(url, "w-1")
+    events = heard(url)
+    opened = [one.turn for one in events if one.type == "turn.opened"]
+    assert len(opened) == 2 and words_of(events, opened[1]) == "one two three four five six seven eight nine ten "
+    assert "one two three four five six seven eight nine ten ".startswith(words_of(events, opened[0]))
+
+
+def test_a_daemon_that_is_killed_in_mid_turn_keeps_every_word_once(place: Any, executor: Any, tmp_path: Path) -> None:
+    """The turn runs on elsewhere; what was not acknowledged is sent again to the next life of the daemon."""
+    daemon = place.start("--auth", "off")
+    url, text = daemon.url, " ".join(f"w{number}" for number in range(25))
+    executor(url, "--say", text).wait(WITHIN_S)
+    executor(url, "w-1")
+    until(lambda: any(line.startswith("w-1 runs") for line in said(tmp_path)), lambda: said(tmp_path))
+    time.sleep(0.8)
+    daemon.kill()
+    place.start("--auth", "off", "--listen", url.split("/")[2])
+    events = heard(url)
+    turn = events[-1].turn
+    assert [one.turn for one in events if one.type == "turn.opened"] == [turn]
+    assert events[-1].data["outcome"] == "completed" and words_of(events, turn) == f"{text} "
+
+
+@thorough
+def test_a_cancelled_turn_keeps_nothing_past_its_fence_and_its_executor_stops(
+    place: Any, executor: Any, tmp_path: Path
+) -> None:
+    url = place.start("--auth", "off").url
+    executor(url, "--say", " ".join(["word"] * 200)).wait(WITHIN_S)
+    executor(url, "w-1")
+
+    async def cancel(client: Client) -> None:
+        assert (await client.session("talk").cancel()).fence_seq
+
+    events = heard(url, cancel)
+    turn, fence = events[-1].turn, events[-1].data["fence_seq"]
+    until(lambda: f"w-1 ended {turn}: cancelled" in said(tmp_path), lambda: said(tmp_path))
+    assert events[-1].data["outcome"] == "cancelled"
+    assert all(one.seq <= fence for one in events if one.type == "turn.output")
