@@ -61,6 +61,8 @@ def test_every_method_event_notification_and_close_code_is_explained() -> None:
         "session.handed_off",
         "migration.cancelled",
         "gate.summarised",
+        "binding.created",
+        "binding.replaced",
         "session.deauthorized",
         "turn.output_gap",
         "turn.output_skipped",
@@ -69,8 +71,6 @@ def test_every_method_event_notification_and_close_code_is_explained() -> None:
         "dispatch.renewed",
         "dispatch.deferred",
         "dispatch.removed",
-        "binding.created",
-        "binding.replaced",
     ]
 
 
