@@ -132,7 +132,7 @@ async def test_records_go_in_batches_by_number_by_age_and_at_the_end(
     assert [round(at - start, 2) for at, _ in sent] == [0, 0.25, 1.0], sent
 
 
-@pytest.mark.parametrize("left", range(0, 880, 40))
+@pytest.mark.parametrize("left", range(0, 600, 30))
 async def test_a_connection_that_is_cut_at_any_byte_loses_and_doubles_nothing(autojump_clock: Any, left: int) -> None:
     """The connection goes after so many bytes of answers, and the next after a few more than it takes to begin."""
     async with daemon(None, dispatch_mode="host") as served:
