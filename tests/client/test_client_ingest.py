@@ -128,7 +128,8 @@ async def test_records_go_in_batches_by_number_by_age_and_at_the_end(
             assert box.answer is not None and box.answer.phase == "completed" and not box.unacknowledged
         assert await data_of(session) == [f"w{number} " for number in range(41)]
 
-    assert sum(count for _, count in sent) == 42 and sent[0] == (start, 32)
+    assert sum(count for _, count in sent) == 42
+    assert sent[0] in ((start, 32), (start, 33)), "whoever says more may do so before the sender wakes up"
     assert [round(at - start, 2) for at, _ in sent] == [0, 0.25, 1.0], sent
 
 

@@ -24,6 +24,7 @@ from turnlane.machines import queue_state as q
 from turnlane.machines import session as rules
 from turnlane.machines import turn as turns
 from turnlane.machines.dispatch import RowPhase
+from turnlane.machines.ingest_records import read_batch
 from turnlane.machines.session import Mode
 from turnlane.machines.session_state import BindingCreated, BindingReplaced
 
@@ -74,7 +75,7 @@ def done(event_id: str = "end", status: str = "completed") -> dict[str, Any]:
 
 def batch(world: World, *records: Any, **more: Any) -> i.IngestBatch | Rejected:
     """A batch as the shell prepares it: what the log knows of its ids."""
-    read = i.read_batch(records, LIMITS)
+    read = read_batch(records, LIMITS)
     if isinstance(read, Rejected):
         return read
     kept = [event for event in world.events() if getattr(event, "event_id", None) is not None]

@@ -122,10 +122,11 @@ async def test_what_memory_has_forgotten_is_known_by_the_log(autojump_clock: Any
             await session.dispatches.start(later)
             await session.dispatches.complete(later)
         head = session.actor.owner.head
-        again = await tell(session, claim, [out(1, 0), out(2, 1, 4), DONE, out(99, 9), out(98, 0, turn="n0")])
+        known = [out(1, 0), out(2, 1, 4, turn="theirs"), DONE]
+        again = await tell(session, claim, [*known, out(99, 9), out(98, 0, turn="n0"), out(97, 9, turn="theirs")])
         assert session.actor.state.ended_turns[0].turn == "n2"
 
-    assert (again.status, again.duplicates, again.fenced, session.actor.owner.head) == ("partial", 3, 2, head)
+    assert (again.status, again.duplicates, again.fenced, session.actor.owner.head) == ("partial", 3, 3, head)
 
 
 async def test_a_batch_under_a_key_is_answered_as_the_first_time(autojump_clock: Any) -> None:
@@ -140,6 +141,25 @@ async def test_a_batch_under_a_key_is_answered_as_the_first_time(autojump_clock:
 
     assert first == again and not again.duplicates and other.value.reason is Reason.KEY_CONFLICT
     assert bound == same and bound.generation == 2
+
+
+async def test_an_agent_reads_what_a_turn_elsewhere_said(autojump_clock: Any) -> None:
+    """The text of its outputs is part of the history of the session; what was told beside it is not."""
+    seen: list[Any] = []
+
+    async def reads(turn: turnlane.Turn) -> None:
+        seen.extend(await turn.history())
+
+    async with Disk().runtime(reads, dispatch_mode="host") as runtime:
+        session, claim = await begun(runtime)
+        told = [out(1, 0, payload="hello "), life("l", "item/started"), out(2, 5, payload="there"), DONE]
+        await tell(session, claim, [*told, out(3, 6, kind="usage")])
+        await session.dispatches.enqueue("and?", key="next", turn_id="next")
+        claim = await session.dispatches.claim("host")
+        await session.dispatches.start_claimed(claim, input_text="and?")
+        await session.outcome("next")
+
+    assert [(turn["turn"], turn["output"], turn["outcome"]) for turn in seen] == [("t", "hello there", "completed")]
 
 
 async def test_a_worker_is_told_that_it_holds_the_dispatch_no_longer(autojump_clock: Any) -> None:

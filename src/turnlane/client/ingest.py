@@ -3,7 +3,7 @@
 A batch is kept here until the daemon has acknowledged it, over any number of connections; sent again it is known by its
 event ids. `put` waits while too much is unacknowledged, so a daemon that is away slows the executor and loses nothing.
 What can never be accepted ends the sender: `put`, `flush` and the end of the block raise it.
-Source: docs/dispatch.md (Ingest).
+Source: docs/dispatch.md (Executors elsewhere).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from attrs import define, field, frozen
 from ..core import marks
 from ..core.ids import SessionId
 from ..core.reasons import Reason, Refused
-from ..machines.ingest import Acked, BindAnswer, Gap, IngestAnswer, Record, RecordFault, end_of
+from ..machines.ingest import Acked, BindAnswer, Gap, IngestAnswer, RecordFault
+from ..machines.ingest_records import Record, end_of
 from .values import Bounds, Disconnected, OutcomeUnknown
 
 if TYPE_CHECKING:

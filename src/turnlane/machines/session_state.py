@@ -247,7 +247,7 @@ EMPTY: Final[Mapping[Any, Any]] = {}
 
 @frozen
 class Binding:
-    """The one host process that may ingest into the session (docs/dispatch.md, Bindings)."""
+    """The one host process that may ingest into the session (docs/dispatch.md, Executors elsewhere)."""
 
     worker: str
     generation: Generation

@@ -33,8 +33,8 @@ def _one(store: EventStore, encoder: EventEncoder, stream: str, end: turns.Ended
         (terminal,) = _between(store, stream, end.terminal_seq - 1, end.terminal_seq, None)
         event = encoder.decode(terminal)
         through = event.delivered_through if cut == "delivered" else event.acked_through
-    outputs = [encoder.decode(kept) for kept in _between(store, stream, end.opened_seq, through, Lane.DATA)]
-    text = "".join(output.data for output in outputs if isinstance(output.data, str))
+    told = [encoder.decode(kept) for kept in _between(store, stream, end.opened_seq, through, Lane.DATA)]
+    text = "".join(one.data for one in told if isinstance(one, turns.TurnOutput) and isinstance(one.data, str))
     return {
         "turn": end.turn,
         "input": _input(store, encoder, stream, end),

@@ -15,7 +15,8 @@ from ..core.ids import DispatchId, printable
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.secret import Secret
 from ..machines.dispatch import ENDED
-from ..machines.ingest import SAFE_INTEGER_MAX, BindWorker, IngestBatch, read_batch
+from ..machines.ingest import BindWorker, IngestBatch
+from ..machines.ingest_records import SAFE_INTEGER_MAX, read_batch
 from .dispatch import Claim, Noted, hash_of, note
 
 if TYPE_CHECKING:

@@ -104,7 +104,7 @@ class Seen:
             tenant, _, name = split_stream(stream)  # type: ignore[arg-type]
             states = self._folded[stream] = [Session(SessionId(name), tenant)]
             for event in self.logs.get(stream, []):
-                if event.type == "turn.output":  # changes no state
+                if event.type == "turn.output" and "feed" not in event.data:  # changes no state
                     states.append(states[-1])
                     continue
                 try:
