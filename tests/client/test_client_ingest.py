@@ -10,7 +10,7 @@ from attrs import evolve
 from client_daemon import Daemon, daemon
 from client_fakes import FixedDice
 
-from turnlane.client import Bounds, Disconnected, Reason, Refused, connect
+from turnlane.client import Bounds, Disconnected, OutcomeUnknown, Reason, Refused, connect
 from turnlane.client.ingest import Outbox
 from turnlane.client.session import Session
 
@@ -179,6 +179,39 @@ async def test_too_many_unacknowledged_records_hold_up_whoever_says_more(autojum
             gate.set()
             await box.put(out(4))
         assert await data_of(session) == [f"w{number} " for number in range(5)]
+
+
+async def test_a_batch_without_an_answer_or_room_is_sent_again(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that did not come, a journal that is full for a while: the same batch, until it is acknowledged."""
+    troubles: list[Exception] = [
+        OutcomeUnknown("ingest/batch", None, "no answer"),
+        Refused(Reason.STORAGE_FULL, "no room", 0.5),
+        Refused(Reason.OVERLOADED, "too much"),
+    ]
+    tell, times = Session.ingest, list[float]()
+
+    async def ingest(self: Session, records: Any, **how: Any) -> Any:
+        times.append(trio.current_time())
+        answer = await tell(self, records, **how)
+        if troubles:
+            raise troubles.pop(0)
+        return answer
+
+    monkeypatch.setattr(Session, "ingest", ingest)
+    async with daemon(None, dispatch_mode="host") as served:
+        session, token = await begun(served)
+        async with (
+            connect(served.url, dial=served.dial) as client,
+            client.session("s").ingesting("w", "d", token) as box,
+        ):
+            await box.put(out(0))
+            await box.flush()
+            assert box.answer is not None and box.answer.duplicates == 1
+        assert await data_of(session) == ["w0 "]
+
+    assert [round(at - times[0], 2) for at in times] == [0, 0, 0.5, 1.5]
 
 
 async def test_what_can_never_be_accepted_ends_the_sender(autojump_clock: Any) -> None:

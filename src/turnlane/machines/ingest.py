@@ -6,8 +6,8 @@ together, each with its index, in an answer `rejected` that keeps nothing. Sendi
 was kept is known by its event id and counted as a duplicate.
 
 A turn ends through the same terminal batch as every other, behind the outputs that came with its end. Records of a turn
-that is past its fence are acknowledged, counted and never kept. Source: docs/dispatch.md (Executors
-elsewhere).
+that is past its fence are acknowledged, counted and never kept.
+Source: docs/dispatch.md (Executors elsewhere).
 """
 
 from __future__ import annotations

@@ -257,7 +257,8 @@ class Session:
         Where another one is bound: refused `bound_elsewhere`, or with `rebind` fenced. `saved_cursor` is a place of the
         worker's own, an integer that only grows. Rule: docs/dispatch.md.
         """
-        return (await bind_worker(self, worker, saved_cursor, rebind, key)).value  # type: ignore[no-any-return]
+        answer: BindAnswer = (await bind_worker(self, worker, saved_cursor, rebind, key)).value
+        return answer
 
     @marks.on_cancel("resumable")
     async def ingest(
@@ -278,7 +279,8 @@ class Session:
         `stale_epoch_reject`, `empty_batch`, `payload_too_large`, ... Rule: docs/dispatch.md.
         """
         given = Told(worker, generation, *named(claim, token), epoch)
-        return (await ingest(self, given, records, key)).value  # type: ignore[no-any-return]
+        answer: IngestAnswer = (await ingest(self, given, records, key)).value
+        return answer
 
     @marks.on_cancel("resumable")
     async def steer(self, input: Any, turn_id: str, *, key: str | None = None) -> Seq:
