@@ -299,6 +299,7 @@ KNOWN: Mapping[str, Known] = {
         {"command": {"command": "QueueDispatch", "request_id": "c-new", "target": "t"}, "key": "execute"},
         {"command": {"command": "QueueDispatch", "request_id": "c-new", "target": "u"}},
         stale=(
+            *(({"command": wrong}, "invalid_command") for wrong in (None, 7, True, [], {}, "{", "7")),
             ({"command": {"command": "MarkDelivered", "request_id": "never"}}, "unknown_dispatch"),
             ({"command": {"command": "QueueDispatch", "request_id": "req-3", "target": "t"}}, "duplicate_dispatch"),
             ({"command": {"command": "MarkDelivered", "request_id": "c-failed"}}, "invalid_transition"),

@@ -105,7 +105,7 @@ class Contract:
     # commands
 
     @marks.on_cancel("resumable")
-    async def execute(self, command: Mapping[str, Any] | str | bytes, *, key: str | None = None) -> Executed:
+    async def execute(self, command: Any, *, key: str | None = None) -> Executed:
         """Carry out one command (a JSON text, or the value of one) and answer its event, after its commit."""
         parsed = read_command(command, self.runtime.limits)
         if isinstance(parsed, Rejected):
