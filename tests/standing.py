@@ -43,6 +43,7 @@ LIMITS: Final = evolve(
     # nothing happens by itself while questions are asked
     claim_lease_ms=600_000,
     lease_ttl_ms=60_000,
+    lease_ttl_ms_max=3_600_000,
     session_idle_ms=3_600_000,
     worker_heartbeat_stale_ms=3_600_000,
     # and one peer may ask all of them
@@ -54,6 +55,7 @@ LIMITS: Final = evolve(
     # below what a message may be, so that it can be said what is over them
     dispatch_input_bytes_max=500_000,
     run_payload_bytes_max=500_000,
+    ingest_bytes_max=500_000,
 )
 MINE: Final = Owner(user_id=7)
 NOWHERE_RUN: Final = "0199f3a2-7b10-7c44-9d2e-5a6b7c8d9e0f"
@@ -127,6 +129,7 @@ async def furnish(runtime: turnlane.Runtime) -> There:
     """Sessions, queues, runs, workers and a contract, with something of them in every phase."""
     there: There = {"nowhere-run": NOWHERE_RUN}
     await _sessions(runtime, there)
+    await _elsewhere(runtime, there)
     await _queues(runtime, there)
     await _books(runtime, there)
     for command, _ in LINES:
@@ -184,6 +187,25 @@ async def _sessions(runtime: turnlane.Runtime, there: There) -> None:
         await hosted.dispatches.enqueue("say", key=f"k-{name}", dispatch_id=name, turn_id=f"t-{name}")
     claim = there["claim-host"] = await hosted.dispatches.claim("me")
     there["token-host"] = claim.token.reveal().decode()  # type: ignore[union-attr]
+
+
+async def _elsewhere(runtime: turnlane.Runtime, there: There) -> None:
+    """A session whose turn a bound worker tells of, and some that another owner serves."""
+    told = await runtime.open_session("s-told", dispatch_mode="host")
+    await told.dispatches.enqueue("say", key="k-told", dispatch_id="d-told", turn_id="t-told")
+    claim = await told.dispatches.claim("me")
+    assert not isinstance(claim, NoClaim)
+    await told.dispatches.start(claim)
+    there["token-told"] = claim.token.reveal().decode()
+    there |= {"s-told": "s-told", "s-bind": "s-bind"}
+    there["generation"] = (await told.bind_worker("me")).generation
+    await runtime.open_session("s-bind", dispatch_mode="host")
+    await runtime.open_session("s-moves")
+    for verb in ("renew", "release", "lose"):
+        await runtime.open_session(f"s-{verb}")
+        scope = runtime.authority_of(f"session/s-{verb}")
+        await scope.migrate("host-2", mode="cut")
+        there[f"epoch-{verb}"] = (await scope.acquire("host-2", "life-1", ttl_ms=3_600_000)).epoch
 
 
 async def _until(session: turnlane.Session, type_: str, turn: str) -> Any:

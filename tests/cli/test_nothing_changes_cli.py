@@ -32,6 +32,7 @@ from turnlane.daemon.settings import Address, OperatorSettings
 from turnlane.daemon.tokens import OperatorTokens
 from turnlane.embed import journal_of
 from turnlane.journal import LmdbStore
+from turnlane.journal.layout import CACHES
 from turnlane.observe.metrics import Metrics
 
 Words = Sequence[str]
@@ -221,9 +222,9 @@ class Places:
         return found
 
     def journal(self) -> dict[str, str]:
-        """What the journal holds, without who held it last."""
+        """What the journal holds, without who held it last, and what an opening may fold anew."""
         with LmdbStore.open(journal_of(self.root / "state"), create=False, readonly=True) as store:
-            return {name: value for name, value in content(store).items() if name not in ("leases", "meta")}
+            return {name: value for name, value in content(store).items() if name not in ("leases", "meta", *CACHES)}
 
 
 def is_of_journal(path: str) -> bool:
@@ -336,6 +337,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from turnlane.journal import LmdbStore
+from turnlane.journal.layout import CACHES
 
 with LmdbStore.open(Path(sys.argv[1]), create=False):
     print("held", flush=True)
@@ -384,7 +386,6 @@ REMOTE: Sequence[tuple[Words, bytes | None, int]] = (
     (("contract", "exec", "-", "--url", "URL"), LINES, NO),
     (("contract", "exec", QUEUE, "--url", "URL", "--key", "k" * 200), None, NO),
     (("contract", "events", "--url", "URL", "--from", "nothing"), None, NO),
-    (("contract", "events", "--url", "URL", "--replay"), None, USE),
     (("contract", "snapshot", "--url", "URL", "--json"), None, 0),
     (("status", "URL"), None, 0),
     (("shadow", "capture", "URL", "no-uuid", "OUT"), None, NO),

@@ -207,6 +207,7 @@ KNOWN: Mapping[str, Known] = {
     "Contract.replay_apply": Known({"event": "$event"}, late=(({"event": "nothing"}, "replay_out_of_order"),)),
     "Contract.lose_leader": Known({"reason": "x"}),
     "Contract.unreachable": Known({}, reads=True),
+    "Contract.leader": Known({}, reads=True),
     "Contract.compact": Known({}),
     "Follower.summary": Known(
         {"stream": "default/worker/w"}, late=(({"stream": "default/worker/never"}, "not_found"),), reads=True
@@ -217,7 +218,7 @@ KNOWN: Mapping[str, Known] = {
         late=(({"stream": "default/worker/never"}, "not_found"), ({"stream": "default/session/s"}, "not_found")),
     ),
 }
-INSIDE = {"Follower.run", "Follower.recover", "Follower.follow"}
+INSIDE = {"Follower.run", "Follower.recover", "Follower.follow", "Contract.lead"}
 """What the runtime itself calls."""
 CLASSES = (Runs, Workers, Dispatches, Contract, Follower)
 OF_RUNTIME = ("claim",)
