@@ -55,7 +55,6 @@ LIMITS: Final = evolve(
     # below what a message may be, so that it can be said what is over them
     dispatch_input_bytes_max=500_000,
     run_payload_bytes_max=500_000,
-    ingest_bytes_max=500_000,
 )
 MINE: Final = Owner(user_id=7)
 NOWHERE_RUN: Final = "0199f3a2-7b10-7c44-9d2e-5a6b7c8d9e0f"
@@ -129,18 +128,20 @@ async def furnish(runtime: turnlane.Runtime) -> There:
     """Sessions, queues, runs, workers and a contract, with something of them in every phase."""
     there: There = {"nowhere-run": NOWHERE_RUN}
     await _sessions(runtime, there)
-    await _elsewhere(runtime, there)
     await _queues(runtime, there)
     await _books(runtime, there)
+    await _elsewhere(runtime, there)
     for command, _ in LINES:
         await runtime.contract.execute(command)
     for command in (
+        {"command": "AcquireAuthority", "owner": "w2", "lease_id": "l9", "leased_until": "2100-01-01T00:00:00Z"},
         {"command": "QueueDispatch", "request_id": "c-failed", "target": "t"},
         {"command": "MarkFailed", "request_id": "c-failed", "reason": "it broke"},
         {"command": "RequestReplay", "cursor": "c"},
     ):
         await runtime.contract.execute(command)
     there["event"] = (await runtime.contract.replay_next(1))[0][0]["event_id"]
+    await _leases(runtime, there)
     await _drifted(runtime)
     return there
 
@@ -189,26 +190,7 @@ async def _sessions(runtime: turnlane.Runtime, there: There) -> None:
     there["token-host"] = claim.token.reveal().decode()  # type: ignore[union-attr]
 
 
-async def _elsewhere(runtime: turnlane.Runtime, there: There) -> None:
-    """A session whose turn a bound worker tells of, and some that another owner serves."""
-    told = await runtime.open_session("s-told", dispatch_mode="host")
-    await told.dispatches.enqueue("say", key="k-told", dispatch_id="d-told", turn_id="t-told")
-    claim = await told.dispatches.claim("me")
-    assert not isinstance(claim, NoClaim)
-    await told.dispatches.start(claim)
-    there["token-told"] = claim.token.reveal().decode()
-    there |= {"s-told": "s-told", "s-bind": "s-bind"}
-    there["generation"] = (await told.bind_worker("me")).generation
-    await runtime.open_session("s-bind", dispatch_mode="host")
-    await runtime.open_session("s-moves")
-    for verb in ("renew", "release", "lose"):
-        await runtime.open_session(f"s-{verb}")
-        scope = runtime.authority_of(f"session/s-{verb}")
-        await scope.migrate("host-2", mode="cut")
-        there[f"epoch-{verb}"] = (await scope.acquire("host-2", "life-1", ttl_ms=3_600_000)).epoch
-
-
-async def _until(session: turnlane.Session, type_: str, turn: str) -> Any:
+async def _until(session: turnlane.Session, type_: str, turn: str | None) -> Any:
     async with session.attach("earliest", role="observer") as events:
         async for event in events:
             if isinstance(event, turnlane.Event) and (event.type, event.turn) == (type_, turn):
@@ -259,6 +241,68 @@ async def _books(runtime: turnlane.Runtime, there: There) -> None:
         there[name] = made.run.run_id
         await runtime.runs.append(there[name], "step", {"n": 1}, key="k-step")
     await runtime.runs.append(there["run-ended"], "run.finished", {"status": "succeeded"}, key="k-end")
+
+
+OUTPUT: Final = {"type": "output", "turn": "t-told", "kind": "item/text/delta", "payload": "x"}
+TOLD: Final = {**OUTPUT, "event_id": "e-told", "cursor_start": 0, "cursor_end": 4}
+"""A record that was kept, of the open turn of `s-tell`, whose feed is at 4."""
+
+
+async def _elsewhere(runtime: turnlane.Runtime, there: There) -> None:
+    """`s-bind`, to which nobody is bound; `s-tell`, where `w-tell` was bound twice and tells of its second turn."""
+    there["s-bind"] = (await runtime.open_session("s-bind")).id
+    session = await runtime.open_session("s-tell", dispatch_mode="host")
+    there["s-tell"] = session.id
+    await runtime.bind_worker("s-tell", "w-tell", saved_cursor=4, key="k-bind")
+    bound = await runtime.bind_worker("s-tell", "w-tell", rebind=True)
+    for name in ("tell-done", "told"):
+        await session.dispatches.enqueue("say", key=f"k-{name}", dispatch_id=f"i-{name}", turn_id=f"t-{name}")
+        claim = await session.dispatches.claim("w-tell")
+        assert not isinstance(claim, NoClaim)
+        await session.dispatches.start(claim)
+        there[f"token-{name}"] = claim.token.reveal().decode()
+        mine: Any = {"worker": "w-tell", "generation": bound.generation, "claim": claim}
+        if name == "tell-done":
+            end = {"type": "lifecycle", "event_id": "e-end", "turn": "t-tell-done", "kind": "turn/cancelled"}
+            await session.ingest([{**end, "payload": {}}], **mine)
+        else:
+            await session.ingest([TOLD], **mine, key="k-batch")
+
+
+async def _leases(runtime: turnlane.Runtime, there: There) -> None:
+    """Sessions that were handed over to `host-2`: free, held, lost, told to end; one whose hand-over is under way."""
+    there["owner"] = runtime.authority.owner
+    for name in ("move", "acquire", "held", "release", "lose", "lost", "told"):
+        await runtime.open_session(f"s-{name}")
+        scope = runtime.authority_of(f"session/s-{name}")
+        there[f"scope-{name}"] = f"session/s-{name}"
+        if name == "move":
+            continue
+        await scope.migrate("host-2", mode="cut", deadline_ms=600_000)
+        if name != "acquire":
+            lease = await scope.acquire("host-2", "life-1", ttl_ms=3_600_000)
+            there["epoch"] = lease.epoch
+    await runtime.authority_of("session/s-lost").lose("gone")
+    await runtime.authority_of("session/s-told").lose("moving", grace_ms=600_000)
+    leases, long_ago = runtime.ports.leases, runtime.ports.clock.wall() - 3_600_000_000
+    for after_s, owner in enumerate((runtime.authority.owner, "host-2")):
+        leases.acquire(
+            stream_of("default", "session", "s-expired"),
+            owner,
+            "life-1",
+            WallInstant(long_ago + after_s * 10_000_000),
+            ttl_ms=1_000,
+        )
+    there["scope-expired"] = "session/s-expired"
+    moving = await runtime.open_session("s-moving")
+    there["scope-moving"] = "session/s-moving"
+    waiting = await moving.start_turn("wait", turn_id="t-open", key="k-open")
+    await _until(moving, "turn.output", waiting.id)
+    async with trio.open_nursery() as nursery:
+        how = {"mode": "drain", "deadline_ms": 600_000}
+        nursery.start_soon(lambda: runtime.authority_of("session/s-moving").migrate("host-2", **how))
+        await _until(moving, "migration.started", None)
+        nursery.cancel_scope.cancel()  # what has begun is carried out
 
 
 async def settled(runtime: turnlane.Runtime) -> None:

@@ -20,7 +20,7 @@ import trio
 from attrs import define, field, frozen
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tests.standing import LIMITS, House, bound, changed, large, settled, standing
+from tests.standing import LIMITS, OUTPUT, TOLD, House, bound, changed, large, settled, standing
 from wire_kit import Gone, Wire, WireError, frame, ring
 
 from turnlane.core.ids import stream_of
@@ -89,102 +89,47 @@ HOSTED: Params = {
     "turn": "t-h-claimed",
     "input_text": "say",
 }
-RECORD: Params = {
-    "type": "output",
-    "event_id": "e-1",
-    "turn": "t-told",
-    "kind": "item/text/delta",
-    "payload": {"delta": "hello"},
-    "cursor_start": 0,
-    "cursor_end": 5,
-}
-TOLD: Params = {
-    "session": "$s-told",
-    "worker": "me",
-    "generation": "$generation",
-    "dispatch": "d-told",
+LEADER: Params = {"scope": "leader", "owner": "w2"}
+HOST: Params = {"owner": "host-2"}
+TELL: Params = {
+    "session": "$s-tell",
+    "worker": "w-tell",
+    "generation": 2,
+    "dispatch": "i-told",
     "claim_token": "$token-told",
-    "records": [RECORD],
-    "key": "ingest",
+    "records": [{**OUTPUT, "event_id": "e-new", "cursor_start": 4, "cursor_end": 5}],
 }
 
 
-def _told(**other: Any) -> Params:
-    return {**TOLD, "key": "told", **other}
+def _tell(**more: Any) -> Params:
+    """A batch of one record, which is the good one with other members."""
+    return {**TELL, "records": [{**TELL["records"][0], **more}]}
 
 
-def _lease(verb: str, **more: Any) -> Params:
-    return {"scope": f"session/s-{verb}", "owner": "host-2", "epoch": f"$epoch-{verb}", **more}
+def _life(kind: str, **more: Any) -> Params:
+    return {**TELL, "records": [{"type": "lifecycle", "event_id": "e-life", "kind": kind, "payload": {}, **more}]}
+
+
+def _not_yours(**more: Any) -> tuple[Any, ...]:
+    """What every holder of a lease is told: an epoch that is not the one, another owner, a lease of the runtime."""
+    return (
+        ({**LEADER, "epoch": 2, **more}, "stale_epoch_reject"),
+        ({**LEADER, "epoch": 4, **more}, "stale_epoch_reject"),
+        ({**LEADER, "epoch": 0, **more}, "stale_epoch_reject"),
+        ({"scope": "leader", "owner": "w1", "epoch": 3, **more}, "lease_owner_mismatch"),
+        ({"scope": "runtime", **HOST, "epoch": 1, **more}, "lease_owner_mismatch"),
+        ({"scope": "runtime", "owner": "$owner", "epoch": 1, **more}, "lease_owner_mismatch"),
+        ({"scope": "runtime", **HOST, "epoch": 9, **more}, "stale_epoch_reject"),
+        ({"scope": "session/s", "owner": "$owner", "epoch": 1, **more}, "lease_owner_mismatch"),
+        ({"scope": "session/s", **HOST, "epoch": 1, **more}, "stale_epoch_reject"),
+        ({"scope": "session/never", **HOST, "epoch": 1, **more}, "stale_epoch_reject"),
+        ({"scope": "$scope-held", **HOST, "epoch": 1, **more}, "stale_epoch_reject"),
+        ({"scope": "$scope-held", "owner": "host-3", "epoch": "$epoch", **more}, "lease_owner_mismatch"),
+        ({"scope": "nothing", **HOST, "epoch": 1, **more}, "invalid_params"),
+    )
 
 
 KNOWN: Mapping[str, Known] = {
-    "authority/acquire": Known(
-        {"scope": "leader", "owner": "w1", "lease_id": "l9"},
-        again=None,
-        stale=(
-            ({"scope": "session/s-renew", "owner": "w2", "lease_id": "l"}, "lease_held"),
-            ({"scope": "runtime", "owner": "w2", "lease_id": "l"}, "lease_held"),
-            ({"scope": "session/never", "owner": "w2", "lease_id": "l"}, "unknown_session"),
-        ),
-    ),
-    "authority/renew": Known(
-        _lease("renew"),
-        again=None,
-        stale=(
-            (_lease("renew", epoch=0), "stale_epoch_reject"),
-            (_lease("renew", epoch=99), "stale_epoch_reject"),
-            (_lease("renew", owner="w2"), "lease_owner_mismatch"),
-            (_lease("renew", scope="runtime"), "stale_epoch_reject"),
-        ),
-    ),
-    "authority/release": Known(
-        _lease("release"),
-        stale=(
-            (_lease("release", epoch=0), "stale_epoch_reject"),
-            (_lease("release", owner="w2"), "lease_owner_mismatch"),
-        ),
-    ),
-    "authority/lose": Known(
-        {"scope": "session/s-lose", "reason": "gone"},
-        stale=(({"scope": "session/s-mode", "reason": "gone"}, "lease_not_held"),),
-    ),
-    "authority/read": Known({"scope": "leader"}),
-    "authority/migrate": Known(
-        {"scope": "session/s-moves", "to": "host-2", "mode": "cut"},
-        again="not_owner",
-        stale=(
-            ({"scope": "session/never", "to": "host-2", "mode": "cut"}, "unknown_session"),
-            ({"scope": "session/s-over", "to": "host-2", "mode": "cut"}, "session_ended"),
-            ({"scope": "session/s-renew", "to": "host-3", "mode": "cut"}, "not_owner"),
-        ),
-    ),
-    "worker/bind": Known(
-        {"session": "$s-bind", "worker": "me", "key": "bind"},
-        {"saved_cursor": 5},
-        stale=(
-            ({"session": "s-told", "worker": "other"}, "bound_elsewhere"),
-            ({"session": "s-over", "worker": "me"}, "session_ended"),
-            ({"session": "never", "worker": "me"}, "unknown_session"),
-        ),
-    ),
-    "ingest/batch": Known(
-        TOLD,
-        {"records": [{**RECORD, "event_id": "e-2"}]},
-        stale=(
-            (_told(generation=0), "fenced_generation"),
-            (_told(generation=99), "fenced_generation"),
-            (_told(worker="other"), "bound_elsewhere"),
-            (_told(claim_token="$token-old"), "claim_lost"),
-            (_told(dispatch="never"), "unknown_dispatch"),
-            (_told(epoch=99), "stale_epoch_reject"),
-            (_told(records=[]), "empty_batch"),
-            (_told(records=[{**RECORD, "payload": "x" * 900_000}]), "payload_too_large"),
-            (_told(records=[{**RECORD, "event_id": f"e-{number}"} for number in range(257)]), "payload_too_large"),
-            ({**_told(records=[{"type": "never"}]), "key": "none"}, ""),
-            (_told(session="s"), "dispatch_mode_conflict"),
-            (_told(session="s-over"), "session_ended"),
-        ),
-    ),
     "initialize": Known({"protocol": "turnlane.v1", "client": {"name": "kit"}}, again="already_initialized"),
     "auth/refresh": Known(
         {"token": "$token"},
@@ -390,6 +335,122 @@ KNOWN: Mapping[str, Known] = {
             ({**HOSTED, "session": "s"}, "dispatch_mode_conflict"),
         ),
     ),
+    "authority/acquire": Known(
+        {"scope": "$scope-acquire", **HOST, "lease_id": "life-1"},
+        stale=(
+            ({"scope": "leader", "owner": "w1", "lease_id": "l9"}, "lease_held"),
+            ({"scope": "runtime", **HOST, "lease_id": "l"}, "lease_held"),
+            ({"scope": "runtime", "owner": "$owner", "lease_id": "l"}, "lease_owner_mismatch"),
+            ({"scope": "session/s", **HOST, "lease_id": "l"}, "lease_held"),
+            ({"scope": "session/s", "owner": "$owner", "lease_id": "l"}, "lease_owner_mismatch"),
+            ({"scope": "session/never", **HOST, "lease_id": "l"}, "unknown_session"),
+            ({"scope": "$scope-held", "owner": "host-3", "lease_id": "life-1"}, "lease_held"),
+            ({"scope": "$scope-told", **HOST, "lease_id": "life-1"}, "lease_lost"),
+            ({"scope": "$scope-told", **HOST, "lease_id": "life-2"}, "lease_lost"),
+            ({"scope": "$scope-told", "owner": "host-3", "lease_id": "life-1"}, "lease_held"),
+        ),
+    ),
+    "authority/renew": Known(
+        {**LEADER, "epoch": 3, "lease_id": "l10"},
+        stale=(
+            *_not_yours(lease_id="l10"),
+            ({"scope": "session/s", **HOST, "epoch": 0, "lease_id": "l"}, "lease_not_held"),
+            ({"scope": "$scope-lost", **HOST, "epoch": "$epoch", "lease_id": "l"}, "lease_lost"),
+            ({"scope": "$scope-told", **HOST, "epoch": "$epoch", "lease_id": "l"}, "lease_lost"),
+            ({"scope": "$scope-expired", **HOST, "epoch": 3, "lease_id": "l"}, "lease_expired"),
+        ),
+    ),
+    "authority/release": Known({"scope": "$scope-release", **HOST, "epoch": 3}, stale=_not_yours()),
+    "authority/lose": Known(
+        {"scope": "$scope-lose", "reason": "gone"},
+        stale=(
+            ({"scope": "session/s", "reason": "gone"}, "lease_not_held"),
+            ({"scope": "session/s", "reason": "gone", "grace_ms": 1}, "lease_not_held"),
+            ({"scope": "session/never", "reason": "gone"}, "lease_not_held"),
+            ({"scope": "$scope-lost", "reason": "other"}, ""),
+            ({"scope": "runtime", "reason": ""}, "invalid_params"),
+            ({"scope": "runtime", "reason": "gone", "grace_ms": 0}, "invalid_params"),
+            ({"scope": "runtime", "reason": "gone", "grace_ms": 600_001}, "invalid_params"),
+            ({"scope": "nothing", "reason": "gone"}, "invalid_params"),
+        ),
+    ),
+    "authority/read": Known(
+        {"scope": "$scope-held"},
+        stale=(
+            ({"scope": "session/never"}, ""),
+            ({"scope": "$scope-expired"}, ""),
+            ({"scope": "nothing"}, "invalid_params"),
+        ),
+    ),
+    "authority/migrate": Known(
+        {"scope": "$scope-move", "to": "host-2", "mode": "cut", "deadline_ms": 600_000},
+        again="not_owner",
+        stale=(
+            ({"scope": "session/never", "to": "host-2", "mode": "cut"}, "unknown_session"),
+            ({"scope": "session/s-over", "to": "host-2", "mode": "cut"}, "session_ended"),
+            ({"scope": "$scope-moving", "to": "host-3", "mode": "cut"}, "illegal_in_phase"),
+            ({"scope": "$scope-held", "to": "host-3", "mode": "cut"}, "not_owner"),
+            ({"scope": "$scope-acquire", "to": "host-3", "mode": "drain"}, "not_owner"),
+            ({"scope": "$scope-move", "to": "$owner", "mode": "cut"}, "invalid_params"),
+            ({"scope": "runtime", "to": "host-2", "mode": "cut"}, "invalid_params"),
+            ({"scope": "leader", "to": "host-2", "mode": "drain"}, "invalid_params"),
+        ),
+    ),
+    "worker/bind": Known(
+        {"session": "$s-bind", "worker": "w-bind", "saved_cursor": 5, "key": "bind"},
+        {"saved_cursor": 6},
+        stale=(
+            ({"session": "s-tell", "worker": "w-other"}, "bound_elsewhere"),
+            ({"session": "s-tell", "worker": "w-other", "saved_cursor": 9}, "bound_elsewhere"),
+            ({"session": "s-tell", "worker": "w-tell"}, ""),
+            ({"session": "s-tell", "worker": "w-tell", "saved_cursor": 1}, ""),
+            ({"session": "s-tell", "worker": "w-tell", "saved_cursor": 4, "key": "k-bind"}, ""),
+            ({"session": "s-tell", "worker": "w-tell", "saved_cursor": 9, "key": "k-bind"}, "key_conflict"),
+            ({"session": "s-tell", "worker": "w-other", "rebind": True, "key": "k-bind"}, "key_conflict"),
+            ({"session": "never", "worker": "w-tell"}, "unknown_session"),
+            ({"session": "s-over", "worker": "w-tell", "rebind": True}, "session_ended"),
+        ),
+    ),
+    "ingest/batch": Known(
+        {**TELL, "key": "batch"},
+        {"records": [{**TELL["records"][0], "payload": "y"}]},
+        stale=(
+            ({**TELL, "generation": 1}, "fenced_generation"),
+            ({**TELL, "generation": 3}, "fenced_generation"),
+            ({**TELL, "worker": "w-other"}, "bound_elsewhere"),
+            ({**TELL, "claim_token": "$token-old"}, "claim_lost"),
+            ({**TELL, "claim_token": "$token-tell-done"}, "claim_lost"),
+            ({**TELL, "dispatch": "i-tell-done"}, "claim_lost"),
+            ({**TELL, "dispatch": "i-never"}, "unknown_dispatch"),
+            ({**TELL, "session": "s"}, "dispatch_mode_conflict"),
+            ({**TELL, "session": "s-host"}, "unknown_dispatch"),
+            ({**TELL, "session": "s-over"}, "session_ended"),
+            ({**TELL, "session": "never"}, "unknown_session"),
+            ({**TELL, "epoch": 0}, "stale_epoch_reject"),
+            ({**TELL, "epoch": 9}, "stale_epoch_reject"),
+            ({**TELL, "key": "k-batch"}, "key_conflict"),
+            ({**TELL, "records": []}, "empty_batch"),
+            ({**TELL, "records": [{}] * 257}, "payload_too_large"),
+            ({**TELL, "records": [CANARY]}, "rejected: invalid_params"),
+            (
+                {**TELL, "records": [*TELL["records"], {**TELL["records"][0], "payload": 1}]},
+                "rejected: duplicate_in_batch",
+            ),
+            ({**TELL, "records": [TOLD]}, ""),
+            ({**TELL, "records": [{**TOLD, "payload": CANARY}]}, "rejected: event_conflict"),
+            (_tell(surplus=1), "rejected: invalid_params"),
+            (_tell(cursor_end=4), "rejected: invalid_cursor_range"),
+            (_tell(cursor_start=3), "rejected: out_of_order"),
+            (_tell(turn="t-never"), "rejected: unknown_turn"),
+            (_tell(turn="t-tell-done"), ""),
+            (_tell(turn=None), "rejected: turn_required"),
+            (_tell(payload={"turnId": "t-done"}), "rejected: turn_mismatch"),
+            (_life("turn/started"), "rejected: turn_required"),
+            (_life("item/started", turn="t-never"), "rejected: unknown_turn"),
+            (_life("turn/completed", turn="t-tell-done"), ""),
+            (_life("usage"), ""),
+        ),
+    ),
     "contract/execute": Known(
         {"command": {"command": "QueueDispatch", "request_id": "c-new", "target": "t"}, "key": "execute"},
         {"command": {"command": "QueueDispatch", "request_id": "c-new", "target": "u"}},
@@ -504,12 +565,14 @@ class Peer:
         return found
 
     async def ask(self, params: Params) -> tuple[str, Any]:
-        """What it is answered: no reason and the result, or the reason and the whole error."""
+        """What it is answered: no reason and the result, or the reason and the whole error. Of a batch that is kept
+        in no part the answer says so, with the reason of its first record."""
         assert self.wire is not None
         if self.method == "initialize" and not self.stays:
             await self.connect()  # few bytes are taken of whom is not known
         try:
-            return "", await self.wire.call(self.method, **self.params(params))
+            said = await self.wire.call(self.method, **self.params(params))
+            return "rejected: " + said["errors"][0]["code"] if _rejects(said) else "", said
         except WireError as error:
             self.judge(error)
             return error.code, error
@@ -695,6 +758,10 @@ def test_what_is_too_large_changes_nothing(house: House, method: str) -> None:
     house.run(ask).verdict()
 
 
+def _rejects(said: Any) -> bool:
+    return isinstance(said, dict) and said.get("status") == "rejected"
+
+
 def _is_bound(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("$")
 
@@ -770,13 +837,13 @@ async def _foreign(house: House, method: str, mine: Peer) -> None:
         return
     before = house.content("default")
     answers = []
-    names = {name: mine.bound[value[1:]] for name, value in good.items() if _is_bound(value)}
-    names = {name: value for name, value in names.items() if isinstance(value, str)}
+    names = {name: str(mine.bound[value[1:]]) for name, value in good.items() if _is_bound(value)}
     for nothing in (False, True):
         peer = await Peer.of(house, method, token, attach=False)
         peer.bound["attachment"] = "attachment_here"
         never = f"nowhere.{method.replace('/', '.')}"
-        nowhere = {name: house.there["nowhere-run"] if name == "run" else never for name in names}
+        kinds = {"run": house.there["nowhere-run"], "scope": f"session/{never}"}
+        nowhere = {name: kinds.get(name, never) for name in names}
         code, said = await peer.ask({**good, **(nowhere if nothing else {})})
         message = said.message if code else ""
         for name in (*names.values(), *nowhere.values()):
@@ -817,7 +884,7 @@ def test_what_is_said_twice_changes_nothing_the_second_time(house: House, method
             code, second = await peer.refused("again", told.good, told.again)
         if told.other is not None:
             assert not code, second
-            if _plain(second) != _plain(first) or not second.get("duplicate", "duplicates" in second):
+            if _plain(second) != _plain(first) or not second["duplicate"]:
                 peer.faults.append(f"again: {second}, and first {first}")
             await peer.refused("again with other content", {**told.good, **told.other}, "key_conflict")
         await peer.wire.cut()  # type: ignore[union-attr]
