@@ -684,6 +684,22 @@ def test_a_replay_gives_each_event_of_its_range_once_and_in_order() -> None:
     assert house.following() is not None and house.following().body["request_id"] == "later"  # type: ignore[union-attr]
 
 
+def test_what_a_replay_applied_last_is_applied_again_by_one_that_begins_with_it() -> None:
+    """Under a new name everything is replayed anew; the first event is not taken for a repeated confirmation."""
+    house = House()
+    house.do(QUEUE_1)
+    name = contract.event_id(1, house.entries()[0].position)
+    for cursor in ("one", "two"):
+        house.do({"command": "RequestReplay", "cursor": cursor})
+        for seen in (False, True):
+            step = house.apply(name)
+            assert isinstance(step, Step) and step.answer.seen is seen, cursor
+        assert house.marks.left == 0
+    house.do({"command": "RequestReplay", "cursor": None})
+    step = house.apply(name)
+    assert isinstance(step, Step) and step.answer.seen, "it stays what was applied last"
+
+
 def test_an_event_before_the_range_was_not_applied_by_this_replay() -> None:
     house = House()
     house.do(QUEUE_1)

@@ -634,6 +634,15 @@ def test_a_withdrawal_says_why_and_uses_up_a_started_attempt_only() -> None:
         assert (requeued.not_before is None) is (attempts == 0)
 
 
+def test_what_is_put_off_without_an_instant_waits_for_its_backoff_as_before() -> None:
+    """A target that cannot be reached says nothing of when the next attempt may be."""
+    place = after(STARTED, q.FailDispatch(D0, NOW, retry=True))
+    backoff = place.state.rows[D0].not_before
+    assert backoff > 0
+    place = after(place, q.DeferDelivery(D0, "leader_notification_deferred"))
+    assert place.state.rows[D0].not_before == backoff
+
+
 def test_an_unreachable_target_is_not_handed_out() -> None:
     """Who cannot be brought anything is skipped, and others are served meanwhile."""
     place = after(Place(), put(0, target="leader"), put(1, target="ada"))

@@ -461,6 +461,15 @@ def test_a_start_wakes_the_workers_that_need_it() -> None:
 # claims
 
 
+def test_a_claim_that_is_noted_after_the_end_of_its_worker_is_withdrawn_all_the_same() -> None:
+    """It was given before; the note of it came later than the word of the worker."""
+    ended = RUNNING.after(say("failed"))
+    answer, held = ended.do(rules.AssignClaim("d-1", 1))
+    assert answer.effects == (rules.WithdrawClaims("lab:east-2", "worker_failed"),)
+    again, _ = held.do(rules.AssignClaim("d-1", 1))
+    assert again.effects == ()
+
+
 def test_a_claim_is_noted_once_and_only_its_own_end_releases_it() -> None:
     """Repeats and late generations are duplicates; a later generation takes the place of an earlier one."""
     world = RUNNING.after(rules.AssignClaim("d-1", 1), rules.AssignClaim("d-1", 1), rules.AssignClaim("d-1", 2))

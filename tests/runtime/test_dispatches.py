@@ -166,6 +166,86 @@ async def test_a_registered_worker_claims_only_while_it_may_and_its_stream_says_
     assert row is not None and row["phase"] == "queued"
 
 
+async def test_a_worker_that_has_failed_gives_up_what_it_holds(autojump_clock: Any) -> None:
+    """By its own word, as one that has stopped; the log says which of the two it was."""
+    disk = Disk()
+    async with disk.runtime(says) as runtime:
+        queue = runtime.queue()
+        await queue.enqueue({"n": 1})
+        await runtime.workers.register("w", owner=Owner(7))
+        claim = held(await queue.claim("w", lease_ms=600_000))
+        await runtime.workers.set_status("w", "failed", owner=Owner(7))
+        await trio.sleep(0.1)
+        row = await queue.read(claim.dispatch)
+    assert row is not None and row["phase"] == "queued"
+    page = disk.store.reopened().read("default/dispatch/main", 0, 100)
+    assert b"worker_failed" in page.events[-1].payload
+
+
+async def test_a_failure_whose_answer_was_lost_is_reported_again_and_changes_nothing(autojump_clock: Any) -> None:
+    """The next attempt is still to come; only who names no token may give up what nobody holds."""
+    async with Disk().runtime(says) as runtime:
+        queue = runtime.queue()
+        await queue.enqueue({"n": 1})
+        claim = held(await queue.claim("w"))
+        await queue.start(claim)
+        assert (await queue.fail(claim, "broken", retry=True)).phase == "queued"
+        for retry in (True, False):
+            with pytest.raises(Refused) as again:
+                await queue.fail(claim, "broken", retry=retry)
+            assert again.value.reason is Reason.NOT_CLAIMED
+        assert (await queue.read(claim.dispatch) or {})["phase"] == "queued"
+        assert (await queue.fail(claim.dispatch, "unreachable")).phase == "failed"
+
+
+async def test_a_claim_that_the_runtime_has_executed_is_not_executed_again(autojump_clock: Any) -> None:
+    """Who had no answer asks again, and is told how the row ended."""
+    async with Disk().runtime(says) as runtime:
+        session = await runtime.open_session("s", dispatch_mode="host")
+        await session.dispatches.enqueue({"text": "hello"}, key="k")
+        claim = held(await session.dispatches.claim("w"))
+        await session.dispatches.start_claimed(claim, input_text="hello")
+        await trio.sleep(5)
+        again = await session.dispatches.start_claimed(claim, input_text="hello")
+        assert (again.phase, again.started) == ("completed", False)
+
+
+async def test_a_worker_is_told_of_its_claims_in_sessions_again_after_a_crash(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim was kept and the note of it was not: at the next start its stream gets it, and can give it up."""
+    disk = Disk()
+    with monkeypatch.context() as lost:
+        lost.setattr("turnlane.runtime.dispatch.note", lambda *_: None)
+        async with disk.runtime(says) as runtime:
+            await runtime.workers.register("w", owner=Owner(7))
+            session = await runtime.open_session("s", dispatch_mode="host")
+            await session.dispatches.enqueue({"text": "hello"}, key="k")
+            claim = held(await session.dispatches.claim("w", lease_ms=600_000))
+    async with disk.runtime(says) as runtime:
+        session = await runtime.session("s")
+        await trio.sleep(0.1)
+        assert (await runtime.workers.read("w")).assigned == {claim.dispatch: 1}
+        await runtime.workers.set_status("w", "failed", owner=Owner(7))
+        await trio.sleep(0.1)
+        row = await session.dispatches.read(claim.dispatch)
+    assert row is not None and row["phase"] == "queued"
+
+
+async def test_the_sweep_comes_soon_when_the_clock_steps_forward(autojump_clock: Any) -> None:
+    """Its timer was armed by a clock that was an hour slow: within a minute somebody looks again."""
+    clock = FakeClock()
+    async with Disk().runtime(says, clock=clock) as runtime:
+        queue = runtime.queue()
+        await queue.enqueue({"n": 1}, attempts_max=1)
+        claim = held(await queue.claim("w", lease_ms=600_000))
+        await queue.start(claim, lease_ms=600_000)
+        clock.step_wall(3_600_000)
+        await trio.sleep(61)
+        row = await queue.read(claim.dispatch)
+    assert row is not None and (row["phase"], row["dead_letter"]) == ("failed", True)
+
+
 async def test_a_turn_of_a_host_program_is_claimed_started_and_ended_with_its_row(autojump_clock: Any) -> None:
     """No agent here: the row waits for a claim, start opens the turn, complete commits both in one batch."""
     disk = Disk()

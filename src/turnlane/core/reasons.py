@@ -128,6 +128,7 @@ class Reason(Enum):
     TURN_REQUIRED = "turn_required", _R, False, INVALID_PARAMS_NUMBER, 422
     EXECUTOR_EVENT_INVALID = "executor_event_invalid", _F, False, REFUSED_NUMBER, 200
     INGEST_FAILED = "ingest_failed", _F, False, REFUSED_NUMBER, 409
+    WORKER_FAILED = "worker_failed", _N, False, REFUSED_NUMBER, 200
     # authority
     LEASE_HELD = "lease_held", _R, True, CONFLICT_NUMBER, 409
     LEASE_OWNER_MISMATCH = "lease_owner_mismatch", _R, False, CONFLICT_NUMBER, 409

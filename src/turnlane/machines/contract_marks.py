@@ -148,13 +148,13 @@ def decide(state: Marks, command: Any, now: Stamp, limits: Limits) -> Step | Rej
 
 def _apply(state: Marks, command: ApplyReplay) -> Step | Rejected:
     at = command.position
+    if state.left and at is not None and at == command.following:  # first: a former replay may have applied it last
+        left = state.left - 1
+        return Step((ReplayApplied(command.event_id, at, left),), answer=Applied(command.event_id, False, left))
     if command.event_id == state.last_applied or (at is not None and state.start < at <= state.place):
         return Step(answer=Applied(command.event_id, True, state.left))
-    if not state.left or at is None or at != command.following:
-        message = "replay error: event_id is not the next event of the replay: ask for the next one"
-        return Rejected(Reason.REPLAY_OUT_OF_ORDER, message, {"pending_events": state.left})
-    left = state.left - 1
-    return Step((ReplayApplied(command.event_id, at, left),), answer=Applied(command.event_id, False, left))
+    message = "replay error: event_id is not the next event of the replay: ask for the next one"
+    return Rejected(Reason.REPLAY_OUT_OF_ORDER, message, {"pending_events": state.left})
 
 
 def evolve(state: Marks, event: Any, seq: Seq) -> Marks:

@@ -516,7 +516,7 @@ def _changed(row: Row, event: DispatchEvent, phase: RowPhase) -> Row:
             return evolve(
                 row,
                 phase=phase,
-                not_before=_instant(not_before),
+                not_before=row.not_before if not_before is None else _instant(not_before),
                 deferrals=row.deferrals + 1,
                 deferred=reason,
                 updated_at=event.at,

@@ -521,7 +521,10 @@ def _effects(before: Worker, after: Worker, wall: WallInstant, limits: Limits) -
             effects.append(ArmTimer(STALL_TIMER, after_ms=max(1, stall_after_ms(after, wall, limits))))
     if moved:
         effects.append(TellQueue(after.worker_id, after.status, after.stalled))
-    if after.status in ENDED and before.status is not after.status:
+    # A claim may be noted after the end of its worker: it was given before.
+    if after.status in ENDED and (
+        before.status is not after.status or after.assigned.items() - before.assigned.items()
+    ):
         effects.append(_withdrawal(after))
     return tuple(effects)
 

@@ -26,6 +26,7 @@ from ..machines.migration import SETTLED, SettleMigration
 from ..machines.session import Session as SessionState
 from ..machines.session import SessionPhase
 from ..machines.session_state import runs_elsewhere
+from . import dispatch
 from .owner import Rules, StreamOwner
 from .session import SessionActor, fresh_view, passable
 from .streams import fold_stream
@@ -214,6 +215,8 @@ class Residents:
             await actor.submit(SettleMigration(actor.authority.owner))
         for effect in rules.recovered_effects(state, self.runtime.limits):
             actor.perform(effect)
+        for noted in dispatch.notes(actor.stream, (*state.ended_rows.values(), *state.rows.values())):
+            dispatch.note(self.runtime, state.tenant, noted)
         marks.sometimes(state.turn is not None, "residents.open_turn_recovered")
         if state.turn is not None:
             await actor.submit(turns.LoseAuthority())

@@ -1,21 +1,26 @@
 """Timers: one heap, one task, however many wait. A timer that fires becomes a command in somebody's mailbox.
 
 Monotonic timers count from when they were armed; wall timers (deadlines that survive a restart) are looked at again
-when they come up, so a clock that stepped neither fires them early nor loses them.
+when they come up, so a clock that stepped neither fires them early nor loses them; and once a minute, so that one that
+stepped forward fires them late by no more than that.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from typing import Final
 
 import trio
 from attrs import define, field
 
-from ..core.instants import Instant, WallInstant, after_ms
+from ..core.instants import NANOS_PER_MS, Instant, WallInstant, after_ms
 from ..core.limits import Limits
 from ..core.ports import Clock
 from .lanes import Doorbell
+
+LOOK_AGAIN_MS: Final = 60_000
+"""How long a wall timer is left alone at most."""
 
 
 @define(slots=True, eq=False)
@@ -99,7 +104,8 @@ class Timers:
             timer.fire(timer.key)
 
     def _of_wall(self, wall: WallInstant, now: Instant) -> Instant:
-        return Instant(now + max(1, wall - self.clock.wall()) * 1_000)
+        left_ns = max(1, wall - self.clock.wall()) * 1_000
+        return Instant(now + min(left_ns, LOOK_AGAIN_MS * NANOS_PER_MS))
 
     def _push(self, timer: _Timer) -> None:
         self._armed[timer.owner, timer.key] = timer
