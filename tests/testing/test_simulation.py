@@ -22,6 +22,8 @@ from turnlane.testing.world import World
 LEVEL = os.environ.get("TURNLANE_LEVEL", "default")
 TURNS = {"default": 2_000, "ci": 40_000, "nightly": 10_000_000, "release": 100_000_000}[LEVEL]
 
+WORK_SEEDS = {"default": 4, "ci": 200, "nightly": 5_000, "release": 20_000}[LEVEL]
+
 
 @pytest.mark.timeout(0 if LEVEL in ("nightly", "release") else 1_500)
 def test_no_seed_breaks_a_rule():
@@ -32,6 +34,13 @@ def test_no_seed_breaks_a_rule():
     print("\n" + "\n".join(told[-3:]))
     assert not done.broken, "\n".join(told)
     assert done.turns >= TURNS
+
+
+@pytest.mark.timeout(0 if LEVEL in ("nightly", "release") else 1_500)
+def test_no_seed_breaks_a_rule_of_work_that_outlives_a_process():
+    told: list[str] = []
+    done = run_seeds(range(WORK_SEEDS), scene="work", say=told.append, jobs=os.cpu_count() or 1)
+    assert not done.broken and done.seeds == WORK_SEEDS, "\n".join(told)
 
 
 @pytest.mark.parametrize("scene", scenes())

@@ -530,7 +530,8 @@ def _effects(before: Worker, after: Worker, wall: WallInstant, limits: Limits) -
 
 
 def _withdrawal(worker: Worker) -> WithdrawClaims:
-    return WithdrawClaims(worker.worker_id, f"worker_{worker.status.value}")
+    reason = Reason.WORKER_STOPPED if worker.status is Status.STOPPED else Reason.WORKER_FAILED
+    return WithdrawClaims(worker.worker_id, reason.value)
 
 
 def _misfit(word: str, path: str, limits: Limits) -> Rejected | None:

@@ -245,7 +245,9 @@ def old_epoch_mute(seen: Seen) -> Iterable[Violation]:
                 message = f"{stream}: seq {after.seq} is of epoch {after.epoch}, after {before.epoch}"
                 yield Violation("old_epoch_mute", message)
         for event in log:
-            if event.type == "dispatch.claimed":
+            if event.type == "dispatch.claimed" and not event.data.get(
+                "token_sha256"
+            ):  # else a worker's, not the host's
                 first = owners.setdefault(event.epoch, event.data["owner"])
                 if first != event.data["owner"]:
                     yield Violation("old_epoch_mute", f"epoch {event.epoch} is of {first} and {event.data['owner']}")
@@ -285,7 +287,9 @@ def dispatches_end_with_turns(seen: Seen) -> Iterable[Violation]:
                 if started.get(dispatch):
                     yield Violation("dispatches_end_with_turns", f"{stream}: {dispatch} was started twice")
                 started[dispatch] = "started"
-            elif event.type.startswith("dispatch.") and dispatch is not None and event.type != "dispatch.claimed":
+            elif event.type == "dispatch.claimed" and not event.data.get("token_sha256"):
+                continue  # by the host; a worker may take what another one had, whose lease ran out
+            elif event.type.startswith("dispatch.") and dispatch is not None:
                 started[dispatch] = None
         if seen.settled:
             for dispatch in [dispatch for dispatch, state in started.items() if state]:

@@ -71,9 +71,16 @@ def _rows(log: Sequence[Logged]) -> Iterator[tuple[Logged, str, dict[str, _Row]]
                 rows.pop(dispatch, None)
 
 
+def _by_workers(log: Sequence[Logged]) -> bool:
+    """Whether the rows of a session are claimed by others than its host: `work_checkers.py` follows those."""
+    return any(event.type == "dispatch.claimed" and event.data.get("token_sha256") for event in log)
+
+
 def queue_in_order(seen: Seen) -> Iterable[Violation]:
     """Starts that wait are taken in order; who interrupts or refuses to wait does not; of `latest` the last waits."""
     for stream, log in seen.logs.items():
+        if _by_workers(log):
+            continue
         for event, dispatch, rows in _rows(log):
             if event.type != "dispatch.claimed" or dispatch not in rows:
                 continue
@@ -93,7 +100,7 @@ def queue_in_order(seen: Seen) -> Iterable[Violation]:
 def rows_end_as_their_turns(seen: Seen) -> Iterable[Violation]:
     """How a turn ends says what becomes of its row; who lost its host is tried again as often as was said."""
     for stream, log in seen.logs.items():
-        for event, dispatch, rows in _rows(log):
+        for event, dispatch, rows in () if _by_workers(log) else _rows(log):
             row = rows.get(dispatch)
             if row is None or event.type in ("dispatch.merged", "dispatch.deferred"):
                 continue
@@ -109,13 +116,14 @@ def rows_end_as_their_turns(seen: Seen) -> Iterable[Violation]:
 def _rows_of_terminals(stream: str, log: Sequence[Logged]) -> Iterator[Violation]:
     dispatches: dict[str | None, str] = {}
     outcomes: dict[str, str] = {}
+    retried = ("dispatch.requeued", "dispatch.claimed") if _by_workers(log) else ()
     for event in log:
         if event.type == "turn.opened":
             dispatches[event.turn] = event.data["dispatch"]
         elif event.type in TERMINALS and event.turn in dispatches:
             outcomes[dispatches[event.turn]] = event.data["outcome"]
         elif event.type.startswith("dispatch.") and (outcome := outcomes.pop(event.data["dispatch"], None)):
-            if event.type not in ENDS_AS[outcome]:
+            if event.type not in (*ENDS_AS[outcome], *retried):
                 message = f"{stream}: a turn ended {outcome}, and its row has {event.type}"
                 yield Violation("rows_end_as_their_turns", message)
         elif event.type == "session.ended":

@@ -18,6 +18,7 @@ import trio
 from attrs import define, field
 
 from turnlane.client import Bounds, Client, connect
+from turnlane.core.instants import WallInstant
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.observations import ConnectionFailed
 from turnlane.core.ports import StoreError
@@ -81,6 +82,7 @@ class Host:
         self.clock = FakeClock()
         self.life: Life | None = None
         self.lives = 0
+        self._latest_wall = WallInstant(0)
         self.stray: list[BaseException] = []
         """What left a life, or ended a connection, and should not have."""
         self._agents, self._limits, self._keys = agents, limits, keys
@@ -184,7 +186,12 @@ class Host:
     def step_clock(self, ms: int) -> None:
         """The wall clock alone, either direction."""
         self.world.note("clock step", host=self.name, ms=ms)
+        self._latest_wall = max(self._latest_wall, self.clock.wall())
         self.clock.step_wall(ms)
+
+    def catch_up(self) -> None:
+        """As if so much time had passed that the wall clock is again where it ever was."""
+        self.step_clock(max(0, self._latest_wall - self.clock.wall()) // 1_000 + 1)
 
     async def settle(self, seconds: float) -> None:
         """Back to life, and until no turn is open, at most so long."""

@@ -135,12 +135,13 @@ def read_logs(store: EventStore, seen: Seen, prefix: str = "") -> Seen:
     while names := store.streams(prefix, after, 256):
         for stream in names:
             if split_stream(stream)[1] == "session":  # type: ignore[arg-type]
-                seen.logs[stream] = _read_log(store, stream)
+                seen.logs[stream] = read_log(store, stream)
         after = names[-1]
     return seen
 
 
-def _read_log(store: EventStore, stream: str) -> list[Logged]:
+def read_log(store: EventStore, stream: str) -> list[Logged]:
+    """One stream of any kind, whole."""
     log: list[Logged] = []
     while True:
         page = store.read(stream, log[-1].seq if log else page_floor(store, stream) - 1, 1_000)

@@ -19,7 +19,8 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableSequence, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -75,6 +76,7 @@ QUIET_S: Final = 60.0
 LONGEST_S: Final = 3_600.0
 """Virtual; a run that lasts longer does not end."""
 TAKEOVER_EVERY: Final = 8
+WORK_EVERY: Final = 16
 SEEDS_PER_PROCESS: Final = 2_000
 TELL_EVERY_S: Final = 60.0
 DIGEST_LETTERS: Final = 16
@@ -135,8 +137,9 @@ def simulate(
 ) -> Simulated:
     """Run one seed. `size`: talkers. `rates`: of the faults; None draws them from the seed, {} is fair weather.
 
-    Scenes: `storm` (one host in bad weather), `takeover` (a host is paused, another takes its disk, it wakes up), and
-    those of `scenes.py`; None draws one of the first two from the seed. Raises ValueError for arguments that mean
+    Scenes: `storm` (one host in bad weather), `takeover` (a host is paused, another takes its disk, it wakes up),
+    `work` (what outlives a process, `work_scene.py`), and those of `scenes.py`; None draws one of the first three from
+    the seed. Raises ValueError for arguments that mean
     nothing, RuntimeError inside trio.
     """
     scene = scene_of(seed) if scene is None else scene
@@ -196,14 +199,21 @@ async def storm(
     """One host in bad weather."""
     world.note("rates", **rates)
     async with world.host(agent=counted_node(world), limits=SIM_LIMITS) as host:
-        with world.faults(swarm=False, **rates):
-            async with trio.open_nursery() as nursery:
-                if rates.keys() & _WEATHER.keys():
-                    nursery.start_soon(_weather, world, host)
-                await converse(world, host, SESSIONS, inside_share=inside_share)
-                nursery.cancel_scope.cancel()
+        async with weathered(world, host, rates):
+            await converse(world, host, SESSIONS, inside_share=inside_share)
         await world.quiet(QUIET_S)
         await end_sessions(world, host, found)
+
+
+@asynccontextmanager
+async def weathered(world: World, host: Host, rates: dict[str, float]) -> AsyncIterator[None]:
+    """Faults of the lines and the disk, and what befalls the host, for as long as the block lasts."""
+    with world.faults(swarm=False, **rates):
+        async with trio.open_nursery() as nursery:
+            if rates.keys() & _WEATHER.keys():
+                nursery.start_soon(_weather, world, host)
+            yield
+            nursery.cancel_scope.cancel()
 
 
 def counted_node(world: World) -> ScriptedNode:
@@ -316,8 +326,9 @@ SCENES: Final[dict[str, Scene]] = {"storm": storm, "takeover": _takeover}
 
 
 def scenes() -> Mapping[str, Scene]:
-    """By name; those of `scenes.py` join when they are first asked for."""
-    importlib.import_module("turnlane.testing.scenes")
+    """By name; those of `scenes.py` and `work_scene.py` join when they are first asked for."""
+    for room in ("scenes", "work_scene"):
+        importlib.import_module(f"turnlane.testing.{room}")
     return SCENES
 
 
@@ -411,6 +422,8 @@ class Done:
 
 def scene_of(seed: int) -> str:
     """The scene of a seed where none is asked for: mostly the storm."""
+    if seed % WORK_EVERY == WORK_EVERY // 2 + 1:
+        return "work"
     return "takeover" if seed % TAKEOVER_EVERY == TAKEOVER_EVERY - 1 else "storm"
 
 
