@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from turnlane.machines import fence
-from turnlane.testing import planted
+from turnlane.testing import planted, work_checkers, work_scene
 from turnlane.testing.checkers import DEFAULT
 from turnlane.testing.planted import CATALOGUE, HEAD, Patch, catalogue, hunt, planted_bug
 from turnlane.testing.report import Violation
@@ -31,6 +33,11 @@ QUICK = (
     "outcome_of_a_call_lost",
     "permit_leaks",
     "start_answers_with_the_wrong_seq",
+    "claim_token_not_compared",
+    "generation_begins_anew",
+    "stopped_worker_keeps_its_claims",
+    "expected_seq_is_not_looked_at",
+    "list_counts_what_it_does_not_show",
     "control_waits_behind_data",
     "cursor_one_too_high",
     "cursor_not_verified",
@@ -65,6 +72,10 @@ def test_there_are_enough_and_each_says_what_it_breaks() -> None:
 def test_no_checker_is_idle() -> None:
     watched = {bug.found_by for bug in CATALOGUE.values()}
     assert {checker.__name__ for checker in DEFAULT} <= watched
+    rules = re.findall(
+        r'(?:wrong|Violation)\("([a-z_]+)", ', "".join(map(inspect.getsource, (work_checkers, work_scene)))
+    )
+    assert set(rules) <= watched, "what the scene `work` judges"
 
 
 def test_a_bug_that_has_lost_its_place_names_it(own: None) -> None:

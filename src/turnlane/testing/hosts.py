@@ -191,7 +191,9 @@ class Host:
 
     def catch_up(self) -> None:
         """As if so much time had passed that the wall clock is again where it ever was."""
-        self.step_clock(max(0, self._latest_wall - self.clock.wall()) // 1_000 + 1)
+        behind_us = self._latest_wall - self.clock.wall()
+        if behind_us > 0:
+            self.step_clock(-(-behind_us // 1_000))
 
     async def settle(self, seconds: float) -> None:
         """Back to life, and until no turn is open, at most so long."""

@@ -28,7 +28,7 @@ from .nodes import no_forgery_kept
 from .scenes import MORE_SCENES
 from .simulation import Simulated, simulate
 
-THEMES: Final = ("planted_bugs", "planted_turns", "planted_wire")
+THEMES: Final = ("planted_bugs", "planted_turns", "planted_work", "planted_wire")
 CHECKERS: Final = (*DEFAULT, no_forgery_kept)
 
 STORM: Final = {"crash": 0.2, "power": 0.2, "disk_error": 0.02, "slow_commit": 0.3, "connection_cut": 0.05}
@@ -44,11 +44,11 @@ ARENAS: Final[Mapping[str, Callable[[int], Simulated]]] = {
             ("full", {"disk_full": 0.02, "slow_commit": 0.3}),
         )
     },
-    **{name: partial(simulate, check=CHECKERS, scene=name) for name in ("takeover", *MORE_SCENES)},
+    **{name: partial(simulate, check=CHECKERS, scene=name) for name in ("takeover", "work", *MORE_SCENES)},
     "lines": partial(simulate, check=CHECKERS, scene="lines", rates=LINES),
 }
 """Where a bug is hunted: by the seed alone, in fair weather, among bad agents, in a storm, while the disk is full or
-lines are cut, while a host is replaced, and in the scenes of `scenes.py`."""
+lines are cut, while a host is replaced, where work outlives a process, and in the scenes of `scenes.py`."""
 
 
 @define(slots=True)

@@ -58,6 +58,8 @@ class Books:
     """Run and key -> seq, and the seq that was expected before it."""
     executed: dict[str, Mapping[str, Any]] = field(factory=dict)
     """Key of a contract command -> its answer."""
+    asked: list[tuple[str, Mapping[str, Any], str, Any]] = field(factory=list)
+    """Calls with a key that were answered: method, members, and where in the answer stands what it named."""
     mistaken: list[Violation] = field(factory=list)
     """What a caller saw to be wrong by itself."""
     logs: dict[str, list[Logged]] = field(factory=dict)
@@ -245,7 +247,7 @@ def runs_have_no_gap(books: Books) -> Iterable[Violation]:
     places: dict[tuple[str, str], list[int]] = {}
     for run, log in books.of("run"):
         if [event.seq for event in log] != [*range(1, len(log) + 1)]:
-            yield Violation("run_has_no_gap", f"{run}: {[event.seq for event in log]}")
+            yield Violation("appended_once", f"{run}: {[event.seq for event in log]}")
         for event in log:
             if event.data.get("key") is not None:
                 places.setdefault((run, event.data["key"]), []).append(event.seq)

@@ -40,6 +40,8 @@ ITEMS_PER_PRODUCER: Final = 10
 APPENDS_PER_WRITER: Final = 8
 COMMANDS_PER_SUPERVISOR: Final = 16
 RUNS, SUPERVISORS = 2, 2
+WISHES: Final = (*["queue"] * 2, *["mark"] * 3, *["lead"] * 2, "remove", "look", *["replay"] * 3)
+"""Of a supervisor, each as often as it stands here."""
 
 LEASE_MS: Final = 2_000
 LONG_LEASE_MS: Final = 120_000
@@ -51,6 +53,8 @@ PAUSES_S: Final = (0.0, 0.01, 0.2, 1.0)
 AGAIN_S: Final = 0.5
 DIES_SHARE, GIVES_UP_SHARE, RENEWS_SHARE, CANCELS_SHARE = 0.1, 0.1, 0.5, 0.1
 STOPS_SHARE, HAUNTS_SHARE, HERE_SHARE, OUTDATED_SHARE, AGAIN_SHARE = 0.05, 0.2, 0.4, 0.3, 0.15
+LOOKED_BACK: Final = 10
+"""Calls that are made once more when all is over, after a restart."""
 ENDS_WITHIN_S: Final = 300.0
 
 LOST: Final = frozenset(
@@ -109,7 +113,6 @@ class Party:
     client: Client
     dice: random.Random = field(init=False)
     _numbers: Any = field(factory=itertools.count)
-    _asked: list[tuple[str, Mapping[str, Any], str, Any]] = field(factory=list)
 
     def __attrs_post_init__(self) -> None:
         self.dice = self.host.world.dice(f"party/{self.name}")
@@ -136,20 +139,25 @@ class Party:
             await trio.sleep(AGAIN_S)
 
     async def ask_once(self, method: str, told: str, *, final: Container[Reason] = (), **params: Any) -> Any:
-        """A call with a key. Now and then an older one is asked again: its answer has to name the same (`told`)."""
-        if self._asked and self.dice.random() < AGAIN_SHARE:
-            old, its, name, first = self.dice.choice(self._asked)
-            try:
-                again = _named(await self.ask(old, **its), name)
-            except Refused as refused:
-                if refused.reason in TURNED_AWAY:
-                    raise
-                again = refused.reason.value
-            if again != first:
-                self.books.wrong("key_once", f"{old} {its} was answered {first}, then {again}")
+        """A call with a key, which may be made again by anybody: its answer has to name the same (`told`)."""
+        if self.dice.random() < AGAIN_SHARE:
+            await self.ask_again()
         answer = await self.ask(method, final=final, **params)
-        self._asked.append((method, params, told, _named(answer, told)))
+        self.books.asked.append((method, params, told, _named(answer, told)))
         return answer
+
+    async def ask_again(self) -> None:
+        if not self.books.asked:
+            return
+        method, params, told, first = self.dice.choice(self.books.asked)
+        try:
+            again = _named(await self.ask(method, **params), told)
+        except Refused as refused:
+            if refused.reason in TURNED_AWAY:
+                raise
+            again = refused.reason.value
+        if again != first:
+            self.books.wrong("key_once", f"{method} {params} was answered {first}, then {again}")
 
     async def hold(self, verb: str, held: Held, **params: Any) -> Any:
         """What a holder does; None when the row has left it. What is answered is put into the books."""
@@ -161,6 +169,8 @@ class Party:
             return None
         if answer.get("yours", True) and answer.get("started", True):
             self.books.said.append(Said(verb, held.dispatch, held.generation))
+        if verb == "start" and answer["started"] and not answer["duplicate"]:
+            self.books.begun[held.dispatch, held.generation] += 1
         return answer
 
 
@@ -256,8 +266,6 @@ async def _carries_out(party: Party, held: Held) -> None:
     if answer is None or not answer["started"]:
         await party.hold("release", held)
         return
-    if not answer["duplicate"]:
-        party.books.begun[held.dispatch, held.generation] += 1
     fate = dice.random()
     await trio.sleep(dice.choice(TAKES_S))
     if fate < DIES_SHARE:
@@ -335,7 +343,7 @@ async def _supervises(party: Party) -> bool:
     """Queues, marks, leads, removes, looks; and knows of its own deliveries what must be refused."""
     dice, names, removed = party.dice, list[str](), list[str]()
     for number in range(COMMANDS_PER_SUPERVISOR):
-        match dice.choice(("queue", "queue", "mark", "mark", "mark", "lead", "lead", "remove", "look", "replay")):
+        match dice.choice(WISHES):
             case "queue":
                 names.append(f"{party.name}/{number}")
                 command = {
@@ -405,7 +413,12 @@ async def _replays(party: Party) -> None:
     """From the beginning, or from where the last one under this name ended; each event once, and in order."""
     if await _commands(party, {"command": "RequestReplay", "cursor": party.dice.choice(("mine", party.key()))}) is None:
         return
+    before = None
     while events := (await party.ask("contract/replay_next", limit=5))["events"]:
+        if events[0]["event_id"] == before:
+            party.books.wrong("replay_goes_in_order", f"{before} was applied and is the next again")
+            return
+        before = events[0]["event_id"]
         if len(events) > 1 and party.dice.random() < OUTDATED_SHARE:
             try:
                 early = await party.ask("contract/replay_apply", event_id=events[1]["event_id"])
@@ -463,6 +476,7 @@ async def _all_of_them(host: Host, rates: dict[str, float], books: Books) -> Non
                 nursery.start_soon(play, _supervises, f"supervisor-{number}")
         host.catch_up()  # rows wait while the clock is behind what they have kept
         await world.quiet(QUIET_S)
+        await host.restart()
         with trio.move_on_after(ENDS_WITHIN_S) as bound:
             await play(_waits_for_the_end, "closer")
         if bound.cancelled_caught:
@@ -472,6 +486,8 @@ async def _all_of_them(host: Host, rates: dict[str, float], books: Books) -> Non
 
 async def _waits_for_the_end(party: Party) -> bool:
     """Until no row is open; deliveries of the contract are marked as failed by the last supervisor. Then a look."""
+    for _ in range(LOOKED_BACK):
+        await party.ask_again()
     while await _still_open(party):  # noqa: ASYNC110 - seen from outside
         await trio.sleep(AGAIN_S)
     page: Mapping[str, Any] = {"next_cursor": None, "replay_complete": False}
