@@ -76,8 +76,9 @@ from . import fanout
 from .cancel import CANCELS_PER_S, DEAR_ROUNDS_MAX, percentile, shared, violations
 from .commit import MAP_BYTES, PAYLOAD, Ours
 from .delivery import Heard, Served, served
-from .findings import Found, Remark, Row, Scale, run
+from .findings import Found, Remark, Row, Scale, checked, run
 from .idle import held_bytes, pauses_ms, say, turn_in
+from .replaced import replace
 from .rounds import Figure, Noted, Ratio, Side, figures, fixed_loop
 from .turns import in_place, nothing, on_disk, take_turns
 
@@ -229,7 +230,8 @@ def under_load(name: str, chosen: Scale, *, agent: Agent = speak, hop: Hop | Non
     other = Loaded(seconds, attrs.evolve(DEFAULT_LIMITS, **limits), agent, hop)
     rate = gain(f"{name}: outputs a second", ours, other, chosen, f"a second, beside {SPEAKERS} speakers", rate=True)
     p99 = less(f"{name}: p99 of a cancel", ours.p99_ms[1:], other.p99_ms[1:], "ms")
-    return [rate, p99, Remark(f"{name}: {ours.faults + other.faults} violations")]
+    checked(name, ours.faults + other.faults, "readers of all runs, the logs of the first of each side")
+    return [rate, p99]
 
 
 # P1
@@ -238,11 +240,13 @@ def under_load(name: str, chosen: Scale, *, agent: Agent = speak, hop: Hop | Non
 EVENTS: Final = 3_000
 
 
-async def a_frame_a_write(connection: Connection, data: bytes) -> None:
+async def a_frame_a_write(connection: Connection, data: bytes, *, speaks: bool = True) -> bool:
     start = 0
     for end in pieces(data, 1):
-        await _SEND_CHUNK(connection, data[start:end])
+        if not await _SEND_CHUNK(connection, data[start:end], speaks=speaks):
+            return False
         start = end
+    return True
 
 
 def a_frame_a_reader(wire: WireAttachment, event: Kept, place: Position) -> bytes:
@@ -263,13 +267,11 @@ WITHOUT: Final[dict[str, tuple[type, dict[str, Callable[..., Any]]]]] = {
 
 def frames(chosen: Scale) -> Iterator[Found]:
     """Ready events to 16 websockets of a server process (`bench.fanout`): built for each reader; written one by one."""
-    faults = 0
     count = chosen.items(EVENTS, 128)
 
     def rate(server: Served) -> float:
-        nonlocal faults
         found, wrong = fanout.fan_out(server, count, attach=True)
-        faults += wrong
+        checked("P1, events missing or not in their place", wrong)
         return found
 
     with ExitStack() as stack:
@@ -281,7 +283,6 @@ def frames(chosen: Scale) -> Iterator[Found]:
         for lack, name in ("unshared", "a frame shared / built a reader"), ("unjoined", "a write a batch / an event"):
             without = side("bench.ablations", "--serve", lack)
             yield gain(f"P1 {name}, 16 readers", ours, without, chosen, "events to readers a second", rate=True)
-    yield Remark(f"P1: {faults} events missing or not in their place")
 
 
 # P2
@@ -909,8 +910,6 @@ ABLATIONS: Final[dict[str, Callable[[Scale], Iterator[Found]]]] = {
     "P14": few_of_each,
     "evolve": evolving,
 }
-ASKED: Final[list[str]] = []
-"""Names from the command line; none: all."""
 MEASURES: Final[dict[str, Callable[..., Any]]] = {"collector": collector, "idle": idle_session}
 
 
@@ -933,7 +932,7 @@ def in_turn(chosen: Scale, sides: dict[str, Callable[[], Measured]]) -> dict[str
 
 
 def findings(chosen: Scale) -> Iterator[Found]:
-    for name in ASKED or ABLATIONS:
+    for name in chosen.only or ABLATIONS:
         yield from ABLATIONS[name](chosen)
 
 
@@ -941,12 +940,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
         owner, methods = WITHOUT[sys.argv[2]]
         for name, method in methods.items():
-            assert callable(getattr(owner, name))
-            setattr(owner, name, method)
+            replace(owner, name, method)
         trio.run(fanout.serve, "ours")
     elif sys.argv[1:2] == ["--measure"]:
         say(trio.run(MEASURES[sys.argv[2]], sys.argv[3], int(sys.argv[4])))
     else:
-        ASKED.extend(word for word in sys.argv[1:] if word in ABLATIONS)
-        sys.argv[1:] = [word for word in sys.argv[1:] if word not in ABLATIONS]
-        run(__doc__, findings)
+        run(__doc__, findings, ABLATIONS)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import wraps
 from pathlib import Path
 from time import thread_time
 from typing import Any, Final
@@ -36,6 +37,7 @@ from turnlane.daemon.server import Server
 from turnlane.machines.turn import TurnOutput
 
 from .findings import Aim, Found, Remark, Row, Scale, at_most, run
+from .replaced import replaced
 from .rounds import Noted, Ratio, figures
 
 AREA: Final = "encoding"
@@ -65,15 +67,13 @@ def calls(owner: type, name: str, note: Callable[[], None]) -> Iterator[None]:
     """Every call of a method is noted while this lasts."""
     method = getattr(owner, name)
 
+    @wraps(method)
     def noted(*args: Any) -> Any:
         note()
         return method(*args)
 
-    setattr(owner, name, noted)
-    try:
+    with replaced(owner, name, noted):
         yield
-    finally:
-        setattr(owner, name, method)
 
 
 async def agent(turn: turnlane.Turn) -> None:
@@ -149,7 +149,7 @@ def counts(chosen: Scale) -> Iterator[Found]:
         wanted = outputs if pace else outputs * UNPACED
         runs = [
             trio.run(lambda: count(wanted, readers_count, sockets=sockets, pace=pace))  # noqa: B023
-            for _ in range(min(chosen.rounds, 3))
+            for _ in range(chosen.rounds)
         ]
         gaps += sum(one.gaps for one in runs)
         events += sum(one.kept for one in runs) * readers_count

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from .findings import Curves, Found, Remark, Row
+from .findings import MISSED, STOPPED, Checked, Curves, Found, Remark, Row
 from .rounds import Ratio
 
 HEAD: Final = (
@@ -44,6 +44,11 @@ class Part:
     noise: tuple[float, ...] = ()
     trouble: str = ""
     """Why it did not come to its end; empty when it did."""
+    size: float = 1.0
+
+    @property
+    def violated(self) -> list[Checked]:
+        return [found for found in self.findings if isinstance(found, Checked) and found.violations]
 
 
 @frozen
@@ -52,7 +57,6 @@ class Report:
 
     began: str
     rounds: int
-    size: float
     machine: Mapping[str, str]
     versions: Mapping[str, str]
     parts: tuple[Part, ...]
@@ -69,11 +73,29 @@ class Report:
 
     @property
     def missed(self) -> list[Row]:
-        return [row for row in self.rows if row.aim is not None and not row.aim.met(row.ratio)]
+        return [row for row in self.rows if row.verdict == MISSED]
 
     @property
     def failed(self) -> list[Part]:
         return [part for part in self.parts if part.trouble]
+
+    @property
+    def violated(self) -> list[Part]:
+        return [part for part in self.parts if part.violated]
+
+    @property
+    def stopped(self) -> bool:
+        return any(part.trouble == STOPPED for part in self.parts)
+
+    def grave(self) -> Iterator[str]:
+        """What nobody should have to look for."""
+        for part in self.failed:
+            yield f"FAILED: {part.name}: {part.trouble}"
+        for part in self.violated:
+            yield from (f"VIOLATED: {part.name}: {one}" for one in part.violated)
+        for row in self.missed:
+            edge = ", on the edge" if row.on_the_edge else ""
+            yield f"MISSED{' ~' if edge else ''}: {row.name}: {told(row.ratio)}, aim {row.aim}{edge}"
 
     @property
     def fastest_s(self) -> float | None:
@@ -81,10 +103,15 @@ class Report:
         return min((taken for part in self.parts for taken in part.noise), default=None)
 
     def summary(self) -> str:
-        aimed = sum(row.aim is not None for row in self.rows)
-        counts = f"{aimed - len(self.missed)} met, {len(self.missed)} missed"
+        judged = sum(row.judged for row in self.rows)
+        counts = f"{judged - len(self.missed)} met, {len(self.missed)} missed"
+        smaller = sum(row.aim is not None and not row.judged for row in self.rows)
+        more = f" {smaller} hold at a larger size only and are not judged." if smaller else ""
         done = f"{len(self.parts) - len(self.failed)} of {len(self.parts)} benchmarks came to their end."
-        return f"{len(self.rows)} rows, {aimed} of them with an aim: {counts}. {done}"
+        checks = [found for part in self.parts for found in part.findings if isinstance(found, Checked)]
+        found = sum(one.violations for one in checks)
+        looked = f" Outside checkers found {found or 'no'} violation{'' if found == 1 else 's'} ({len(checks)} checks)."
+        return f"{len(self.rows)} rows, {judged} of them judged by an aim: {counts}.{more} {done}{looked}"
 
     def noise(self) -> str:
         """How much the machine swayed, in one sentence."""
@@ -133,11 +160,10 @@ Block = Heading | Text | Table | Plot
 def blocks(report: Report) -> Iterator[Block]:
     """What the report says, in order."""
     yield Text(HEAD)
-    yield Text(report.summary(), grave=bool(report.missed or report.failed))
-    for part in report.failed:
-        yield Text(f"FAILED: {part.name}: {part.trouble}", grave=True)
-    for row in report.missed:
-        yield Text(f"MISSED: {row.name}: {told(row.ratio)}, aim {row.aim}", grave=True)
+    grave = list(report.grave())
+    yield Text(report.summary(), grave=bool(grave))
+    for line in grave:
+        yield Text(line, grave=True)
     yield Text(report.noise())
     yield Heading("Rows")
     yield row_table(report) if report.rows else Text("There is none.")
@@ -146,6 +172,18 @@ def blocks(report: Report) -> Iterator[Block]:
         if not can_plot():
             yield Text(NO_PLOTS)
         yield from map(Plot, report.curves)
+    checks = {
+        part.name: [
+            (found.name, f"{found.violations}", "; ".join([*found.looked, *found.examples]))
+            for found in part.findings
+            if isinstance(found, Checked)
+        ]
+        for part in report.parts
+    }
+    if any(checks.values()):
+        yield Heading("Outside checkers")
+        groups = {name: told for name, told in checks.items() if told}
+        yield Table(("what was checked", "violations", "remark"), groups, frozenset({"violations"}), group="benchmark")
     remarks = {
         part.name: [(found.text,) for found in part.findings if isinstance(found, Remark)] for part in report.parts
     }
@@ -153,7 +191,10 @@ def blocks(report: Report) -> Iterator[Block]:
         yield Heading("Remarks")
         yield Table(("remark",), {name: said for name, said in remarks.items() if said}, group="benchmark")
     yield Heading("Where and when")
-    about = {"began": report.began, "rounds": f"{report.rounds} a pair", "size": f"{report.size:g} of the full one"}
+    sizes = dict.fromkeys(f"{part.size:g}" for part in report.parts)
+    about = {"began": report.began, "rounds": f"{report.rounds} a pair", "size": f"{', '.join(sizes)} of the full one"}
+    if len(sizes) > 1:
+        about["sizes"] = ", ".join(f"{part.name} {part.size:g}" for part in report.parts)
     facts = {"the run": about, "the machine": report.machine, "versions": report.versions}
     yield Table(("fact", "here"), {title: list(known.items()) for title, known in facts.items()}, group="of")
     yield Heading("Noise")

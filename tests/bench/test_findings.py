@@ -6,7 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench.findings import Curves, Found, Remark, Row, Scale, Sheet, at_least, at_most, from_json, run, to_json
+from bench.findings import (
+    Checked,
+    Curves,
+    Found,
+    Remark,
+    Row,
+    Scale,
+    Sheet,
+    at_least,
+    at_most,
+    checked,
+    from_json,
+    run,
+    to_json,
+)
 from bench.rounds import NOISE, Ratio, figures, ratio
 
 TWO = Ratio(2.0, 1.5, 2.5, 3)
@@ -80,8 +94,10 @@ SHEET = Sheet(
         Row("area", "without an aim", TWO),
         Curves("title", "across", "up", {"line": ((1.0, 2.0), (2.0, 0.5)), "none": ()}, logarithmic=True),
         Remark("text"),
+        Checked("logs", 2, ["7 events"], ["a gap"]),
     ),
     (0.001, 0.002),
+    "RuntimeError: planted",
 )
 
 
@@ -116,6 +132,70 @@ def test_a_run_that_breaks_has_kept_what_it_found(
 
     assert from_json(kept.read_text()).findings == (Remark("found"),)
     assert capsys.readouterr().out == "found\n"
+
+
+def violating_and_hanging(_: Scale) -> Iterator[Found]:
+    checked("readers", 2, "in a run")
+    yield Remark("found")
+    raise TimeoutError("the readers did not get everything")
+
+
+def test_violations_are_counted_although_the_benchmark_then_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the file, with the error, and as the last lines."""
+    kept = tmp_path / "kept.json"
+    monkeypatch.setattr("sys.argv", ["bench", "--json", str(kept)])
+
+    with pytest.raises(TimeoutError):
+        run("about", violating_and_hanging)
+
+    sheet = from_json(kept.read_text())
+    assert sheet.findings == (Remark("found"), Checked("readers", 2, ["in a run"]))
+    assert sheet.trouble.startswith("TimeoutError: the readers did not get everything (test_findings.py:")
+    assert capsys.readouterr().out.splitlines()[-1] == "VIOLATED: readers: 2 violations (in a run)"
+
+
+def violating(_: Scale) -> Iterator[Found]:
+    checked("logs", ["a", "b", "c"])
+    checked("logs", ["d"], "4 events")
+    yield Row("area", "one / two", TWO)
+
+
+def test_a_violation_is_the_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the first examples."""
+    monkeypatch.setattr("sys.argv", ["bench"])
+
+    with pytest.raises(SystemExit) as ended:
+        run("about", violating)
+
+    assert ended.value.code == 1
+    assert "VIOLATED: logs: 4 violations (4 events): a | b | c\n" in capsys.readouterr().out
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a single benchmark, too."""
+    monkeypatch.setattr("sys.argv", ["bench", "--json", "/nosuch/x.json"])
+
+    with pytest.raises(SystemExit) as ended:
+        run("about", breaking)
+
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(("words", "status"), [(["P99"], 2), (["P1", "P2"], 0)])
+def test_parts_go_by_their_names(
+    words: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that there are, are named where one is asked for that is not there."""
+    monkeypatch.setattr("sys.argv", ["bench", *words, "--size=0.5"])
+
+    with pytest.raises(SystemExit) as ended:
+        run("about", lambda chosen: iter([Remark(" ".join(chosen.only))]), ("P1", "P2", "P3"))
+
+    out, err = capsys.readouterr()
+    assert ended.value.code == status
+    assert out == "P1 P2\n" if not status else "there is no P99 here; there are P1, P2, P3" in err
 
 
 @pytest.mark.parametrize("bad", ["--rounds=0", "--size=0", "--size=101", "--size=nan"])

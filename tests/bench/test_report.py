@@ -9,7 +9,7 @@ from pathlib import Path
 
 import bench.report as room
 import pytest
-from bench.findings import Curves, Found, Remark, Row, at_least, at_most
+from bench.findings import Checked, Curves, Found, Remark, Row, at_least, at_most
 from bench.report import Part, Report, as_html, figure, numbers, rare, row_lines, write
 from bench.rounds import Ratio
 
@@ -23,7 +23,7 @@ def row(name: str, median: float, **more: object) -> Row:
 def made(*findings: Found, trouble: str = "", noise: tuple[float, ...] = (0.001, 0.0015)) -> Report:
     """A report of two benchmarks; the second found nothing."""
     parts = (Part("hops", "Hops.", 2.4, findings, noise), Part("peers", "Peers.", 600.0, trouble=trouble))
-    return Report("2031-05-06 07:08+00:00", 5, 0.1, {"CPU": "a slow one"}, {"trio": "0.35.0"}, parts)
+    return Report("2031-05-06 07:08+00:00", 5, {"CPU": "a slow one"}, {"trio": "0.35.0"}, parts)
 
 
 FULL = made(
@@ -32,7 +32,9 @@ FULL = made(
     row("no aim / bare", 0.004),
     LINES,
     LINES,
-    Remark("0 violations"),
+    Remark("a remark"),
+    Checked("logs", 0, ["9 events"]),
+    Checked("readers", 3, ["in 2 runs"], ["seq 7 came twice"]),
     trouble="exit status 1: RuntimeError: planted",
 )
 
@@ -48,12 +50,15 @@ def test_the_head_says_what_counts_then_what_failed_and_missed_then_the_rows(pag
     """Nobody has to look for a missed aim, and no absolute figure stands before the warning."""
     wanted = [
         "Absolute figures",
-        "3 rows, 2 of them with an aim: 1 met, 1 missed. 1 of 2 benchmarks came to their end.",
+        "3 rows, 2 of them judged by an aim: 1 met, 1 missed. 1 of 2 benchmarks came to their end.",
+        "Outside checkers found 3 violations (2 checks).",
         "FAILED: peers: exit status 1: RuntimeError: planted",
-        "MISSED: poor / bare: 2.50 x (1.25 to 5.00, 5 rounds), aim ",
+        "VIOLATED: hops: readers: 3 violations (in 2 runs): seq 7 came twice",
+        "MISSED ~: poor / bare: 2.50 x (1.25 to 5.00, 5 rounds), aim ",
         "the median was 1.25 times its fastest, the slowest 1.50 times",
         "good / bare",
-        "0 violations",
+        "9 events",
+        "a remark",
         "a slow one",
         "0.35.0",
     ]
@@ -100,7 +105,6 @@ HOSTILE = (
 HOSTILE_REPORT = Report(
     HOSTILE,
     5,
-    0.1,
     {HOSTILE: HOSTILE},
     {"a" + HOSTILE: HOSTILE},
     (
@@ -112,6 +116,7 @@ HOSTILE_REPORT = Report(
                 Row(HOSTILE, HOSTILE, Ratio(2, 1, 3, 1), at_least(5), HOSTILE),
                 Curves(HOSTILE, HOSTILE, HOSTILE, {HOSTILE: [(1, 2), (2, 3)], "other": [(1, 1)]}),
                 Remark(HOSTILE),
+                Checked(HOSTILE, 1, [HOSTILE], [HOSTILE]),
             ),
             trouble=HOSTILE,
         ),
@@ -206,6 +211,17 @@ def test_the_table_for_the_documents_has_the_rows_and_nothing_else() -> None:
         "| hops | poor / bare | 2.50 x | 1.25 to 5.00 | 5 | <= 2 x | MISSED ~ | hops |",
         "| hops | no aim / bare | 0.0040 x | 0.0020 to 0.0080 | 5 |  |  | hops |",
     ]
+
+
+def test_an_aim_of_a_larger_size_is_shown_and_not_judged() -> None:
+    """A small run flips verdicts: there the row says its size, and is neither met nor missed."""
+    small = row("a session / 4 KiB", 1.04, aim=at_most(1, from_size=1), size=0.1)
+    report = made(small, row("the same", 1.04, aim=at_most(1, from_size=1), size=1.0))
+
+    assert [one.name for one in report.missed] == ["the same"]
+    assert "2 rows, 1 of them judged by an aim: 0 met, 1 missed. 1 hold at a larger size only" in report.summary()
+    assert "| <= 1 x | at size 0.1 | hops |" in row_lines(report)
+    assert "at size 0.1" in str(small)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import bench.__main__ as tour
@@ -17,8 +19,8 @@ from bench.findings import Remark, Row, Scale, from_json
 from bench.machine import machine, versions
 
 ROOT = Path(__file__).resolve().parents[2]
-PLANTED = tuple(f"{__package__}.planted.{name}" for name in ("finds", "breaks", "finds_nothing"))
-FINDS, BREAKS, NOTHING = PLANTED
+PLANTED = {f"{__package__}.planted.{name}": 0.5 for name in ("finds", "breaks", "finds_nothing", "violates")}
+FINDS, BREAKS, NOTHING, VIOLATES = PLANTED
 SMALL = Scale(rounds=2, size=0.5)
 
 
@@ -33,7 +35,7 @@ def test_every_benchmark_is_on_the_tour() -> None:
     written = {
         f"bench.{path.stem}"
         for path in (ROOT / "bench").glob("*.py")
-        if re.search(r"(?m)^ +run\(__doc__, findings\)$", path.read_text())
+        if re.search(r"(?m)^ +run\(__doc__, findings\b.*\)$", path.read_text())
     }
 
     assert written == set(tour.TOUR)
@@ -41,8 +43,8 @@ def test_every_benchmark_is_on_the_tour() -> None:
 
 def test_a_tour_has_the_findings_and_the_noise_of_each(capfd: pytest.CaptureFixture[str]) -> None:
     """Rounds and size arrive there, what it prints passes through, and what broke keeps what it had found."""
-    report = tour.tour(PLANTED, SMALL)
-    finds, breaks, nothing = report.parts
+    report = tour.tour(dict.fromkeys(PLANTED, SMALL))
+    finds, breaks, nothing, violates = report.parts
     out, err = capfd.readouterr()
 
     assert [row.name for row in report.rows] == ["two / one", "three / one"]
@@ -52,12 +54,13 @@ def test_a_tour_has_the_findings_and_the_noise_of_each(capfd: pytest.CaptureFixt
     assert finds.findings[-1] == Remark("size 0.5")
     assert len(finds.noise) == 2 * SMALL.rounds
     assert breaks.findings == (Remark("found before it broke"),)
-    assert breaks.trouble == "exit status 1: RuntimeError: planted"
+    assert re.fullmatch(r"RuntimeError: planted \(breaks.py:\d+\), and 1 more", breaks.trouble)
     assert nothing.trouble == "found nothing"
+    assert violates.trouble == "" and [one.violations for one in violates.violated] == [2]
     assert "A line (across: up)" in out and "RuntimeError: planted" in err
 
 
-@pytest.mark.parametrize(("module", "status"), [(FINDS, 0), (BREAKS, 1)])
+@pytest.mark.parametrize(("module", "status"), [(FINDS, 0), (BREAKS, 1), (VIOLATES, 1)])
 def test_a_failure_is_named_in_the_report_and_is_the_exit_status(module: str, status: int, tmp_path: Path) -> None:
     """A missed aim is a finding, no failure."""
     html, markdown = tmp_path / "report.html", tmp_path / "report.md"
@@ -67,7 +70,8 @@ def test_a_failure_is_named_in_the_report_and_is_the_exit_status(module: str, st
 
     assert found == status
     for path in (html, markdown):
-        assert ("FAILED: breaks" in path.read_text()) is bool(status)
+        assert ("FAILED: breaks" in path.read_text()) is (module == BREAKS)
+        assert ("VIOLATED: violates: readers: 2 violations" in path.read_text()) is (module == VIOLATES)
 
 
 def test_a_report_that_was_kept_can_be_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,24 +126,82 @@ def test_what_does_not_end_when_asked_is_killed_with_its_children(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nobody"], ["--report=report.pdf"], ["--report=/no/such/folder/report.md"], ["--rounds=0"], ["--limit=0"]],
+    [
+        ["nobody"],
+        ["--report=report.pdf"],
+        ["--report=/no/such/folder/report.md"],
+        ["--report=/proc/report.html"],
+        ["--report=folder.html"],
+        ["--json=folder.html"],
+        ["--rounds=0"],
+        ["--limit=0"],
+    ],
     ids=lambda arguments: arguments[0],
 )
 def test_a_bad_command_line_is_refused_before_anything_runs(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Minutes are not spent on a report that cannot be written."""
+    """Minutes are not spent on a report that cannot be written, and nothing is left of the attempt."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.html").mkdir()
     monkeypatch.setattr(tour, "tour", lambda *_: pytest.fail("it ran"))
 
     with pytest.raises(SystemExit) as ended:
         tour.main(arguments, PLANTED)
 
     assert ended.value.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.html"]
+
+
+@pytest.mark.parametrize("name", ["finds", "bench.finds"])
+def test_a_benchmark_goes_by_its_module_too_and_as_printed_by_its_own_size(name: str, tmp_path: Path) -> None:
+    """As the pages write it."""
+    kept = tmp_path / "kept.json"
+    path = f"--report={tmp_path / 'report.md'}"
+
+    assert tour.main([name, path, f"--json={kept}", "--rounds=1", "--as-printed"], PLANTED) == 0
+    assert [part.size for part in tour.read(kept).parts] == [0.5]
+    assert Remark("size 0.5") in tour.read(kept).parts[0].findings
+
+
+def test_ctrl_c_ends_the_tour_with_a_report_that_names_what_was_not_run(tmp_path: Path) -> None:
+    """What had been found is in it; the status is 130, and nobody has to read a traceback."""
+    report = tmp_path / "report.md"
+    words = "import sys, bench.__main__ as tour; sys.exit(tour.main(sys.argv[1:], {MODULES}))"
+    modules = {f"{__package__}.planted.{name}": 1.0 for name in ("finds", "waits", "violates")}
+    command = [sys.executable, "-c", words.replace("{MODULES}", repr(modules)), f"--report={report}", "--rounds=1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if line == "waiting\n":
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130, process.stderr.read()
+        assert "Traceback" not in process.stderr.read()
+
+    text = report.read_text()
+    assert "FAILED: waits: stopped by a signal" in text
+    assert "FAILED: violates: not run" in text
+    assert "two / one" in text and "found before it waited" in text
+
+
+def test_what_a_benchmark_and_its_children_leave_in_the_temporary_folder_goes_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one that has to be killed."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tour, "ASK_S", 0.1)
+
+    assert tour.visit(f"{__package__}.planted.litters", SMALL).trouble == ""
+    tour.visit(f"{__package__}.planted.hangs", SMALL, limit_s=2)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_list_says_what_each_is_without_running_it(capsys: pytest.CaptureFixture[str]) -> None:
     """The first paragraph of its docstring."""
-    assert tour.main(["--list"], [*PLANTED, f"{__package__}.planted.nobody"]) == 0
+    assert tour.main(["--list"], {**PLANTED, f"{__package__}.planted.nobody": 1.0}) == 0
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split(maxsplit=1) == ["finds", "A benchmark that comes to its end at once."]
