@@ -38,7 +38,7 @@ from turnlane.journal.store import LmdbStore
 from turnlane.runtime.pool import Window
 from turnlane.runtime.writer import JournalWriter
 
-from .findings import Found, Remark, Row, Scale, at_least, run
+from .findings import Curves, Found, Row, Scale, at_least, checked, run
 from .rounds import Figure, Noted, figures
 
 AREA: Final = "durable append + answer"
@@ -211,13 +211,17 @@ def findings(chosen: Scale) -> Iterator[Found]:
                 )
                 remark = f"ours {one.median:,.0f}/s, raw LMDB {two.median:,.0f}/s"
                 yield Row(AREA, f"ours / raw LMDB: rate, {what}", found, at_least(least), remark)
+        rates = {
+            name: [(count, sides[name, "answered", count].median) for count in WAITERS] for name in ("ours", "raw")
+        }
+        yield Curves("Answered appends by waiters", "waiters", "a second", rates, logarithmic=True)
         for name, aim in ("ours", at_least(25)), ("raw", None):
             many, few = sides[name, "answered", 256], sides[name, "answered", 1]
             label = "ours" if name == "ours" else "raw LMDB"
             yield Row(AREA, f"{label}, 256 waiters / {label}, 1 waiter: rate", figures(many, few, chosen.rounds), aim)
         total = sum(sum(ours.heads.values()) for ours in stores)
         faults = sum(ours.faults() for ours in stores)
-        yield Remark(f"{faults} streams with a gap or a lost event among {total:,} answered appends")
+        checked("streams with a gap or a lost event", faults, f"{total:,} answered appends")
 
 
 def _figure(side: Ours | Raw, way: str, count: int, times: int) -> Figure:

@@ -36,7 +36,7 @@ from turnlane.daemon.handshake import DoorRules
 from turnlane.daemon.server import Server
 from turnlane.machines.turn import TurnOutput
 
-from .findings import Aim, Found, Remark, Row, Scale, at_most, run
+from .findings import Aim, Found, Row, Scale, at_most, checked, run
 from .replaced import replaced
 from .rounds import Noted, Ratio, figures
 
@@ -138,7 +138,7 @@ async def count(outputs: int, readers_count: int, *, sockets: bool, pace: float)
 
 
 def counts(chosen: Scale) -> Iterator[Found]:
-    outputs, gaps, events = chosen.items(OUTPUTS, 50), 0, 0
+    outputs, events = chosen.items(OUTPUTS, 50), 0
     for readers_count, sockets, pace in (
         (1, False, PACE_S),
         (16, False, PACE_S),
@@ -151,7 +151,7 @@ def counts(chosen: Scale) -> Iterator[Found]:
             trio.run(lambda: count(wanted, readers_count, sockets=sockets, pace=pace))  # noqa: B023
             for _ in range(chosen.rounds)
         ]
-        gaps += sum(one.gaps for one in runs)
+        checked("gaps or repeats at the readers", sum(one.gaps for one in runs))
         events += sum(one.kept for one in runs) * readers_count
         where = "1 reader" if readers_count == 1 else f"{readers_count} readers"
         where += (" over sockets" if sockets else " in process") + ("" if pace else ", unpaced")
@@ -162,7 +162,7 @@ def counts(chosen: Scale) -> Iterator[Found]:
             frames = Ratio.of(one.frames / one.kept for one in runs)
             assert frames.low >= 1, "an event was sent that nobody framed: the count is wrong"
             yield Row(AREA, f"frames / events, {where}", frames, at_most(1))
-    yield Remark(f"{gaps} gaps or repeats among {events:,} events read")
+    checked("gaps or repeats at the readers", 0, f"{events:,} events read")
 
 
 def codec(chosen: Scale) -> Iterator[Found]:

@@ -68,6 +68,8 @@ def at_least(bound: float, from_size: float = 0.0) -> Aim:
     return Aim(bound, least=True, from_size=from_size)
 
 
+FULL: Final = 1.0
+"""The size whose numbers stand in the names of rows."""
 MET: Final = "met"
 MISSED: Final = "MISSED"
 
@@ -250,16 +252,14 @@ NOTES: Final = Notes()
 STOPPED: Final = "stopped by a signal"
 
 
-def checked(name: str, violations: int | Collection[object], looked: str = "") -> None:
+def checked(name: str, violations: int, looked: str = "", examples: Collection[object] = ()) -> None:
     """Add what outside checkers found to `name`. What is broken is in the file at once, whatever happens then."""
     one = NOTES.checks.setdefault(name, Checked(name))
     if looked and looked not in one.looked:
         one.looked.append(looked)
-    count = violations if isinstance(violations, int) else len(violations)
-    one.violations += count
-    if not isinstance(violations, int):
-        one.examples += [str(found) for found in violations][: EXAMPLES - len(one.examples)]
-    if count:
+    one.violations += violations
+    one.examples += [str(example) for example in examples][: EXAMPLES - len(one.examples)]
+    if violations:
         NOTES.write()
 
 

@@ -60,7 +60,7 @@ from turnlane.journal.store import LmdbStore
 from turnlane.testing.checkers import Seen, gapless, one_terminal, read_logs
 from turnlane.testing.peers import frame_bytes
 
-from .findings import Aim, Found, Remark, Row, Scale, at_least, run
+from .findings import Aim, Found, Remark, Row, Scale, at_least, checked, run
 from .rounds import Ratio, fixed_loop
 
 AREA: Final = "peers, durable both"
@@ -102,21 +102,34 @@ class Order:
         self.count += 1
 
 
+READERS: Final = "order at the subscribers of all sides"
+
+
 @define
-class Checked:
+class Judge:
     """What all sides saw together."""
 
     delivered: int = 0
-    violations: int = 0
 
     def note(self, order: Order) -> None:
         self.delivered += order.count
-        self.violations += order.violations
+        checked(READERS, order.violations)
 
     def log(self, store: Any) -> None:
         """What the outside checkers find in a store."""
         seen = read_logs(store, Seen())
-        self.violations += len([*gapless(seen), *one_terminal(seen)])
+        wrong = [*gapless(seen), *one_terminal(seen)]
+        checked("outside checkers of our logs", len(wrong), examples=wrong)
+
+
+@contextmanager
+def noted(judge: Judge, orders: Sequence[Order]) -> Iterator[None]:
+    """What subscribers of ours saw is counted, also where it does not come to its end."""
+    try:
+        yield
+    finally:
+        for order in orders:
+            judge.note(order)
 
 
 # Servers.
@@ -221,13 +234,13 @@ async def _read(session: turnlane.Session, orders: list[Order], ready: trio.Even
                 return
 
 
-async def _in_process(checked: Checked, sessions: int, events: int) -> float:
+async def _in_process(judge: Judge, sessions: int, events: int) -> float:
     outputs = events // sessions
     with tempfile.TemporaryDirectory() as folder:
         async with turnlane.open_runtime(Path(folder) / "state", agent=agent) as runtime:
             opened = [await runtime.open_session(f"s{number}") for number in range(sessions)]
             orders: list[Order] = []
-            with trio.fail_after(SIDE_S_MAX):
+            with noted(judge, orders), trio.fail_after(SIDE_S_MAX):
                 async with trio.open_nursery() as nursery:
                     for session in opened:
                         ready = trio.Event()
@@ -237,14 +250,12 @@ async def _in_process(checked: Checked, sessions: int, events: int) -> float:
                     for session in opened:
                         nursery.start_soon(session.start_turn, {"outputs": outputs, "steers": 0})
             took = time.perf_counter() - began
-            checked.log(runtime.ports.store)
-    for order in orders:
-        checked.note(order)
+            judge.log(runtime.ports.store)
     return _rate(orders, outputs * sessions, took)
 
 
-def in_process(checked: Checked, sessions: int, events: int) -> float:
-    return trio.run(_in_process, checked, sessions, events)
+def in_process(judge: Judge, sessions: int, events: int) -> float:
+    return trio.run(_in_process, judge, sessions, events)
 
 
 def _rate(orders: Sequence[Order], events: int, took: float) -> float:
@@ -330,7 +341,7 @@ class Producer(Raw):
 # Redis.
 
 
-async def _redis_library(checked: Checked, port: int, events: int) -> float:
+async def _redis_library(judge: Judge, port: int, events: int) -> float:
     import redis.asyncio
 
     order, last = Order(CONNECTIONS), b"0"
@@ -364,7 +375,7 @@ async def _redis_library(checked: Checked, port: int, events: int) -> float:
         await clients[0].delete(NAME)
         for client in clients:
             await client.aclose()
-    checked.note(order)
+    judge.note(order)
     return _rate([order], events, took)
 
 
@@ -405,7 +416,7 @@ class RedisReader(Raw):
         return data[at:]
 
 
-async def _redis_raw(checked: Checked, port: int, events: int) -> float:
+async def _redis_raw(judge: Judge, port: int, events: int) -> float:
     order = Order(CONNECTIONS)
     raws: list[RedisReader | Producer] = [await connected(port, lambda: RedisReader(order, events))]
     for first in range(CONNECTIONS):
@@ -413,7 +424,7 @@ async def _redis_raw(checked: Checked, port: int, events: int) -> float:
         commands = [resp(b"XADD", NAME.encode(), b"*", b"e", event_text(number).encode()) for number in numbers]
         raws.append(await connected(port, partial(Producer, commands, PIPELINE, b"$")))
     took = await _raced(raws)
-    checked.note(order)
+    judge.note(order)
     cleaner = await connected(port, partial(Producer, [resp(b"DEL", NAME.encode())], 1, b":"))
     await _raced([cleaner])
     return _rate([order], events, took)
@@ -456,7 +467,7 @@ async def _nats_stream(port: int) -> AsyncIterator[Any]:
         await client.close()
 
 
-async def _nats_library(checked: Checked, port: int, events: int) -> float:
+async def _nats_library(judge: Judge, port: int, events: int) -> float:
     import nats
 
     order, all_came = Order(), asyncio.Event()
@@ -478,7 +489,7 @@ async def _nats_library(checked: Checked, port: int, events: int) -> float:
             took = time.perf_counter() - began
         finally:
             await reader.close()
-    checked.note(order)
+    judge.note(order)
     return _rate([order], events, took)
 
 
@@ -507,7 +518,7 @@ class NatsReader(Raw):
 NATS_HELLO: Final = b'CONNECT {"verbose":false,"pedantic":false,"lang":"raw","version":"1","protocol":1}\r\n'
 
 
-async def _nats_raw(checked: Checked, port: int, events: int) -> float:
+async def _nats_raw(judge: Judge, port: int, events: int) -> float:
     from nats.js.api import AckPolicy, ConsumerConfig
 
     order = Order()
@@ -520,7 +531,7 @@ async def _nats_raw(checked: Checked, port: int, events: int) -> float:
         producer.transport.write(NATS_HELLO + b"SUB raw.answers 1\r\n")
         await jetstream.add_consumer(NAME, ConsumerConfig(deliver_subject="raw.events", ack_policy=AckPolicy.NONE))
         took = await _raced([reader, producer])
-    checked.note(order)
+    judge.note(order)
     return _rate([order], events, took)
 
 
@@ -632,7 +643,7 @@ RUNS: Final = itertools.count()
 """Sessions of the daemon have a fresh name in each run."""
 
 
-async def _wire(checked: Checked, port: int, steered: bool, events: int) -> float:
+async def _wire(judge: Judge, port: int, steered: bool, events: int) -> float:
     each = events // SESSIONS
     wires = []
     for number in range(CONNECTIONS):
@@ -656,10 +667,9 @@ async def _wire(checked: Checked, port: int, steered: bool, events: int) -> floa
             command(1_000 + number, method, {"session": session, **params})
             for number, ((method, params), session) in enumerate(every)
         ]
-    took = await _raced(wires, *(wire.over for wire in wires))
     orders = [order for wire in wires for order in wire.orders.values()]
-    for order in orders:
-        checked.note(order)
+    with noted(judge, orders):
+        took = await _raced(wires, *(wire.over for wire in wires))
     return _rate(orders, each * SESSIONS, took)
 
 
@@ -669,14 +679,23 @@ async def _wire(checked: Checked, port: int, steered: bool, events: int) -> floa
 @frozen
 class Side:
     name: str
-    measure: Callable[[Checked, int], float]
+    measure: Callable[[Judge, int], float]
     events: int
     """So many at full size, a quarter of them at least: starting its turns or readers must not be what is measured."""
 
 
-def asynchronous(measure: Callable[..., Any], *given: Any) -> Callable[[Checked, int], float]:
-    def side(checked: Checked, events: int) -> float:
-        rate: float = asyncio.run(measure(checked, *given, events))
+def interrupt(*_: object) -> None:
+    """In place of asyncio's own handler, which cancels the task: clients of peers take a cancel for something else."""
+    raise KeyboardInterrupt
+
+
+def asynchronous(measure: Callable[..., Any], *given: Any) -> Callable[[Judge, int], float]:
+    def side(judge: Judge, events: int) -> float:
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            rate: float = asyncio.run(measure(judge, *given, events))
+        finally:
+            signal.signal(signal.SIGINT, before)
         return rate
 
     return side
@@ -692,12 +711,12 @@ class Bench:
     versions: list[str] = field(factory=list)
     absent: list[str] = field(factory=list)
 
-    def add(self, name: str, measure: Callable[[Checked, int], float], events: int) -> None:
+    def add(self, name: str, measure: Callable[[Judge, int], float], events: int) -> None:
         self.sides.append(Side(name, measure, events))
 
     def ours(self) -> None:
-        self.add(IN_PROCESS, lambda checked, events: in_process(checked, SESSIONS, events), 64_000)
-        self.add(ONE_SESSION, lambda checked, events: in_process(checked, 1, events), 64_000)
+        self.add(IN_PROCESS, lambda judge, events: in_process(judge, SESSIONS, events), 64_000)
+        self.add(ONE_SESSION, lambda judge, events: in_process(judge, 1, events), 64_000)
         port = free_port()
         self.stack.enter_context(serving(daemon_command(port, self.place / "ours"), port, self.place / "ours", ROOT))
         self.add(COMMANDS, asynchronous(_wire, port, True), 8_000)
@@ -766,16 +785,16 @@ AIMS: Final[Mapping[tuple[str, str], Aim]] = {
 
 
 def findings(chosen: Scale) -> Iterator[Found]:
-    checked = Checked()
+    judge = Judge()
     with tempfile.TemporaryDirectory(prefix="turnlane-peers-") as folder:
         with ExitStack() as stack:
             bench = Bench(Path(folder), stack)
             bench.ours()
             bench.redis()
             bench.jetstream()
-            rates = measured(bench.sides, checked, chosen)
+            rates = measured(bench.sides, judge, chosen)
         with closing(LmdbStore.open(journal_of(Path(folder) / "ours" / "state"))) as store:
-            checked.log(store)
+            judge.log(store)
     yield from map(Remark, bench.absent)
     ours = (IN_PROCESS, ONE_SESSION, COMMANDS, OUTPUTS)
     others = [side.name for side in bench.sides if side.name not in ours]
@@ -786,20 +805,20 @@ def findings(chosen: Scale) -> Iterator[Found]:
         if name + RAW in rates:
             yield Row(AREA, f"{name}: raw client / its library", _ratio(rates, name + RAW, name))
     yield Remark(f"versions: Python {sys.version.split()[0]}; {'; '.join(bench.versions) or 'no peer'}")
-    yield Remark(f"{checked.delivered} events delivered, {checked.violations} violations of order or of the logs")
+    checked(READERS, 0, f"{judge.delivered:,} events delivered")
 
 
-def measured(sides: Sequence[Side], checked: Checked, chosen: Scale) -> dict[str, list[float]]:
+def measured(sides: Sequence[Side], judge: Judge, chosen: Scale) -> dict[str, list[float]]:
     """Events a second of each side, round by round. Every round has all sides, and begins with another one."""
     rates: dict[str, list[float]] = {side.name: [] for side in sides}
     for side in sides:
-        side.measure(checked, side.events // 10)
+        side.measure(judge, side.events // 10)
     for number in range(chosen.rounds):
         fixed_loop()
         at = number * 5 % len(sides)
         for side in (*sides[at:], *sides[:at]):
             gc.collect()
-            rates[side.name].append(side.measure(checked, chosen.items(side.events, side.events // 4)))
+            rates[side.name].append(side.measure(judge, chosen.items(side.events, side.events // 4)))
     return rates
 
 

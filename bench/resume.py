@@ -42,7 +42,7 @@ from turnlane.journal.store import LmdbStore
 from turnlane.testing.peers import frame_bytes
 
 from .commit import MAP_BYTES, PAYLOAD
-from .findings import Aim, Found, Remark, Row, Scale, at_least, at_most, run
+from .findings import FULL, Aim, Found, Row, Scale, at_least, at_most, checked, run
 from .growth import Log, name_of
 from .rounds import Noted, figures
 
@@ -123,7 +123,7 @@ class Missed:
     ready: bytes = b""
     """All frames of one replay, the answer to attach included."""
     events: int = 0
-    violations: int = 0
+    replays: int = 0
 
     def ours(self) -> float:
         """Events a second."""
@@ -148,7 +148,9 @@ class Missed:
     def _rate(self, client: Client, began: float) -> float:
         took = perf_counter() - began
         seqs = [int(found[1]) for found in EVENT.finditer(client.buffer, 0, client.filled)]
-        self.violations += seqs != list(range(seqs[0], seqs[0] + (self.events or len(seqs))))
+        wrong = seqs != list(range(seqs[0], seqs[0] + (self.events or len(seqs))))
+        checked("replays with a gap or a repeat, ours and raw", int(wrong))
+        self.replays += 1
         self.ready = bytes(client.buffer[: client.filled])
         return len(seqs) / took
 
@@ -229,10 +231,10 @@ def replays(chosen: Scale) -> Iterator[Found]:
         ours, raw, here = Noted(missed.ours), Noted(missed.raw), Noted(lambda: embedded(copy, cursor, events))
         found = figures(ours, raw, chosen.rounds)
         remark = f"ours {ours.median:,.0f} events/s, raw {raw.median:,.0f}; {len(missed.ready) / events:.0f} bytes each"
-        yield Row(AREA, f"websocket / raw fan-out: rate, {events:,} missed", found, at_least(0.5), remark)
+        yield Row(AREA, f"websocket / raw fan-out: rate, {events:,} missed", found, at_least(0.5, FULL), remark)
         found = figures(here, raw, chosen.rounds)
         yield Row(AREA, f"embedded / raw fan-out: rate, {events:,} missed", found, None, f"{here.median:,.0f} events/s")
-        yield Remark(f"{missed.violations} replays with a gap or a repeat")
+        checked("replays with a gap or a repeat, ours and raw", 0, f"{missed.replays} replays of {events:,} events")
 
 
 # one page

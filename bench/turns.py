@@ -34,7 +34,7 @@ from turnlane.machines.delivery import Send, singly
 from turnlane.runtime.agent import Agent
 from turnlane.testing.checkers import Seen, gapless, one_terminal, read_logs
 
-from .findings import Found, Remark, Row, Scale, at_most, run
+from .findings import Found, Remark, Row, Scale, at_most, checked, run
 from .rounds import Noted, figures
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ class Steps(trio.abc.Instrument):
 
 
 async def anatomy(turns: int) -> str:
-    """What one turn consists of, counted in memory; and what the checkers say of the log."""
+    """What one turn consists of, counted in memory; the log is checked."""
     async with journal_apart(nothing) as runtime:
         session = await runtime.open_session("s-1")
         await take_turns(session, WARM_UP)
@@ -142,9 +142,9 @@ async def anatomy(turns: int) -> str:
         events = (after.writer_events_total - before.writer_events_total) / turns
         commits = (after.writer_groups_total - before.writer_groups_total) / turns
         seen = read_logs(runtime.ports.store, Seen())
-        violations = len([*gapless(seen), *one_terminal(seen)])
-    counts = f"{steps.count / turns:.1f} task steps, {events:.1f} events, {commits:.1f} commits a turn"
-    return f"{counts}; {violations} violations"
+        wrong = [*gapless(seen), *one_terminal(seen)]
+    checked("outside checkers of the log, in memory", len(wrong), f"{turns + WARM_UP} turns", wrong)
+    return f"{steps.count / turns:.1f} task steps, {events:.1f} events, {commits:.1f} commits a turn"
 
 
 # kept outputs

@@ -157,8 +157,8 @@ def test_violations_are_counted_although_the_benchmark_then_fails(
 
 
 def violating(_: Scale) -> Iterator[Found]:
-    checked("logs", ["a", "b", "c"])
-    checked("logs", ["d"], "4 events")
+    checked("logs", 3, examples=["a", "b", "c"])
+    checked("logs", 1, "4 events", ["d"])
     yield Row("area", "one / two", TWO)
 
 

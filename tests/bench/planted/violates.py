@@ -9,9 +9,9 @@ from bench.findings import Found, Remark, Scale, checked, run
 
 def findings(_: Scale) -> Iterator[Found]:
     checked("logs", 0, "7 events")
-    checked("readers", ["seq 3 came twice"], "in 2 runs")
+    checked("readers", 1, "in 2 runs", ["seq 3 came twice"])
     yield Remark("found")
-    checked("readers", ["seq 4 came twice"], "in 2 runs")
+    checked("readers", 1, "in 2 runs", ["seq 4 came twice"])
 
 
 if __name__ == "__main__":
