@@ -53,7 +53,7 @@ from turnlane.core.ids import SessionId, TurnId
 from turnlane.core.instants import Instant, WallInstant
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.ports import Hop
-from turnlane.core.step import Kept, Lane, Order, Position
+from turnlane.core.step import Appended, AppendResult, Batch, Kept, Lane, Order, Position
 from turnlane.daemon.attachment import WireAttachment
 from turnlane.daemon.connection import Connection
 from turnlane.daemon.daemon import seldom_collected
@@ -66,6 +66,7 @@ from turnlane.journal.store import LmdbStore
 from turnlane.machines.session import Session, SessionPhase
 from turnlane.machines.turn import TurnClosed, TurnCommitted, TurnOutput
 from turnlane.runtime.agent import Agent
+from turnlane.runtime.attachment import PAGE_ITEMS
 from turnlane.runtime.lanes import Doorbell
 from turnlane.runtime.session import SessionActor
 from turnlane.runtime.timers import Timers
@@ -78,7 +79,7 @@ from .commit import MAP_BYTES, PAYLOAD, Ours
 from .delivery import Heard, Served, served
 from .findings import Found, Remark, Row, Scale, checked, run
 from .idle import held_bytes, pauses_ms, say, turn_in
-from .replaced import replace
+from .replaced import replace, replaced
 from .rounds import Figure, Noted, Ratio, Side, figures, fixed_loop
 from .turns import in_place, nothing, on_disk, take_turns
 
@@ -316,7 +317,8 @@ HOP_ITEMS: Final = 64
 
 
 def hops(chosen: Scale) -> Iterator[Found]:
-    """One task sends to another over a memory channel. Then the checkpoint of `Turn.output`: each 16th, or each.
+    """One task sends to another over a memory channel, at once or through a third. Then the checkpoint of
+    `Turn.output`: each 16th, or each.
 
     The limit is also the most that a producer which waits for the window is given at once: with 1 it is woken for
     each event.
@@ -333,15 +335,16 @@ def hops(chosen: Scale) -> Iterator[Found]:
             for item in range(items):
                 await send.send(item)
 
+    async def taken(receive: trio.MemoryReceiveChannel[int]) -> int:
+        try:
+            return receive.receive_nowait()
+        except trio.WouldBlock:
+            return await receive.receive()
+
     async def drained(send: trio.MemorySendChannel[int], receive: trio.MemoryReceiveChannel[int]) -> None:
         async def consume() -> None:
-            taken = 0
-            while taken < items:
-                try:
-                    receive.receive_nowait()
-                except trio.WouldBlock:
-                    await receive.receive()
-                taken += 1
+            for _ in range(items):
+                await taken(receive)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(consume)
@@ -357,7 +360,24 @@ def hops(chosen: Scale) -> Iterator[Found]:
 
         return cpu_us(partial(trio.run, main), items)
 
+    async def forwarded(send: trio.MemorySendChannel[int], receive: trio.MemoryReceiveChannel[int]) -> None:
+        """As `drained`, and a task between that takes what there is and passes it on."""
+        onward, last = trio.open_memory_channel[int](HOP_ITEMS)
+
+        async def forward() -> None:
+            for _ in range(items):
+                item = await taken(receive)
+                try:
+                    onward.send_nowait(item)
+                except trio.WouldBlock:
+                    await onward.send(item)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forward)
+            await drained(send, last)
+
     yield gain("P3 nowait and drain / awaited channel hop", side(drained), side(awaited), chosen, "us cpu a hop")
+    yield gain("P3 no forwarding task / one", side(drained), side(forwarded), chosen, "us cpu an item")
     yield from under_load("P3 a checkpoint each 16 outputs / each", chosen, output_quantum_items=1)
 
 
@@ -368,12 +388,18 @@ GROUP: Final = 64
 BUSY_TURNS: Final = 20
 BUSY_S: Final = 1.5
 PASS_S: Final = 0.001
+SYNC_S: Final = 0.005
+"""Of a slow disk."""
+SLOW_S: Final = 1.0
+SLOW_SESSIONS: Final = 8
 
 
 def committing(chosen: Scale) -> Iterator[Found]:
     """How a group is put (without its sync, which is the same), where the commit runs, how its answers are given.
 
-    The busy task never waits, and lets the loop go on each millisecond: a thread has to get the interpreter from it.
+    Slow syncs: each commit sleeps 5 ms more in its thread, and a task that sleeps a millisecond at a time, as pings and
+    live output would, notes how late it is woken. The busy task never waits, and lets the loop go on each millisecond:
+    a thread has to get the interpreter from it.
     """
     groups = chosen.items(GROUPS, 100)
 
@@ -404,12 +430,46 @@ def committing(chosen: Scale) -> Iterator[Found]:
 
     yield gain("P4 putmulti / a put loop", side(putmulti), side(put_loop), chosen, f"us cpu a group of {GROUP}")
     yield from under_load("P4 commits in the writer's thread / in the loop's", chosen, hop=in_place)
+    name = f"P4 writer's thread / loop's, syncs of {SYNC_S * 1e3:g} ms: how late another task runs"
+    seconds = max(LOAD_S_LEAST, SLOW_S * chosen.size)
+    thread, loop = (partial(trio.run, lateness_beside_slow_syncs, hop, seconds) for hop in (None, in_place))
+    yield gain(name, thread, loop, chosen, f"ms, beside {SLOW_SESSIONS} sessions that take turns")
     name = "P4 writer's thread / loop's, beside a busy task"
     thread, loop = (partial(trio.run, turns_beside_a_busy_task, hop) for hop in (None, in_place))
     yield gain(name, thread, loop, chosen, f"ms a turn, of at most {BUSY_TURNS} in {BUSY_S} s")
     yield from under_load(
         f"P4 answers in slices of {DEFAULT_LIMITS.data_runnable_max} / all at once", chosen, data_runnable_max=100_000
     )
+
+
+def slow_append(store: LmdbStore, batches: Sequence[Batch], *, process: bool = False) -> list[AppendResult]:
+    results = _APPEND(store, batches, process=process)
+    time.sleep(SYNC_S)
+    return results
+
+
+_APPEND: Final = LmdbStore.append
+
+
+async def lateness_beside_slow_syncs(hop: Hop | None, seconds: float) -> float:
+    """The median, ms."""
+    late = list[float]()
+
+    async def tick() -> None:
+        while True:
+            began = time.perf_counter()
+            await trio.sleep(PASS_S)
+            late.append((time.perf_counter() - began - PASS_S) * 1000)
+
+    with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder, replaced(LmdbStore, "append", slow_append):
+        async with turnlane.open_runtime(Path(folder) / "state", agent=nothing, commit_hop=hop) as runtime:
+            sessions = [await runtime.open_session(f"s{number}") for number in range(SLOW_SESSIONS)]
+            with trio.move_on_after(seconds):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(tick)
+                    for session in sessions:
+                        nursery.start_soon(take_turns, session, sys.maxsize)
+    return statistics.median(late)
 
 
 async def turns_beside_a_busy_task(hop: Hop | None) -> float:
@@ -509,6 +569,40 @@ def log_layout(chosen: Scale) -> Iterator[Found]:
     ours = side(ROW)
     yield gain("P6 one log by position / keyed by session", ours, side(None), chosen, "us cpu an event")
     yield gain("P6 an index row for 32 events / for each", ours, side(1), chosen, "us cpu an event")
+    yield from control_index(chosen)
+
+
+CONTROLS: Final = 64
+BETWEEN: Final = 32
+"""Data events between two control events."""
+
+
+def control_index(chosen: Scale) -> Iterator[Found]:
+    """All control events of one stream, as whoever takes a session up reads them: by their index in `LmdbStore`, and by
+    reading everything and leaving the data out. What the index costs when it is written is in neither."""
+    controls = chosen.items(CONTROLS, 8)
+    now, wall, stream = Instant(1), WallInstant(1), "default/session/s-1"
+    with tempfile.TemporaryDirectory(prefix="bench-ablations-") as folder, LmdbStore.open(Path(folder, "j")) as store:
+        lanes = [Lane.CONTROL, *[Lane.DATA] * BETWEEN]
+        for before in range(0, controls * len(lanes), len(lanes)):
+            events = [
+                Kept(seq, 1, now, wall, "turn.output", lane, Order.FREE, TURN, 1, PAYLOAD)
+                for seq, lane in enumerate(lanes, before + 1)
+            ]
+            assert isinstance(store.append([Batch(stream, before, 1, events)])[0], Appended)
+
+        def read(lane: Lane | None) -> int:
+            found = after = 0
+            while page := store.read(stream, after, PAGE_ITEMS, lane).events:
+                found += sum(event.lane is Lane.CONTROL for event in page)
+                after = page[-1].seq
+            return found
+
+        def all_of(lane: Lane | None) -> None:
+            assert read(lane) == controls
+
+        sides = (cpu_us(partial(all_of, lane), controls) for lane in (Lane.CONTROL, None))
+        yield gain("P6 an index of control events / none: reading them", *sides, chosen, "us cpu a control event")
 
 
 # P7
