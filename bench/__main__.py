@@ -29,7 +29,7 @@ from typing import Final
 
 import cattrs
 
-from .findings import KEEP, STOPPED, Checked, Scale, Sheet, add_arguments, from_json, scale, try_path
+from .findings import KEEP, STOPPED, Checked, Scale, Sheet, add_arguments, from_json, scale, stop_when_asked, try_path
 from .machine import machine, versions
 from .report import Part, Report, row_lines, write
 
@@ -230,5 +230,5 @@ def main(arguments: Sequence[str] | None = None, modules: Mapping[str, float] = 
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` ends the benchmark under way, too
+    stop_when_asked()  # `timeout` ends the benchmark under way, too
     sys.exit(main())

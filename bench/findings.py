@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -263,6 +264,12 @@ def checked(name: str, violations: int, looked: str = "", examples: Collection[o
         NOTES.write()
 
 
+def stop_when_asked() -> None:
+    """SIGINT stops us, also where a script began us in its background, which ignores it; SIGTERM is taken as that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
 @contextmanager
 def own_folder() -> Iterator[None]:
     """A temporary folder for this process and its children. It goes away with whatever they leave there."""
@@ -298,6 +305,7 @@ def run(about: str | None, findings: Findings, parts: Collection[str] = ()) -> N
     if given.json is not None:
         try_path(parser, given.json)
     NOTES.__init__(path=given.json)  # type: ignore[misc]
+    stop_when_asked()
     try:
         with own_folder():
             for found in findings(chosen):

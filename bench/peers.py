@@ -619,7 +619,8 @@ class Wire(Raw):
                 self.answered += 1
                 return
             answer = json.loads(message)
-            self.asked[answer["id"]].set_result(answer["result"])
+            if not (asked := self.asked[answer["id"]]).done():  # else nobody waits any more
+                asked.set_result(answer["result"])
         elif (event := self.EVENT.match(message)) is None:
             return  # a mark, or that all is caught up
         elif event[3] == self.watched:
@@ -684,18 +685,23 @@ class Side:
     """So many at full size, a quarter of them at least: starting its turns or readers must not be what is measured."""
 
 
-def interrupt(*_: object) -> None:
-    """In place of asyncio's own handler, which cancels the task: clients of peers take a cancel for something else."""
-    raise KeyboardInterrupt
-
-
 def asynchronous(measure: Callable[..., Any], *given: Any) -> Callable[[Judge, int], float]:
     def side(judge: Judge, events: int) -> float:
+        asked = False
+
+        def interrupt(*_: object) -> None:
+            """In place of asyncio's handler, which cancels the task: clients of peers take a cancel for their own."""
+            nonlocal asked
+            asked = True
+            raise KeyboardInterrupt
+
         before = signal.signal(signal.SIGINT, interrupt)
         try:
             rate: float = asyncio.run(measure(judge, *given, events))
         finally:
             signal.signal(signal.SIGINT, before)
+        if asked:  # somebody's `except` took that, too
+            raise KeyboardInterrupt
         return rate
 
     return side
