@@ -29,7 +29,19 @@ from typing import Final
 
 import cattrs
 
-from .findings import KEEP, STOPPED, Checked, Scale, Sheet, add_arguments, from_json, scale, stop_when_asked, try_path
+from .findings import (
+    FULL,
+    KEEP,
+    STOPPED,
+    Checked,
+    Scale,
+    Sheet,
+    add_arguments,
+    from_json,
+    scale,
+    stop_when_asked,
+    try_path,
+)
 from .machine import machine, versions
 from .report import Part, Report, row_lines, write
 
@@ -46,9 +58,10 @@ TOUR: Final[dict[str, float]] = {
     "bench.fanout": 0.3,
     "bench.saturation": 1,
     "bench.peers": 0.3,
-    "bench.ablations": 0.1,
+    "bench.ablations": 0,
 }
-"""Each with the size at which docs/performance.md prints it (ablations: docs/decisions/performance-choices.md)."""
+"""Each with the size at which docs/performance.md prints it. 0: it does not; docs/decisions/performance-choices.md has
+the ablations, at full size."""
 QUICK: Final = 0.1
 PART_S_MAX: Final = 600.0
 ASK_S: Final = 10.0
@@ -171,7 +184,7 @@ def tell(report: Report) -> None:
 def main(arguments: Sequence[str] | None = None, modules: Mapping[str, float] = TOUR) -> int:
     """The command line; the exit status. A benchmark goes by the name of its module, or by the last part of it.
 
-    `modules`: those that there are, each with the size at which it is printed.
+    `modules`: those that there are, each with the size at which it is printed; 0: it is not.
     """
     there = {_name(module): module for module in modules}
     parser = argparse.ArgumentParser(
@@ -181,7 +194,7 @@ def main(arguments: Sequence[str] | None = None, modules: Mapping[str, float] = 
     add_arguments(parser)
     parser.set_defaults(size=QUICK)
     parser.add_argument(
-        "--as-printed", action="store_true", help="each at the size at which docs/performance.md prints it"
+        "--as-printed", action="store_true", help="those of docs/performance.md, each at the size that is printed there"
     )
     parser.add_argument("--limit", type=float, default=PART_S_MAX, help="seconds for each (default %(default)g)")
     parser.add_argument(
@@ -197,7 +210,8 @@ def main(arguments: Sequence[str] | None = None, modules: Mapping[str, float] = 
         for name, module in there.items():
             print(f"{name:12}{about(module)}")
         return 0
-    names = [name if name in there else name.removeprefix("bench.") for name in chosen.names] or list(there)
+    names = [name if name in there else name.removeprefix("bench.") for name in chosen.names]
+    names = names or [name for name, module in there.items() if modules[module] or not chosen.as_printed]
     if strangers := [name for name in names if name not in there]:
         parser.error(f"no benchmark {', '.join(strangers)}: --list has them all")
     paths = chosen.report or ([] if chosen.read else [Path("bench-report.html")])
@@ -213,8 +227,8 @@ def main(arguments: Sequence[str] | None = None, modules: Mapping[str, float] = 
         except (OSError, ValueError) as error:
             parser.error(str(error))
     else:
-        sizes = modules if chosen.as_printed else dict.fromkeys(modules, sized.size)
-        report = tour({there[name]: Scale(sized.rounds, sizes[there[name]]) for name in names}, chosen.limit)
+        sizes = {name: (modules[there[name]] or FULL) if chosen.as_printed else sized.size for name in names}
+        report = tour({there[name]: Scale(sized.rounds, size) for name, size in sizes.items()}, chosen.limit)
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(KEEP.unstructure(report), indent=1))
     for path in paths:

@@ -243,6 +243,9 @@ class Notes:
     path: Path | None = None
     trouble: str = ""
 
+    def begin(self, path: Path | None) -> None:
+        self.findings, self.checks, self.path, self.trouble = [], {}, path, ""
+
     def write(self) -> None:
         if self.path is not None:
             sheet = Sheet((*self.findings, *self.checks.values()), tuple(NOISE), self.trouble)
@@ -304,7 +307,7 @@ def run(about: str | None, findings: Findings, parts: Collection[str] = ()) -> N
     chosen = evolve(scale(parser, given), only=names)
     if given.json is not None:
         try_path(parser, given.json)
-    NOTES.__init__(path=given.json)  # type: ignore[misc]
+    NOTES.begin(given.json)
     stop_when_asked()
     try:
         with own_folder():

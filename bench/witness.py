@@ -10,19 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
 
 from attrs import define, field
 
-from turnlane.core.ids import SessionId, split_stream
+from turnlane.core.ids import split_stream
 from turnlane.core.step import Appended, AppendResult, Batch
 from turnlane.journal.store import LmdbStore
 
-from .findings import checked
+from .findings import EXAMPLES, checked
 from .replaced import replaced
-
-LATE_MAX: Final = 100
-"""So many are kept in words; all are counted."""
 
 
 @define
@@ -40,7 +36,7 @@ class Witness:
         self.looks += 1
         if seq > (kept := self.heads.get(session, 0)):
             self.early += 1
-            if len(self.examples) < LATE_MAX:
+            if len(self.examples) < EXAMPLES:
                 self.examples.append(f"{session}: {seq} was seen while {kept} was the last that was kept")
 
     def tell(self, name: str) -> None:
@@ -67,9 +63,9 @@ def witnessed(name: str) -> Iterator[Witness]:
             witness.tell(name)
 
 
-Saw = Callable[[SessionId | str, int], None]
+Saw = Callable[[str, int], None]
 """`Witness.saw`."""
 
 
-def nobody(session: SessionId | str, seq: int) -> None:
+def nobody(session: str, seq: int) -> None:
     """In place of `Witness.saw`, where nobody looks."""

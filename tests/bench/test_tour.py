@@ -17,6 +17,7 @@ import bench.__main__ as tour
 import pytest
 from bench.findings import Remark, Row, Scale, from_json
 from bench.machine import machine, versions
+from bench.report import Report
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANTED = {f"{__package__}.planted.{name}": 0.5 for name in ("finds", "breaks", "finds_nothing", "violates")}
@@ -162,6 +163,21 @@ def test_a_benchmark_goes_by_its_module_too_and_as_printed_by_its_own_size(name:
     assert tour.main([name, path, f"--json={kept}", "--rounds=1", "--as-printed"], PLANTED) == 0
     assert [part.size for part in tour.read(kept).parts] == [0.5]
     assert Remark("size 0.5") in tour.read(kept).parts[0].findings
+
+
+def test_as_printed_leaves_out_what_is_not_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So the table has the rows of the page and no others; who names it gets it at full size."""
+    asked: list[dict[str, Scale]] = []
+
+    def noted(modules: dict[str, Scale], limit_s: float) -> Report:
+        asked.append(dict(modules))
+        return Report("now", 5, {}, {}, ())
+
+    monkeypatch.setattr(tour, "tour", noted)
+    for names in ([], ["other"]):
+        tour.main([*names, "--as-printed", f"--report={tmp_path / 'report.md'}"], {"x.printed": 0.3, "x.other": 0})
+
+    assert asked == [{"x.printed": Scale(size=0.3)}, {"x.other": Scale(size=1.0)}]
 
 
 def test_ctrl_c_ends_the_tour_with_a_report_that_names_what_was_not_run(tmp_path: Path) -> None:
