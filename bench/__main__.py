@@ -116,7 +116,8 @@ def _trouble(status: int | str | None, sheet: Sheet, said: str, limit_s: float) 
         return f"not done after {limit_s:g} s"
     if sheet.trouble:
         return sheet.trouble
-    if status and not any(isinstance(found, Checked) and found.violations for found in sheet.findings):
+    violated = any(isinstance(found, Checked) and found.violations for found in sheet.findings)
+    if status and not (violated and status == 1):
         return ": ".join([f"exit status {status}", *said.strip().splitlines()[-1:]])
     return "" if sheet.findings else "found nothing"
 
@@ -245,4 +246,7 @@ def main(arguments: Sequence[str] | None = None, modules: Mapping[str, float] = 
 
 if __name__ == "__main__":
     stop_when_asked()  # `timeout` ends the benchmark under way, too
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before the first benchmark, or behind the last
+        sys.exit(130)
