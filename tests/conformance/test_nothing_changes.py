@@ -622,7 +622,7 @@ def known(method: str) -> Known:
 
 def _some_call(method: str) -> Params:
     """A call by an old name that has the right shape."""
-    values: tuple[Any, ...] = ("nowhere", True, {"x": 1})
+    values: tuple[Any, ...] = ("nowhere", True, {"x": 1}, 1, [{"x": 1}])
     found = {name: next(filter(member.fits, values)) for name, member in MEMBERS[method].items() if member.required}
     return {**found, "threadId": "$s"}
 

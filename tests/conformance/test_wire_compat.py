@@ -27,7 +27,7 @@ TEXT = [{"type": "text", "text": "go"}]
 OPERATIONS = {
     *("ensureThread", "enqueueTurnDispatch", "claimNextTurnDispatch", "markTurnDispatchStarted"),
     *("markTurnDispatchCompleted", "markTurnDispatchFailed", "cancelTurnDispatch", "getTurnDispatchState"),
-    *("getDispatchObservability", "sendTurn", "startClaimedTurn"),
+    *("getDispatchObservability", "sendTurn", "startClaimedTurn", "ensureSession", "ingestBatch", "ingestEvent"),
 }
 """As docs/dispatch.md lists them; the questions of executors come on top."""
 
@@ -183,6 +183,7 @@ async def test_questions_of_executors_are_listed_and_answered_in_the_old_words()
 
 
 MANAGED = {"threadId": "s", "dispatchId": "d", "claimToken": "wrong"}
+BOUND = {"sessionId": "w", "generation": 1}
 REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "ensureThread": ({"threadId": "other", "externalThreadId": "theirs"}, "external_id_taken", None),
     "enqueueTurnDispatch": ({"threadId": "s", "idempotencyKey": "k", "input": "other"}, "key_conflict", None),
@@ -212,7 +213,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
         "unknown_request",
         None,
     ),
+    "ensureSession": ({"threadId": "s", "sessionId": "v"}, "bound_elsewhere", "E_SYNC_SESSION_THREAD_MISMATCH"),
+    "ingestBatch": ({**MANAGED, **BOUND, "deltas": []}, "empty_batch", "E_SYNC_EMPTY_BATCH"),
+    "ingestEvent": ({**MANAGED, **BOUND, "event": {}}, "claim_lost", "E_RUNTIME_DISPATCH_CLAIM_LOST"),
 }
+
+
+def misfit(name: str) -> str | None:
+    """The old code of a member that does not fit. Only workers that are bound know one."""
+    synced = name in ("ensureSession", "ingestBatch", "ingestEvent")
+    return "E_SYNC_PAYLOAD_SCHEMA_MISMATCH" if synced else None
 
 
 async def test_every_old_operation_is_refused_with_our_reason_and_the_old_code() -> None:
@@ -222,6 +232,7 @@ async def test_every_old_operation_is_refused_with_our_reason_and_the_old_code()
         await wire.call("compat/ensureThread", threadId="s", externalThreadId="theirs", dispatchManaged=True)
         await wire.call("compat/enqueueTurnDispatch", threadId="s", idempotencyKey="k", input=TEXT, dispatchId="d")
         await wire.call("compat/claimNextTurnDispatch", threadId="s", claimOwner="w", leaseMs=600_000)
+        await wire.call("compat/ensureSession", threadId="s", sessionId="w")
         assert set(REFUSED) == set(compat.ROWS)
         for name, (params, reason, code) in REFUSED.items():
             before = await fingerprint(w)
@@ -230,6 +241,7 @@ async def test_every_old_operation_is_refused_with_our_reason_and_the_old_code()
             assert refused.message.startswith(f"[{code}] ") is (code is not None), name
             strange = await wire.refused(f"compat/{name}", **params, session="s")
             assert (strange.code, strange.data["path"]) == ("invalid_params", "params.session"), name
+            assert strange.data.get("compat_code") == misfit(name), name
             assert await fingerprint(w) == before, name
 
 
@@ -247,6 +259,9 @@ async def test_what_does_not_fit_is_refused_by_its_old_name_and_changes_nothing(
                 for params in bad:
                     refused = await wire.refused(method, **params)
                     assert (refused.code, refused.data["path"]) == ("invalid_params", f"params.{old}"), (method, params)
+                    code = misfit(method.removeprefix(compat.PREFIX))
+                    assert refused.data.get("compat_code") == code, (method, params)
+                    assert refused.message.startswith("[E_SYNC_PAYLOAD_SCHEMA_MISMATCH] ") is (code is not None)
         assert await fingerprint(w) == before
 
 
@@ -264,6 +279,205 @@ async def test_a_start_that_is_none_is_refused_since_whoever_is_told_nothing_beg
     assert (late.code, late.data["phase"]) == ("already_ended", "completed")
 
 
+# workers that are bound, and what they tell
+
+
+def delta(number: int, start: int, **more: Any) -> dict[str, Any]:
+    place = {"cursorStart": start, "cursorEnd": start + 1, "createdAt": 1_790_000_000_000}
+    record = {"type": "stream_delta", "eventId": f"e-{number}", "turnId": "t", "kind": "item/text/delta"}
+    return {**record, "payloadJson": json.dumps({"delta": f"w{number}"}), **place, **more}
+
+
+def event(event_id: str, kind: str, payload: Any = None, **more: Any) -> dict[str, Any]:
+    record = {"type": "lifecycle_event", "eventId": event_id, "turnId": "t", "kind": kind}
+    return {**record, "payloadJson": json.dumps(payload), "createdAt": "2026-11-27T09:00:00Z", **more}
+
+
+async def begun(wire: Wire, turn: str = "t", *, bound: bool = True) -> dict[str, Any]:
+    """A turn that a worker of the old kind runs; what a batch of it names."""
+    await wire.call("compat/ensureThread", threadId="s", dispatchManaged=True)
+    row = {"dispatchId": f"d-{turn}", "turnId": turn}
+    await wire.call("compat/enqueueTurnDispatch", threadId="s", idempotencyKey=f"k-{turn}", input=TEXT, **row)
+    claim = await wire.call("compat/claimNextTurnDispatch", threadId="s", claimOwner="w", leaseMs=600_000)
+    held = {"threadId": "s", "dispatchId": f"d-{turn}", "claimToken": claim["claimToken"]}
+    await wire.call("compat/markTurnDispatchStarted", **held, runtimeTurnId=f"theirs-{turn}")
+    if bound:
+        told = await wire.call("compat/ensureSession", threadId="s", sessionId="w", lastEventCursor=4)
+        assert told == {"threadId": "s", "sessionId": "w", "status": told["status"], "generation": 1}
+    return {**held, **BOUND, "actor": {"userId": "u"}}
+
+
+async def test_a_worker_of_the_old_kind_is_bound_and_tells_what_its_executor_says() -> None:
+    """Output and lifecycles are kept as those of `ingest/batch`; sent again by either name they are duplicates."""
+    async with old_world() as (w, wire):
+        at = await begun(wire)
+        again = await wire.call("compat/ensureSession", threadId="s", sessionId="w")
+        first = await wire.call(
+            "compat/ingestBatch", **at, deltas=[delta(1, 0), delta(2, 1), event("l", "item/started", {"id": 7})]
+        )
+        repeated = await wire.call("compat/ingestBatch", **at, deltas=[delta(1, 0), delta(2, 1)])
+        names = {"session": "s", "dispatch": "d-t", "claim_token": at["claimToken"], "worker": "w", "generation": 1}
+        same = {"type": "output", "event_id": "e-2", "turn": "t", "kind": "item/text/delta", "payload": {"delta": "w2"}}
+        native = await wire.call("ingest/batch", **names, records=[{**same, "cursor_start": 1, "cursor_end": 2}])
+        plain = delta(3, 0, streamId="other", turnId="theirs-t", payload=[1])
+        del plain["payloadJson"]
+        one = await wire.call("compat/ingestEvent", **at, event=plain)
+        ahead = await wire.call("compat/ingestEvent", **at, event=delta(4, 6))
+        ended = await wire.call(
+            "compat/ingestEvent", **at, event=event("end", "turn/completed", {"status": "completed"})
+        )
+        late = await wire.call("compat/ingestBatch", **at, deltas=[delta(5, 9)])
+        row = await wire.call("compat/getTurnDispatchState", threadId="s", dispatchId="d-t")
+        binding = (await wire.call("session/read", session="s"))["binding"]
+        await wire.call("compat/ensureSession", threadId="s", sessionId="w", rebind=True)
+        fenced = await wire.refused("compat/ingestBatch", **at, deltas=[delta(6, 10)])
+        kept = [json.loads(one.payload) for one in w.log() if one.type in ("turn.output", "turn.ingested")]
+
+    assert again["status"] == "active"
+    assert first == {
+        "ackedStreams": [{"streamId": "t:0", "ackCursorEnd": 2}],
+        "ingestStatus": "ok",
+        "duplicates": 0,
+        "fenced": 0,
+        "errors": [],
+    }
+    assert repeated == {**first, "duplicates": 2} and native["duplicates"] == 1
+    assert one["ackedStreams"] == [{"streamId": "other", "ackCursorEnd": 1}]
+    assert (ahead["ingestStatus"], ahead["ackedStreams"]) == ("partial", [{"streamId": "t:0", "ackCursorEnd": 7}])
+    assert ended["ingestStatus"] == "ok" and row["status"] == "completed"
+    assert (late["ingestStatus"], late["fenced"]) == ("partial", 1)
+    assert binding["saved_cursor"] == 4
+    assert (fenced.code, fenced.data["compat_code"]) == ("fenced_generation", "E_RUNTIME_INGEST_FLUSH_FAILED")
+    said = [one.get("data", one.get("payload")) for one in kept]
+    assert said == [{"delta": "w1"}, {"delta": "w2"}, {"id": 7}, [1], {"delta": "w4"}, {"status": "completed"}]
+
+
+async def test_a_batch_of_the_old_kind_binds_who_was_never_bound() -> None:
+    async with old_world() as (_, wire):
+        at = await begun(wire, bound=False)
+        told = await wire.call("compat/ingestBatch", **{**at, "generation": 0}, deltas=[delta(1, 0)])
+
+    assert told["ingestStatus"] == "session_recovered"
+    assert told["recovery"] == {"threadId": "s", "sessionId": "w", "status": "created", "generation": 1}
+
+
+FAULTS: list[tuple[Any, str, str]] = [
+    (delta(3, 5, cursorEnd=5), "invalid_cursor_range", "INVALID_CURSOR_RANGE"),
+    (delta(1, 0, payloadJson='"secret-7"'), "event_conflict", "STREAM_ID_COLLISION"),
+    (delta(5, 1), "out_of_order", "OUT_OF_ORDER"),
+    (event("x", "turn/started", turnId=None), "turn_required", "TURN_ID_REQUIRED_FOR_TURN_EVENT"),
+    (event("y", "turn/started", {"turnId": "secret-8"}), "turn_mismatch", "TURN_ID_MISMATCH"),
+    (delta(5, 3), "duplicate_in_batch", "DUP_EVENT_IN_BATCH"),
+    (delta(6, 2, cursorStart="secret-9"), "invalid_params", "PAYLOAD_SCHEMA_MISMATCH"),
+    (delta(7, 2, type="output"), "invalid_params", "PAYLOAD_SCHEMA_MISMATCH"),
+    (delta(8, 2, type=["stream_delta"]), "invalid_params", "PAYLOAD_SCHEMA_MISMATCH"),
+    (delta(9, 2, feed="t:0"), "invalid_params", "PAYLOAD_SCHEMA_MISMATCH"),
+    (delta(10, 2, payload=1), "invalid_params", "PAYLOAD_SCHEMA_MISMATCH"),
+    (delta(11, 2, payloadJson='{"a":1,"a":2}'), "invalid_params", "PAYLOAD_SCHEMA_MISMATCH"),
+    (delta(12, 2, payloadJson="[" * 61 + "]" * 61), "invalid_params", "PAYLOAD_SCHEMA_MISMATCH"),
+    (delta(13, 2, payloadJson={"a": 1}), "invalid_params", "PAYLOAD_SCHEMA_MISMATCH"),
+    (delta(14, 2, turnId=[]), "invalid_params", "PAYLOAD_SCHEMA_MISMATCH"),
+    ("secret-10", "invalid_params", "PAYLOAD_SCHEMA_MISMATCH"),
+]
+
+
+async def test_faults_of_old_records_are_told_in_the_old_words_and_nothing_is_kept() -> None:
+    """Each with its index, the old code and ours beside it; by itself as in a batch. No value that came is told."""
+    async with old_world() as (w, wire):
+        at = await begun(wire)
+        deepest = delta(2, 1, payloadJson="[" * 60 + "]" * 60)
+        assert (await wire.call("compat/ingestBatch", **at, deltas=[delta(1, 0), deepest]))["ingestStatus"] == "ok"
+        before = await fingerprint(w)
+        told = await wire.call("compat/ingestBatch", **at, deltas=[record for record, _, _ in FAULTS])
+        single = [
+            (await wire.call("compat/ingestEvent", **at, event=record))["errors"][0]
+            for record, reason, _ in FAULTS
+            if isinstance(record, dict) and reason != "duplicate_in_batch"
+        ]
+        lost = await wire.call("compat/ingestEvent", **at, event=delta(20, 0, turnId="nobody"))
+        assert await fingerprint(w) == before
+
+    assert (told["ingestStatus"], told["ackedStreams"]) == ("rejected", [])
+    assert [(one["index"], one["reason"], one["code"], one["recoverable"]) for one in told["errors"]] == [
+        (index, reason, f"E_SYNC_{code}", False) for index, (_, reason, code) in enumerate(FAULTS)
+    ]
+    assert "secret" not in str(told) and not re.search(
+        r"[a-z]_(id|start|end|at)\b", str(list(map(message, told["errors"])))
+    )
+    assert "cursorStart is missing or does not fit" in str(told)
+    assert "turnId is missing or does not fit" in str(told)
+    assert "expected stream_delta or lifecycle_event" in str(told)
+    batched = [one for one in told["errors"] if one["reason"] != "duplicate_in_batch"][:-1]
+    assert list(map(message, single)) == list(map(message, batched))
+    assert [(one["reason"], one["code"]) for one in lost["errors"]] == [
+        ("unknown_turn", "E_RUNTIME_INGEST_FLUSH_FAILED")
+    ]
+
+
+def message(fault: dict[str, Any]) -> str:
+    return str(fault["message"])
+
+
+WRONG: list[tuple[str, dict[str, Any], str, str]] = [
+    ("ingestBatch", {"deltas": []}, "empty_batch", "E_SYNC_EMPTY_BATCH"),
+    (
+        "ingestBatch",
+        {"deltas": [delta(n, n) for n in range(257)]},
+        "payload_too_large",
+        "E_RUNTIME_INGEST_FLUSH_FAILED",
+    ),
+    ("ingestBatch", {"threadId": "nobody"}, "unknown_session", "E_SYNC_SESSION_NOT_FOUND"),
+    ("ingestBatch", {"threadId": "r"}, "dispatch_mode_conflict", "E_RUNTIME_DISPATCH_MODE_CONFLICT"),
+    ("ingestBatch", {"threadId": "over"}, "session_ended", "E_RUNTIME_THREAD_NOT_OPEN"),
+    ("ingestBatch", {"dispatchId": "nobody"}, "unknown_dispatch", "E_RUNTIME_INGEST_FLUSH_FAILED"),
+    ("ingestBatch", {"sessionId": "v"}, "bound_elsewhere", "E_SYNC_SESSION_THREAD_MISMATCH"),
+    ("ingestEvent", {"generation": 7}, "fenced_generation", "E_RUNTIME_INGEST_FLUSH_FAILED"),
+    ("ingestEvent", {"threadId": "nobody"}, "unknown_session", "E_SYNC_SESSION_NOT_FOUND"),
+    ("ensureSession", {"threadId": "nobody"}, "unknown_session", "E_SYNC_SESSION_NOT_FOUND"),
+    ("ensureSession", {"threadId": "over"}, "session_ended", "E_RUNTIME_THREAD_NOT_OPEN"),
+    ("ensureSession", {"lastEventCursor": -1}, "invalid_params", "E_SYNC_PAYLOAD_SCHEMA_MISMATCH"),
+    ("ensureSession", {"rebind": 1}, "invalid_params", "E_SYNC_PAYLOAD_SCHEMA_MISMATCH"),
+]
+
+
+async def test_a_wrong_call_of_a_bound_worker_has_the_old_code_and_changes_nothing() -> None:
+    async with old_world() as (w, wire):
+        at = await begun(wire)
+        await wire.call("compat/ensureThread", threadId="r", dispatchManaged=False)
+        await wire.call("compat/ensureThread", threadId="over", dispatchManaged=True)
+        await wire.call("session/close", session="over")
+        right = {
+            "ensureSession": {"threadId": "s", "sessionId": "w"},
+            "ingestBatch": {**at, "deltas": [delta(1, 0)]},
+            "ingestEvent": {**at, "event": delta(1, 0)},
+        }
+        before = await fingerprint(w)
+        for name, wrong, reason, code in WRONG:
+            refused = await wire.refused(f"compat/{name}", **{**right[name], **wrong})
+            assert (refused.code, refused.data["compat_code"]) == (reason, code), (name, wrong)
+            assert refused.message.startswith(f"[{code}] "), (name, wrong)
+        assert await fingerprint(w) == before
+        assert (await wire.call("compat/ingestEvent", **right["ingestEvent"]))["ingestStatus"] == "ok"
+
+
+ENDS = {
+    "failed": (event("end", "turn/failed"), "failed", "TURN_COMPLETED_FAILED", "node_timeout_or_failure"),
+    "unreadable": (event("end", "turn/completed"), "failed", "TURN_COMPLETED_FAILED", "executor_event_invalid"),
+    "error": (event("end", "error", {"message": "no"}), "failed", "TURN_ERROR_EVENT", "node_timeout_or_failure"),
+    "interrupted": (event("end", "turn/interrupted"), "cancelled", None, "interrupted"),
+}
+
+
+async def test_an_end_that_an_executor_tells_has_an_old_failure_code() -> None:
+    async with old_world() as (_, wire):
+        for turn, (record, status, code, reason) in ENDS.items():
+            at = await begun(wire, turn)
+            told = await wire.call("compat/ingestEvent", **at, event={**record, "turnId": turn, "eventId": turn})
+            row = await wire.call("compat/getTurnDispatchState", threadId="s", dispatchId=f"d-{turn}")
+            assert told["ingestStatus"] == "ok", turn
+            assert (row["status"], row.get("failureCode"), row["failureReason"]) == (status, code, reason), turn
+
+
 # rights and modes
 
 
@@ -273,7 +487,7 @@ def token(scope: str) -> str:
 
 def good(name: str) -> dict[str, Any]:
     """Members that pass the shape of an old operation."""
-    values: tuple[Any, ...] = ("s", 1, {"x": 1}, True)
+    values: tuple[Any, ...] = ("s", 1, {"x": 1}, True, [{"x": 1}])
     return {
         old: next(value for value in values if member.fits(value))
         for old, member in compat.MEMBERS[f"compat/{name}"].items()
@@ -297,7 +511,7 @@ def test_every_row_names_members_that_its_method_has() -> None:
 async def test_an_old_name_needs_the_right_of_its_method_and_obeys_its_write_mode(name: str) -> None:
     """Without the right: the same refusal, with the old code. Where nobody writes: refused exactly as the method is."""
     row = compat.ROWS[name]
-    forbidden = {"E_AUTH_THREAD_FORBIDDEN", "E_AUTH_TURN_FORBIDDEN"}
+    forbidden = {"E_AUTH_THREAD_FORBIDDEN", "E_AUTH_TURN_FORBIDDEN", "E_AUTH_SESSION_FORBIDDEN"}
     (right,) = access.METHODS[row.method].rights
     with trio.fail_after(60):
         async with world(virtual=False, keys=KEYS, write_mode=WriteMode.SHADOW) as w:
@@ -318,7 +532,8 @@ def test_the_page_lists_every_row_with_its_method_and_every_code() -> None:
     told = {name: cells[2] for cells in lines for name in re.findall(r"`(\w+)`", cells[1]) if "/" in cells[2]}
     assert set(told) == set(compat.ROWS)
     assert all(f"`{row.method}`" in told[name] for name, row in compat.ROWS.items())
-    codes = {*compat.CODES.values(), *compat.THREAD_FORBIDDEN.values(), *compat.TURN_FORBIDDEN.values()}
+    codes = {*compat.INGEST.values(), *compat.THREAD_FORBIDDEN.values(), *compat.TURN_FORBIDDEN.values()}
+    assert set(compat.CODES.values()) <= codes
     assert set(re.findall(r"`(E_\w+)`", page)) == codes
 
 
@@ -331,6 +546,6 @@ def test_failures_have_old_words() -> None:
         "claim_lost": "claim_lost",
         None: None,
     }
-    endings = [reason.value for reason in Reason if reason.kind is Kind.ENDING]
+    endings = [reason.value for reason in Reason if reason.kind is Kind.ENDING] + ["executor_event_invalid"]
     assert {compat.failure_code(word) for word in endings} == {"TURN_COMPLETED_FAILED"}
     assert all(compat._our_failure(old) == ours for ours, old in compat.FAILURE_CODES.items())

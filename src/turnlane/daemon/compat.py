@@ -2,24 +2,29 @@
 
 A row says which method an old operation is, how its members are called there, and how the answer is told in the old
 words. Nothing is judged here: an old call becomes the call of its method before rights, write mode and roles are
-looked at, so those are the method's own. A refusal keeps its reason; the code that old callers know stands beside it,
-and before the message. Source: docs/dispatch.md (The old names).
+looked at, so those are the method's own. So do the old records of executors: what does not fit in one is left for who
+reads it. A refusal keeps its reason; the code that old callers know stands beside it, and before the message.
+Source: docs/dispatch.md (The old names).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from ..codec import encode_json
 from ..core.instants import MICROS_PER_MS, wall_from_text
-from ..core.reasons import Kind, Reason, Refused
+from ..core.limits import DEFAULT_LIMITS
+from ..core.reasons import Kind, Reason, Refused, Rejected
+from ..machines.ingest import ERROR_EVENT
 from ..machines.request_shapes import COMMAND_APPROVAL, FILE_APPROVAL, TOOL_CALL, USER_INPUT
 from ..machines.turn_rows import text_of
 from ..runtime.handles import CANCEL_REASONS
 from .protocol import METHODS, Call, Member
+from .scanner import decode
 
 PREFIX: Final = "compat/"
 
@@ -33,15 +38,37 @@ CODES: Final[Mapping[Reason, str]] = {
     Reason.UNKNOWN_SESSION: "E_RUNTIME_THREAD_NOT_OPEN",
     Reason.SESSION_STARTING: "E_RUNTIME_THREAD_NOT_OPEN",
     Reason.SESSION_ENDED: "E_RUNTIME_THREAD_NOT_OPEN",
+    Reason.EXECUTOR_EVENT_INVALID: "E_RUNTIME_PROTOCOL_EVENT_INVALID",
+    Reason.INGEST_FAILED: "E_RUNTIME_INGEST_FLUSH_FAILED",
 }
 THREAD_FORBIDDEN: Final = {Reason.MISSING_SCOPE: "E_AUTH_THREAD_FORBIDDEN"}
 TURN_FORBIDDEN: Final = {Reason.MISSING_SCOPE: "E_AUTH_TURN_FORBIDDEN"}
+SYNC: Final[Mapping[Reason, str]] = {
+    Reason.MISSING_SCOPE: "E_AUTH_SESSION_FORBIDDEN",
+    Reason.EMPTY_BATCH: "E_SYNC_EMPTY_BATCH",
+    Reason.INVALID_CURSOR_RANGE: "E_SYNC_INVALID_CURSOR_RANGE",
+    Reason.OUT_OF_ORDER: "E_SYNC_OUT_OF_ORDER",
+    Reason.DUPLICATE_IN_BATCH: "E_SYNC_DUP_EVENT_IN_BATCH",
+    Reason.TURN_REQUIRED: "E_SYNC_TURN_ID_REQUIRED_FOR_TURN_EVENT",
+    Reason.TURN_MISMATCH: "E_SYNC_TURN_ID_MISMATCH",
+    Reason.EVENT_CONFLICT: "E_SYNC_STREAM_ID_COLLISION",
+    Reason.INVALID_PARAMS: "E_SYNC_PAYLOAD_SCHEMA_MISMATCH",
+    Reason.UNKNOWN_SESSION: "E_SYNC_SESSION_NOT_FOUND",
+    Reason.BOUND_ELSEWHERE: "E_SYNC_SESSION_THREAD_MISMATCH",
+}
+"""Of workers that are bound."""
+INGEST: Final = {**dict.fromkeys(Reason, CODES[Reason.INGEST_FAILED]), **CODES, **SYNC}
+"""Of batches, and of their records: each reason has a code, since a batch that is not kept is known by it."""
 
 FAILURE_CODES: Final[Mapping[str, str]] = {
     "turn_start_failed": "TURN_START_FAILED",
     "turn_start_send_failed": "TURN_START_DISPATCH_SEND_FAILED",
+    ERROR_EVENT: "TURN_ERROR_EVENT",
 }
 _OUR_FAILURE: Final = {old: ours for ours, old in FAILURE_CODES.items()}
+_ENDINGS: Final = {reason.value for reason in Reason if reason.kind is Kind.ENDING} | {
+    Reason.EXECUTOR_EVENT_INVALID.value
+}
 _DECISIONS: Final = {"accepted": "accept", "declined": "decline"}
 
 Params = Mapping[str, Any]
@@ -79,8 +106,7 @@ class Row:
 
 def failure_code(code: str | None) -> str | None:
     """A failure in the old words. An executor's own number, and what they had no word for, stays as it came."""
-    ended_so = code in {reason.value for reason in Reason if reason.kind is Kind.ENDING}
-    return FAILURE_CODES.get(code or "", "TURN_COMPLETED_FAILED" if ended_so else code)
+    return FAILURE_CODES.get(code or "", "TURN_COMPLETED_FAILED" if code in _ENDINGS else code)
 
 
 def _ms(text: str | None) -> int:
@@ -191,10 +217,79 @@ def _asked(params: Params, answer: Any) -> Any:
     ]
 
 
+def _bound(_: Params, answer: Any) -> Any:
+    names = {"threadId": "session", "sessionId": "worker", "status": "status", "generation": "generation"}
+    return {old: answer[name] for old, name in names.items()}
+
+
+def _ingested(params: Params, answer: Any) -> Any:
+    return _present(
+        {
+            "ackedStreams": [{"streamId": one["feed"], "ackCursorEnd": one["cursor_end"]} for one in answer["acked"]],
+            "ingestStatus": answer["status"],
+            "recovery": _bound(params, answer["recovery"]) if "recovery" in answer else None,
+            "duplicates": answer["duplicates"],
+            "fenced": answer["fenced"],
+            "errors": [
+                {
+                    **fault,
+                    "code": INGEST[Reason(fault["code"])],
+                    "reason": fault["code"],
+                    "message": _SPELLED.sub(lambda found: _OLD_WORDS[found[0]], fault["message"]),
+                }
+                for fault in answer["errors"]
+            ],
+        }
+    )
+
+
+# old records
+
+_RECORD: Final = {
+    "type": "type",
+    "eventId": "event_id",
+    "turnId": "turn",
+    "streamId": "feed",
+    "kind": "kind",
+    "payload": "payload",
+    "cursorStart": "cursor_start",
+    "cursorEnd": "cursor_end",
+    "createdAt": "created_at",
+}
+_TYPES: Final = {"stream_delta": "output", "lifecycle_event": "lifecycle"}
+_OLD_WORDS: Final = {
+    **{name: old for old, name in _RECORD.items()},
+    "output or lifecycle": " or ".join(_TYPES),
+    "any JSON value": "any JSON value, or its text as payloadJson",
+}
+_SPELLED: Final = re.compile(
+    r"\b(?:event_id|cursor_start|cursor_end|created_at|"
+    r"output or lifecycle|any JSON value|(?:turn|feed)(?=,| is missing))\b"
+)
+"""What is called otherwise by old callers, in messages about their records."""
+_PAYLOAD_LIMITS: Final = evolve(DEFAULT_LIMITS, json_depth_max=DEFAULT_LIMITS.json_depth_max - 4)
+"""A payload in a text is no deeper than one that lies in its message."""
+
+
+def _record(given: Any) -> Any:
+    """A record by our names. What has none of them, and what is no JSON, its reader will not take."""
+    if not isinstance(given, Mapping):
+        return given
+    named = {_RECORD.get(old, f"?{old}"): value for old, value in given.items()}
+    kind = named.get("type")
+    named["type"] = _TYPES.get(kind) if isinstance(kind, str) else None
+    if "payload" not in named and isinstance(text := named.pop("?payloadJson", None), str):
+        payload = decode(text.encode(), _PAYLOAD_LIMITS)
+        if not isinstance(payload, Rejected):
+            named["payload"] = payload
+    return named
+
+
 # the table
 
 _ANY_TEXT: Final = Member("text", lambda value: isinstance(value, str))
 _ANYTHING: Final = Member("anything: it is passed over", lambda _: True)
+_AN_OBJECT: Final = Member("an object", lambda value: isinstance(value, dict))
 _TRUTH: Final = Member("true or false", lambda value: isinstance(value, bool))
 _WORDS: Final = Member("text of 1 to 1024 characters", lambda value: isinstance(value, str) and 0 < len(value) <= 1_024)
 
@@ -204,6 +299,11 @@ _ROW: Final = {**THREAD, "dispatchId": To("dispatch", required=True)}
 _HELD: Final = {**_ROW, "claimToken": To("claim_token", required=True)}
 _EITHER: Final = {**THREAD, "dispatchId": To("dispatch"), "turnId": To("turn")}
 _REQUEST: Final = {**THREAD, "requestId": To("request", required=True)}
+_BATCH: Final = {
+    **_HELD,
+    "sessionId": To("worker", required=True),
+    "generation": To("generation", required=True),
+}
 _PART: Final = To(required=True, member=Member("a part of the answer", lambda _: True))
 
 
@@ -319,6 +419,29 @@ ROWS: Final[Mapping[str, Row]] = {
         fixed={"method": TOOL_CALL},
         whole=lambda params: {"answer": {name: params[name] for name in ("success", "contentItems")}},
     ),
+    "ensureSession": Row(
+        "worker/bind",
+        {
+            **THREAD,
+            "sessionId": To("worker", required=True),
+            "lastEventCursor": To("saved_cursor"),
+            "rebind": To("rebind"),
+        },
+        _bound,
+        codes=SYNC,
+    ),
+    "ingestBatch": Row(
+        "ingest/batch",
+        {**_BATCH, "deltas": To("records", required=True, by=lambda given: [_record(one) for one in given])},
+        _ingested,
+        codes=INGEST,
+    ),
+    "ingestEvent": Row(
+        "ingest/batch",
+        {**_BATCH, "event": To("records", required=True, by=lambda given: [_record(given)], member=_AN_OBJECT)},
+        _ingested,
+        codes=INGEST,
+    ),
 }
 """Every old operation that is spoken here. What it may do is what its method may do."""
 
@@ -351,10 +474,11 @@ def translated(row: Row, call: Call) -> Call:
     return Call(call.id, row.method, {**row.fixed, **named, **row.whole(call.params)})
 
 
-def refused(row: Row, refusal: Refused) -> Refused:
-    """A refusal with the old code, where there is one for its reason."""
-    code = row.codes.get(refusal.reason) or CODES.get(refusal.reason)
-    if code is None:
+def coded(method: str, refusal: Refused) -> Refused:
+    """A refusal with the old code, where the call came by an old name and there is one for its reason."""
+    row = row_of(method)
+    code = row and (row.codes.get(refusal.reason) or CODES.get(refusal.reason))
+    if not code:
         return refusal
     data = {**refusal.data, "compat_code": code}
     return Refused(refusal.reason, f"[{code}] {refusal.message}", refusal.retry_after, data=data)
@@ -362,7 +486,4 @@ def refused(row: Row, refusal: Refused) -> Refused:
 
 async def carried_out(row: Row, call: Call, handled: Callable[[Call], Awaitable[Any]]) -> Any:
     """The old result. Raises Refused."""
-    try:
-        return row.told(call.params, await handled(translated(row, call)))
-    except Refused as refusal:
-        raise refused(row, refusal) from None
+    return row.told(call.params, await handled(translated(row, call)))

@@ -20,7 +20,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from ..core import marks
 from ..core.limits import Limits
 from ..core.ports import StoreError
-from ..core.reasons import Reason, Refused, Rejected
+from ..core.reasons import Reason, Refused
 from ..core.secret import Secret
 from ..runtime.authority import Authority
 from ..runtime.lanes import Doorbell
@@ -93,7 +93,7 @@ class Connection:
     _contract: trio.CancelScope = field(factory=trio.CancelScope)
 
     def __attrs_post_init__(self) -> None:
-        self.protocol = Protocol(self.limits, compat.SPOKEN)
+        self.protocol = Protocol(self.limits, compat.SPOKEN, compat.coded)
 
     @property
     def runtime(self) -> Runtime:
@@ -192,11 +192,11 @@ class Connection:
         try:
             answer = result(call.id, await self._handled(call, posted.set))
         except Refused as refused:
-            answer = error(call.id, refused)
+            answer = error(call.id, compat.coded(call.method, refused))
         except StoreError as fault:
             self.server.incident(self, fault)
             message = "the journal cannot answer: see the daemon's log, then repeat with the same key"
-            answer = error(call.id, Rejected(fault.reason, message))
+            answer = error(call.id, compat.coded(call.method, Refused(fault.reason, message)))
         except Exception as fault:
             incident = self.server.incident(self, fault)
             answer = internal_error(call.id, incident)

@@ -465,6 +465,8 @@ class Protocol:
 
     limits: Limits
     methods: Mapping[str, Mapping[str, Member]] = field(default=METHODS)
+    told: Callable[[str, Refused], Refused] = field(default=lambda _, refusal: refusal)
+    """How a refusal of a method is told."""
     initialized: bool = False
     in_flight: set[RequestId] = field(factory=set)
     ignored: int = 0
@@ -506,11 +508,12 @@ class Protocol:
             message = f"no method {_shown(method)}{_nearest(method, self.methods)}: initialize lists the methods"
             return self._bad_message(error(request_id, Rejected(Reason.UNKNOWN_METHOD, message)), now_s)
         if (refusal := check_params(method, params, self.methods)) is not None:
-            return self._bad_message(error(request_id, refusal), now_s)
+            return self._bad_message(error(request_id, self.told(method, Refused.of(refusal))), now_s)
         if len(self.in_flight) >= self.limits.requests_in_flight_max:
             most = self.limits.requests_in_flight_max
             message = f"{most} requests are in flight on this connection (requests_in_flight_max): wait for answers"
-            return Reply(error(request_id, Rejected(Reason.OVERLOADED, message, {"limit": most}, 100)))
+            refused = Refused(Reason.OVERLOADED, message, 0.1, {"limit": most})
+            return Reply(error(request_id, self.told(method, refused)))
         self.in_flight.add(request_id)
         return Call(request_id, method, params)
 

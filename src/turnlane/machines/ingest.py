@@ -38,6 +38,8 @@ from .turn_rows import rows_of
 
 _RANK: Final = ("failed", "unreadable", "cancelled", "completed")
 """Of several ends in one batch the first of these is the end."""
+ERROR_EVENT: Final = "turn_error_event"
+"""The failure code of a row whose turn an `error` ended."""
 
 # commands
 
@@ -252,6 +254,9 @@ class _Batch:
         if self.ends and self.state.turn is not None:
             now = evolve(self.now, head=self.now.head + len(events))
             last, effects, _ = terminal_batch(self.state, self.state.turn, (self._trigger(),), now, self.limits)
+            if self._end()[1] == "error":
+                failed = queue.DispatchFailed
+                last = [evolve(one, failure_code=ERROR_EVENT) if isinstance(one, failed) else one for one in last]
             phase = next(queue.LEGAL[phase][type(event)] for event in last if isinstance(event, queue.ENDS))
             events += last
         recovery = _told(self.state, bound[0], "created") if bound else None
@@ -343,11 +348,14 @@ class _Batch:
         if record.feed is not None:
             self.acked[record.feed] = max(end, self.acked.get(record.feed, 0))
 
+    def _end(self) -> tuple[str, str]:
+        """The end that stands, of all that came in the batch, and the kind of its record."""
+        return min(self.ends, key=lambda one: _RANK.index(one[0]))
+
     def _trigger(self) -> Any:
-        """The end that stands, of all that came in the batch."""
         assert self.state.turn is not None and self.row.claim is not None
         turn, origin = self.state.turn.turn, f"worker:{self.row.claim.owner}"
-        end, kind = min(self.ends, key=lambda one: _RANK.index(one[0]))
+        end, kind = self._end()
         match end:
             case "completed":
                 return turns.CommitTurn(turn)
