@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import trio
-from wire_kit import Wire, World, ring, world
+from wire_kit import Wire, WireError, World, ring, world
 
 import turnlane
+from turnlane.core.ports import StoreError
 from turnlane.core.reasons import Kind, Reason
 from turnlane.core.write_mode import WriteMode
 from turnlane.daemon import access, compat
+from turnlane.daemon.methods import HANDLERS
 from turnlane.daemon.protocol import METHODS
 from turnlane.machines.request_shapes import COMMAND_APPROVAL, FILE_APPROVAL, TOOL_CALL, USER_INPUT
 
@@ -395,6 +397,8 @@ async def test_faults_of_old_records_are_told_in_the_old_words_and_nothing_is_ke
             if isinstance(record, dict) and reason != "duplicate_in_batch"
         ]
         lost = await wire.call("compat/ingestEvent", **at, event=delta(20, 0, turnId="nobody"))
+        wide = [delta(30 + n, 2 + n, payloadJson=json.dumps([0] * 9_000)) for n in range(4)]
+        over = await wire.call("compat/ingestBatch", **at, deltas=wide)
         assert await fingerprint(w) == before
 
     assert (told["ingestStatus"], told["ackedStreams"]) == ("rejected", [])
@@ -407,6 +411,7 @@ async def test_faults_of_old_records_are_told_in_the_old_words_and_nothing_is_ke
     assert "cursorStart is missing or does not fit" in str(told)
     assert "turnId is missing or does not fit" in str(told)
     assert "expected stream_delta or lifecycle_event" in str(told)
+    assert [(one["index"], one["reason"]) for one in over["errors"]] == [(2, "invalid_params"), (3, "invalid_params")]
     batched = [one for one in told["errors"] if one["reason"] != "duplicate_in_batch"][:-1]
     assert list(map(message, single)) == list(map(message, batched))
     assert [(one["reason"], one["code"]) for one in lost["errors"]] == [
@@ -458,6 +463,31 @@ async def test_a_wrong_call_of_a_bound_worker_has_the_old_code_and_changes_nothi
             assert refused.message.startswith(f"[{code}] "), (name, wrong)
         assert await fingerprint(w) == before
         assert (await wire.call("compat/ingestEvent", **right["ingestEvent"]))["ingestStatus"] == "ok"
+
+
+async def test_a_batch_that_cannot_be_kept_or_waits_for_no_answer_has_the_old_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The journal has no room; the connection has as many calls under way as it may."""
+    go = trio.Event()
+
+    async def no_room(connection: Any, params: Any, posted: Any) -> Any:
+        posted()
+        await go.wait()
+        raise StoreError(Reason.STORAGE_FULL, "no room")
+
+    monkeypatch.setitem(HANDLERS, "ingest/batch", no_room)  # type: ignore[arg-type]
+    with trio.fail_after(60):
+        async with world(virtual=False, **LIMITS, requests_in_flight_max=1) as w, socket(w) as wire:
+            first = await wire.send("compat/ingestEvent", **good("ingestEvent"))
+            many = await wire.refused("compat/ingestEvent", **good("ingestEvent"))
+            go.set()
+            with pytest.raises(WireError) as full:
+                await wire.answer_to(first)
+
+    for refused, reason in ((many, "overloaded"), (full.value, "storage_full")):
+        assert (refused.code, refused.data["compat_code"]) == (reason, "E_RUNTIME_INGEST_FLUSH_FAILED")
+        assert refused.message.startswith("[E_RUNTIME_INGEST_FLUSH_FAILED] ") and refused.data["temporary"]
 
 
 ENDS = {

@@ -260,26 +260,41 @@ _TYPES: Final = {"stream_delta": "output", "lifecycle_event": "lifecycle"}
 _OLD_WORDS: Final = {
     **{name: old for old, name in _RECORD.items()},
     "output or lifecycle": " or ".join(_TYPES),
-    "any JSON value": "any JSON value, or its text as payloadJson",
+    "any JSON value": "any JSON value, or its text as payloadJson, within the bounds of a message",
 }
 _SPELLED: Final = re.compile(
     r"\b(?:event_id|cursor_start|cursor_end|created_at|"
     r"output or lifecycle|any JSON value|(?:turn|feed)(?=,| is missing))\b"
 )
 """What is called otherwise by old callers, in messages about their records."""
-_PAYLOAD_LIMITS: Final = evolve(DEFAULT_LIMITS, json_depth_max=DEFAULT_LIMITS.json_depth_max - 4)
+_PAYLOAD_DEPTH_MAX: Final = DEFAULT_LIMITS.json_depth_max - 4
 """A payload in a text is no deeper than one that lies in its message."""
 
 
-def _record(given: Any) -> Any:
-    """A record by our names. What has none of them, and what is no JSON, its reader will not take."""
+def _records(given: list[Any]) -> list[Any]:
+    """Records by our names. Payloads in texts have together no more values than a message has."""
+    found, left = [], DEFAULT_LIMITS.json_values_max
+    for one in given:
+        found.append(_record(one, max(0, left)))
+        left -= _values(found[-1])
+    return found
+
+
+def _values(value: Any) -> int:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_values, inner))
+
+
+def _record(given: Any, values_max: int) -> Any:
+    """What has none of our names, and what is no JSON, its reader will not take."""
     if not isinstance(given, Mapping):
         return given
     named = {_RECORD.get(old, f"?{old}"): value for old, value in given.items()}
     kind = named.get("type")
     named["type"] = _TYPES.get(kind) if isinstance(kind, str) else None
     if "payload" not in named and isinstance(text := named.pop("?payloadJson", None), str):
-        payload = decode(text.encode(), _PAYLOAD_LIMITS)
+        limits = evolve(DEFAULT_LIMITS, json_depth_max=_PAYLOAD_DEPTH_MAX, json_values_max=values_max)
+        payload = decode(text.encode(), limits)
         if not isinstance(payload, Rejected):
             named["payload"] = payload
     return named
@@ -432,13 +447,13 @@ ROWS: Final[Mapping[str, Row]] = {
     ),
     "ingestBatch": Row(
         "ingest/batch",
-        {**_BATCH, "deltas": To("records", required=True, by=lambda given: [_record(one) for one in given])},
+        {**_BATCH, "deltas": To("records", required=True, by=_records)},
         _ingested,
         codes=INGEST,
     ),
     "ingestEvent": Row(
         "ingest/batch",
-        {**_BATCH, "event": To("records", required=True, by=lambda given: [_record(given)], member=_AN_OBJECT)},
+        {**_BATCH, "event": To("records", required=True, by=lambda given: _records([given]), member=_AN_OBJECT)},
         _ingested,
         codes=INGEST,
     ),
