@@ -90,7 +90,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 # the files
 
 
-ELSEWHERE = ("authority/", "run/", "worker/", "dispatch/", "contract/", "turn/start_claimed")
+ELSEWHERE = ("authority/", "ingest/", "run/", "worker/", "dispatch/", "contract/", "turn/start_claimed")
 
 
 def test_the_cases_cover_the_page() -> None:
