@@ -650,3 +650,13 @@ def believes(old: turnlane.Runtime) -> None:
         held.bound = held._next_at = 1 << 62  # type: ignore[assignment]
         held.lost = None
     assert StaleEpoch(1) != StaleEpoch(1, own=True)
+
+
+async def test_what_is_stuck_is_explained_by_the_right_under_which_the_session_is_written(autojump_clock: Any) -> None:
+    async with two() as it:
+        session = await it.given_to_a()
+        await session.start_turn({"seconds": 60})
+        explained = await session.dispatches.explain()
+        assert explained is not None
+        assert it.a.authority.lost is not None, "its runtime holds nothing else"
+        assert (explained["runtime"]["owner_epoch"], explained["stuck"]) == (it.lease().epoch, [])

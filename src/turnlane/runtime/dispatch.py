@@ -41,6 +41,7 @@ from .streams import Kind
 from .worker import WORKER
 
 if TYPE_CHECKING:
+    from .authority import Authority
     from .handles import Session as SessionHandle
     from .runtime import Runtime
 
@@ -166,6 +167,11 @@ class Place(Protocol):
     def tenant(self) -> Tenant: ...
     @property
     def stream(self) -> str: ...
+    @property
+    def authority(self) -> Authority:
+        """By which right it is written."""
+        ...
+
     async def ask(self, command: Any, keyed: Keyed | None) -> Any:
         """The answer of the machine, or `Repeated`. Raises Refused."""
         ...
@@ -194,6 +200,10 @@ class QueuePlace:
     @property
     def stream(self) -> str:
         return stream_of(self.tenant, DISPATCH.name, self.name)
+
+    @property
+    def authority(self) -> Authority:
+        return self.runtime.authority
 
     async def ask(self, command: Any, keyed: Keyed | None) -> Any:
         done = await self.runtime.streams.handle(DISPATCH, self.tenant, self.name, command, keyed)
@@ -227,6 +237,10 @@ class SessionPlace:
     @property
     def stream(self) -> str:
         return self.session.actor.stream
+
+    @property
+    def authority(self) -> Authority:
+        return self.session.actor.authority
 
     async def ask(self, command: Any, keyed: Keyed | None) -> Any:
         return await self.session.submit(command, keyed)
@@ -517,8 +531,8 @@ class Dispatches:
         state, runtime = await self.place.state(), self.runtime
         facts = Facts(
             runtime.ports.clock.wall(),
-            granted=runtime.status().granted,
-            epoch=runtime.epoch,
+            granted=self.place.authority.refusal() is None,
+            epoch=self.place.authority.epoch,
             draining=runtime.draining,
             storage_full=runtime.store_status.used_percent >= 100,
             permit_free=runtime.permits.counted() < runtime.limits.turns_active_max,
