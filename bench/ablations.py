@@ -43,6 +43,7 @@ import trio
 import trio.testing
 import wsproto
 from attrs import define, field
+from cattrs.gen import make_dict_unstructure_fn
 from wsproto.events import AcceptConnection, Request, TextMessage
 
 import turnlane
@@ -67,6 +68,7 @@ from turnlane.machines.session import Session, SessionPhase
 from turnlane.machines.turn import TurnClosed, TurnCommitted, TurnOutput
 from turnlane.runtime.agent import Agent
 from turnlane.runtime.attachment import PAGE_ITEMS
+from turnlane.runtime.authority import Authority
 from turnlane.runtime.lanes import Doorbell
 from turnlane.runtime.session import SessionActor
 from turnlane.runtime.timers import Timers
@@ -241,10 +243,10 @@ def under_load(name: str, chosen: Scale, *, agent: Agent = speak, hop: Hop | Non
 EVENTS: Final = 3_000
 
 
-async def a_frame_a_write(connection: Connection, data: bytes, *, speaks: bool = True) -> bool:
+async def a_frame_a_write(connection: Connection, data: bytes, right: Authority | None) -> bool:
     start = 0
     for end in pieces(data, 1):
-        if not await _SEND_CHUNK(connection, data[start:end], speaks=speaks):
+        if not await _SEND_CHUNK(connection, data[start:end], right):
             return False
         start = end
     return True
@@ -625,6 +627,8 @@ def encoding(chosen: Scale) -> Iterator[Found]:
     else:
         from cattrs.preconf.json import make_converter  # type: ignore[assignment]
     converter: Any = make_converter()
+    spelled = make_dict_unstructure_fn(TurnOutput, converter, _cattrs_omit_if_default=True)  # as ours is
+    converter.register_unstructure_hook(TurnOutput, spelled)
     now, wall = Instant(1), WallInstant(1)
     stored = [codec.kept(event, 1, 1, now, wall) for event in events]
     assert [json.loads(one.payload) for one in stored] == [json.loads(converter.dumps(event)) for event in events]
