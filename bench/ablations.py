@@ -79,6 +79,7 @@ from . import fanout
 from .cancel import CANCELS_PER_S, DEAR_ROUNDS_MAX, percentile, shared, violations
 from .commit import MAP_BYTES, PAYLOAD, Ours
 from .delivery import Heard, Served, served
+from .encoding import payload
 from .findings import Found, Remark, Row, Scale, checked, run
 from .idle import held_bytes, pauses_ms, say, turn_in
 from .replaced import replace, replaced
@@ -637,7 +638,7 @@ def encoding(chosen: Scale) -> Iterator[Found]:
     def encode_ours() -> None:
         for _ in range(times):
             for event in events:
-                encode_json(event)
+                payload(event)
 
     def encode_theirs() -> None:
         for _ in range(times):
