@@ -208,8 +208,7 @@ async def cancel_at_a_pace(
     """The 99th percentile of milliseconds from the instant a cancel was meant to its answer, however late we are."""
     found: list[float] = []
 
-    async def cancel(meant: float) -> None:
-        session, turn = ready.popleft()
+    async def cancel(meant: float, session: turnlane.Session, turn: turnlane.TurnHandle) -> None:
         answer = await turn.cancel()
         found.append((time.perf_counter() - meant) * 1000)
         assert answer.state == "cancelled" and answer.fence_seq is not None, answer
@@ -222,7 +221,7 @@ async def cancel_at_a_pace(
             await trio.sleep(max(0.0, meant - time.perf_counter()))
             while not ready:  # noqa: ASYNC110 - all of them are ending: the time waited counts
                 await trio.sleep(0.001)
-            cancelling.start_soon(cancel, meant)
+            cancelling.start_soon(cancel, meant, *ready.popleft())
             await trio.lowlevel.checkpoint()
     return percentile(found, 99)
 

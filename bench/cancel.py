@@ -156,8 +156,7 @@ async def at_a_pace(overload: bool, cancels: int, saw: Saw = nobody) -> Pace:
         async def start(session: turnlane.Session) -> None:
             ready.append((session, await session.start_turn(words[session.id])))
 
-        async def cancel(intended: float) -> None:
-            session, turn = ready.popleft()
+        async def cancel(intended: float, session: turnlane.Session, turn: turnlane.TurnHandle) -> None:
             answer = await turn.cancel()
             answers_ms.append((time.perf_counter() - intended) * 1000)
             assert answer.state == "cancelled" and answer.fence_seq is not None, answer
@@ -181,7 +180,7 @@ async def at_a_pace(overload: bool, cancels: int, saw: Saw = nobody) -> Pace:
                             await trio.sleep(early)
                         while not ready:  # noqa: ASYNC110 - all turns are ending: the time waited counts
                             await trio.sleep(0.001)
-                        cancelling.start_soon(cancel, intended)
+                        cancelling.start_soon(cancel, intended, *ready.popleft())
                         await trio.lowlevel.checkpoint()
                 took, cpu = time.perf_counter() - began, time.process_time() - cpu
                 outputs = runtime.status().outputs_total - before
