@@ -43,7 +43,6 @@ import trio
 import trio.testing
 import wsproto
 from attrs import define, field
-from cattrs.gen import make_dict_unstructure_fn
 from wsproto.events import AcceptConnection, Request, TextMessage
 
 import turnlane
@@ -79,7 +78,6 @@ from . import fanout
 from .cancel import CANCELS_PER_S, DEAR_ROUNDS_MAX, percentile, shared, violations
 from .commit import MAP_BYTES, PAYLOAD, Ours
 from .delivery import Heard, Served, served
-from .encoding import payload
 from .findings import Found, Remark, Row, Scale, checked, run
 from .idle import held_bytes, pauses_ms, say, turn_in
 from .replaced import replace, replaced
@@ -627,8 +625,6 @@ def encoding(chosen: Scale) -> Iterator[Found]:
     else:
         from cattrs.preconf.json import make_converter  # type: ignore[assignment]
     converter: Any = make_converter()
-    spelled = make_dict_unstructure_fn(TurnOutput, converter, _cattrs_omit_if_default=True)  # as ours is
-    converter.register_unstructure_hook(TurnOutput, spelled)
     now, wall = Instant(1), WallInstant(1)
     stored = [codec.kept(event, 1, 1, now, wall) for event in events]
     assert [json.loads(one.payload) for one in stored] == [json.loads(converter.dumps(event)) for event in events]
@@ -637,7 +633,7 @@ def encoding(chosen: Scale) -> Iterator[Found]:
     def encode_ours() -> None:
         for _ in range(times):
             for event in events:
-                payload(event)
+                encode_json(event)
 
     def encode_theirs() -> None:
         for _ in range(times):

@@ -7,10 +7,9 @@ each is the bound. `frames`: websocket frames built of events (`WireAttachment._
 over real sockets, each a `turnlane.client` of its own. A paced agent gives a word each millisecond or so; an unpaced
 one never waits, so that readers may fall behind the tail in memory. Every reader checks that what it gets has no gap.
 
-`encode`, `decode`: the codec over a bare `msgspec.json.Encoder` of a class that has just the members that are kept, or
-a `Decoder` of our class. The codec leaves out what an output of ours does not have: the place in a feed. It also finds
-tag, lane, order and turn of the event, which a record in the log has in its header. CPU time of this thread, not wall
-time: a round is so short that whatever else runs on the machine would be most of it.
+`encode`, `decode`: the codec over a bare `msgspec.json.Encoder` or `Decoder` of the same class and the same value. The
+codec also finds tag, lane, order and turn of the event, which a record in the log has in its header. CPU time of this
+thread, not wall time: a round is so short that whatever else runs on the machine would be most of it.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from typing import Any, Final
 
 import msgspec
 import trio
-from attrs import define, make_class
+from attrs import define
 
 import turnlane
 from turnlane import client
-from turnlane.codec import Codec, _output, encode_json
+from turnlane.codec import Codec, encode_json
 from turnlane.core.ids import TurnId
 from turnlane.core.instants import Instant, WallInstant
 from turnlane.daemon.attachment import WireAttachment
@@ -166,18 +165,12 @@ def counts(chosen: Scale) -> Iterator[Found]:
     checked("gaps or repeats at the readers", 0, f"{events:,} events read")
 
 
-def payload(event: Any) -> bytes:
-    """As `Codec.kept` has it."""
-    return encode_json(_output(event) if type(event) is TurnOutput else event)
-
-
 def codec(chosen: Scale) -> Iterator[Found]:
     event = TurnOutput(TurnId("turn_0123456789abcdef0123456789abcdef"), "text", "a word or two ")
     ours, items = Codec(), range(chosen.items(CODED, 1_000))
     encode, decode = msgspec.json.Encoder().encode, msgspec.json.Decoder(TurnOutput).decode
     kept = ours.kept(event, 1, 1, Instant(1), WallInstant(2))
-    told = make_class("Said", ["data", "turn", "type"], slots=True)(event.data, event.turn, event.type)
-    assert kept.payload == payload(event) == encode(told) and ours.decode(kept) == decode(kept.payload) == event
+    assert kept.payload == encode(event) and ours.decode(kept) == decode(kept.payload) == event
 
     def repeated(function: Callable[[Any], Any], value: Any) -> Noted:
         """Microseconds of CPU a call."""
@@ -191,11 +184,11 @@ def codec(chosen: Scale) -> Iterator[Found]:
         return Noted(figure)
 
     rows: list[tuple[str, Noted, Noted, Aim | None]] = [
-        ("encode the payload of", repeated(payload, event), repeated(encode, told), at_most(1.3)),
+        ("encode the payload of", repeated(encode_json, event), repeated(encode, event), at_most(1.3)),
         (
             "make a record of",
             repeated(lambda one: ours.kept(one, 1, 1, Instant(1), WallInstant(2)), event),
-            repeated(encode, told),
+            repeated(encode, event),
             None,
         ),
         ("decode", repeated(ours.decode, kept), repeated(decode, kept.payload), None),

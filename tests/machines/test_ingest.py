@@ -588,7 +588,7 @@ def test_whatever_is_sent_the_log_is_legal_and_all_that_was_kept_is_a_duplicate(
         if later.state.turn is not None:
             feeds = later.state.turn.feeds
             assert all(feeds[feed] >= end for feed, end in before.items())
-            kept = later.events(turns.TurnOutput, turns.TurnOutputSkipped)
+            kept = later.events(turns.TurnFed, turns.TurnOutputSkipped)
             assert feeds == {feed: max(e.cursor_end for e in kept if e.feed == feed) for feed in {e.feed for e in kept}}
         world = later
     judge_log(world.log, HOST_MOVES)

@@ -181,6 +181,7 @@ EVENTS_OF_A_TURN: Final[Mapping[type, Any]] = {
     turns.TurnOpened: turns.TurnOpened(T0, plan_of("t0"), "", DispatchId("d0"), "k0", None),
     turns.TurnActivated: turns.TurnActivated(T0),
     turns.TurnOutput: turns.TurnOutput(T0, "text", "x"),
+    turns.TurnFed: turns.TurnFed(T0, "text", "x", "t0:0", "e0", 0, 1),
     turns.TurnOutputGap: turns.TurnOutputGap(T0, "t0:0", 1, 4),
     turns.TurnOutputSkipped: turns.TurnOutputSkipped(T0, "t0:0", "e1", "usage", 4, 5),
     turns.TurnIngested: turns.TurnIngested(T0, "e2", "item/started", {}),

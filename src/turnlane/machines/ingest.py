@@ -33,7 +33,7 @@ from .holds import is_holder, known_row
 from .ingest_records import Record, end_of, named_turn, of_turns
 from .session_state import EMPTY, Answer, Binding, BindingCreated, BindingReplaced, Mode, Session, no_session
 from .starts import mode_conflict
-from .turn import Stamp, TurnIngested, TurnOutput, TurnOutputGap, TurnOutputSkipped
+from .turn import Stamp, TurnFed, TurnIngested, TurnOutputGap, TurnOutputSkipped
 from .turn_rows import rows_of
 
 _RANK: Final = ("failed", "unreadable", "cancelled", "completed")
@@ -126,20 +126,20 @@ class IngestAnswer:
 # what is kept
 
 
-def kept_of(record: Record, turn: TurnId) -> TurnOutput | TurnOutputSkipped | TurnIngested:
+def kept_of(record: Record, turn: TurnId) -> TurnFed | TurnOutputSkipped | TurnIngested:
     """The event that a record is kept as."""
     if record.feed is None:
         return TurnIngested(turn, record.event_id, record.kind, record.payload)
     place = record.cursor_start, record.cursor_end
     if not of_turns(record.kind):
         return TurnOutputSkipped(turn, record.feed, record.event_id, record.kind, *place)
-    return TurnOutput(turn, record.kind, record.payload, record.feed, record.event_id, *place)
+    return TurnFed(turn, record.kind, record.payload, record.feed, record.event_id, *place)
 
 
-def content_of(event: TurnOutput | TurnOutputSkipped | TurnIngested) -> bytes:
+def content_of(event: TurnFed | TurnOutputSkipped | TurnIngested) -> bytes:
     """The digest by which a record is known again: of all that was kept of it."""
     match event:
-        case TurnOutput(turn=turn, type=kind, data=payload, feed=feed, cursor_start=start, cursor_end=end):
+        case TurnFed(turn=turn, type=kind, data=payload, feed=feed, cursor_start=start, cursor_end=end):
             return digest_of([turn, kind, payload, feed, start, end])
         case TurnOutputSkipped(turn=turn, kind=kind, feed=feed, cursor_start=start, cursor_end=end):
             return digest_of([turn, kind, None, feed, start, end])

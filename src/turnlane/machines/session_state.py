@@ -405,10 +405,6 @@ def _turn(state: Session, event: turns.TurnEvent, seq: Seq) -> Session:
     return evolve(state, turn=turns.evolved(state.turn, event, seq))
 
 
-def _output(state: Session, event: turns.TurnOutput, seq: Seq) -> Session:
-    return state if event.feed is None else _turn(state, event, seq)
-
-
 def _bound(state: Session, event: BindingCreated | BindingReplaced, _: Seq) -> Session:
     return evolve(state, binding=Binding(event.worker, event.generation, event.saved_cursor, event.at))
 
@@ -448,7 +444,7 @@ _FOLDS: Final[Mapping[type, Callable[[Session, Any, Seq], Session]]] = {
     **dict.fromkeys(
         get_args(MigrationEvent), lambda state, event, _: evolve(state, migration=migrated(state.migration, event))
     ),
-    turns.TurnOutput: _output,
+    turns.TurnOutput: lambda state, _, __: state,
     turns.TurnCommitted: _turn_ended,
     turns.TurnAborted: _turn_ended,
     turns.TurnClosed: _turn_closed,

@@ -19,7 +19,6 @@ from ..core.ids import AnyRequestId, DispatchId, Epoch, Seq, SessionId, TurnId
 from ..core.instants import Instant, WallInstant
 from ..core.reasons import Reason
 from . import effects_ledger, requests
-from .dispatch import LEAN
 from .plan import Plan
 
 STEERED_KEPT: Final = 64
@@ -158,15 +157,26 @@ class TurnActivated:
 
 @define(slots=True)
 class TurnOutput:
-    """What came from an executor elsewhere names its record and its place in a feed (docs/dispatch.md)."""
+    turn: TurnId
+    type: str
+    data: Any
+
+
+@define(slots=True)
+class TurnFed:
+    """An output of an executor elsewhere, for all who read it the same `turn.output`: it also names its record, and its
+    place in a feed (docs/dispatch.md). A class of its own, since outputs of ours are the hottest value of the house."""
 
     turn: TurnId
     type: str
     data: Any
-    feed: str | None = field(default=None, metadata=LEAN)
-    event_id: str | None = field(default=None, metadata=LEAN)
-    cursor_start: int | None = field(default=None, metadata=LEAN)
-    cursor_end: int | None = field(default=None, metadata=LEAN)
+    feed: str
+    event_id: str
+    cursor_start: int
+    cursor_end: int
+
+
+AnyOutput = TurnOutput | TurnFed
 
 
 @define(slots=True)
@@ -302,6 +312,7 @@ TurnEvent = (
     TurnOpened
     | TurnActivated
     | TurnOutput
+    | TurnFed
     | TurnOutputGap
     | TurnOutputSkipped
     | TurnIngested
@@ -449,6 +460,7 @@ LEGAL: Final[Mapping[TurnPhase, Mapping[type, TurnPhase]]] = {
         **dict.fromkeys(
             (
                 TurnOutput,
+                TurnFed,
                 TurnOutputGap,
                 TurnOutputSkipped,
                 TurnIngested,
@@ -483,9 +495,9 @@ def evolved(turn: Turn | None, event: TurnEvent, seq: Seq) -> Turn:
         return Turn(event.turn, event.plan, event.dispatch, event.key, opened_seq=seq, phase=phase)
     assert turn is not None
     match event:
-        case TurnOutput(feed=None) | TurnOutputGap() | TurnIngested():
+        case TurnOutput() | TurnOutputGap() | TurnIngested():
             return turn
-        case TurnOutput(feed=str(feed), cursor_end=int(end)) | TurnOutputSkipped(feed=feed, cursor_end=end):
+        case TurnFed(feed=feed, cursor_end=end) | TurnOutputSkipped(feed=feed, cursor_end=end):
             return evolve(turn, feeds={**turn.feeds, feed: end})
         case TurnSteered(key=key):
             return evolve(turn, steered=(*turn.steered[1 - STEERED_KEPT :], key), steers=turn.steers + 1)

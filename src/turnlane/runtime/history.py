@@ -34,7 +34,7 @@ def _one(store: EventStore, encoder: EventEncoder, stream: str, end: turns.Ended
         event = encoder.decode(terminal)
         through = event.delivered_through if cut == "delivered" else event.acked_through
     told = [encoder.decode(kept) for kept in _between(store, stream, end.opened_seq, through, Lane.DATA)]
-    text = "".join(one.data for one in told if isinstance(one, turns.TurnOutput) and isinstance(one.data, str))
+    text = "".join(one.data for one in told if isinstance(one, turns.AnyOutput) and isinstance(one.data, str))
     return {
         "turn": end.turn,
         "input": _input(store, encoder, stream, end),

@@ -16,6 +16,7 @@ from ..core.given import Event, Skipped
 from ..core.ids import SessionId, split_stream
 from ..core.ports import EventStore
 from ..machines.session import Session, evolve_session
+from ..machines.turn import TurnFed
 from .report import Violation
 
 TERMINALS: Final = ("turn.committed", "turn.aborted")
@@ -163,7 +164,7 @@ def read_log(store: EventStore, stream: str) -> list[Logged]:
 
 
 def _decoded(event: Logged) -> Any:
-    cls = CLASSES.get(event.type)
+    cls = TurnFed if "feed" in event.data and event.type == "turn.output" else CLASSES.get(event.type)
     return UnknownEvent(event.type, event.data) if cls is None else msgspec.convert(event.data, cls)
 
 
