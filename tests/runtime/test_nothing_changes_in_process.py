@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from attrs import define, field, frozen
 
-from tests.standing import MINE, NOWHERE_RUN, House, bound, changed, large, settled, standing
+from tests.standing import MINE, NOWHERE_RUN, OUTPUT, TOLD, House, bound, changed, large, settled, standing
 from turnlane.core.owners import Owner
 from turnlane.core.reasons import Reason, Refused
 from turnlane.runtime.contract import Contract
@@ -25,6 +25,7 @@ from turnlane.runtime.follower import Follower
 from turnlane.runtime.handles import Session
 from turnlane.runtime.run import Runs
 from turnlane.runtime.runtime import Runtime
+from turnlane.runtime.scopes import Scope
 from turnlane.runtime.worker import Workers
 
 How = Mapping[str, Any]
@@ -33,7 +34,7 @@ THEIRS = Owner(user_id=8)
 
 @frozen
 class Known:
-    """`place`: what of the runtime it is asked of: a queue, a session. `$name` is what furnishing gave that name.
+    """`place`: what of the runtime it is asked of: queue, session, scope. `$name` is what furnishing gave that name.
 
     `late`: what differs from the good call, and the reason; no reason: it is answered and nothing happens. `other`:
     what makes it another content under the same key. `reads`: it writes nothing at any time.
@@ -206,9 +207,110 @@ KNOWN: Mapping[str, Known] = {
     "Contract.replay_next": Known({}, reads=True),
     "Contract.replay_apply": Known({"event": "$event"}, late=(({"event": "nothing"}, "replay_out_of_order"),)),
     "Contract.lose_leader": Known({"reason": "x"}),
+    "Contract.leader": Known({}, reads=True),
     "Contract.unreachable": Known({}, reads=True),
     "Contract.leader": Known({}, reads=True),
     "Contract.compact": Known({}),
+    "Scope.acquire": Known(
+        {"owner": "host-2", "lease_id": "life-1"},
+        "session/s-acquire",
+        (
+            ({"owner": "$owner"}, "lease_owner_mismatch"),
+            ({"owner": ""}, "invalid_params"),
+            ({"lease_id": "x" * 129}, "invalid_params"),
+            ({"ttl_ms": 0}, "invalid_params"),
+            ({"ttl_ms": 2**70}, "invalid_params"),
+        ),
+    ),
+    "Scope.renew": Known(
+        {"owner": "host-2", "epoch": 3, "lease_id": "life-2"},
+        "session/s-held",
+        (
+            ({"epoch": 2}, "stale_epoch_reject"),
+            ({"epoch": 4}, "stale_epoch_reject"),
+            ({"owner": "host-3"}, "lease_owner_mismatch"),
+            ({"owner": "$owner"}, "lease_owner_mismatch"),
+            ({"lease_id": ""}, "invalid_params"),
+            ({"ttl_ms": 0}, "invalid_params"),
+        ),
+    ),
+    "Scope.release": Known(
+        {"owner": "host-2", "epoch": 3},
+        "session/s-held",
+        (
+            ({"epoch": 2}, "stale_epoch_reject"),
+            ({"owner": "host-3"}, "lease_owner_mismatch"),
+            ({"owner": "$owner"}, "lease_owner_mismatch"),
+        ),
+    ),
+    "Scope.lose": Known(
+        {"reason": "gone"},
+        "session/s-lose",
+        (
+            ({"reason": ""}, "invalid_params"),
+            ({"reason": "x" * 129}, "invalid_params"),
+            ({"grace_ms": 0}, "invalid_params"),
+            ({"grace_ms": 600_001}, "invalid_params"),
+        ),
+    ),
+    "Scope.migrate": Known(
+        {"to": "host-2", "mode": "cut"},
+        "session/s-move",
+        (
+            ({"to": "$owner"}, "invalid_params"),
+            ({"to": ""}, "invalid_params"),
+            ({"mode": "slowly"}, "invalid_params"),
+            ({"deadline_ms": 0}, "invalid_params"),
+            ({"deadline_ms": 600_001}, "invalid_params"),
+            ({"reason": ""}, "invalid_params"),
+        ),
+    ),
+    "Scope.read": Known({}, "session/s-held", reads=True),
+    "Runtime.bind_worker": Known(
+        {"session_id": "s-bind", "worker": "w-bind"},
+        late=(
+            ({"session_id": "never"}, "unknown_session"),
+            ({"session_id": "s-over"}, "session_ended"),
+            ({"session_id": "s-tell"}, "bound_elsewhere"),
+        ),
+    ),
+    "Session.bind_worker": Known(
+        {"worker": "w-bind", "saved_cursor": 5, "key": "bind"},
+        "s-bind",
+        (
+            ({"worker": ""}, "invalid_params"),
+            ({"saved_cursor": -1}, "invalid_params"),
+            ({"saved_cursor": 2**70}, "invalid_params"),
+        ),
+        {"saved_cursor": 6},
+    ),
+    "Session.ingest": Known(
+        {
+            "records": [{**OUTPUT, "event_id": "e-new", "cursor_start": 4, "cursor_end": 5}],
+            "worker": "w-tell",
+            "generation": 2,
+            "claim": "i-told",
+            "token": "$token-told",
+            "key": "batch",
+        },
+        "s-tell",
+        (
+            ({"generation": 1}, "fenced_generation"),
+            ({"generation": 2**70}, "fenced_generation"),
+            ({"worker": "w-other"}, "bound_elsewhere"),
+            ({"token": "$token-old"}, "claim_lost"),
+            ({"token": None}, "claim_lost"),
+            ({"claim": "i-never"}, "unknown_dispatch"),
+            ({"epoch": 0}, "stale_epoch_reject"),
+            ({"key": "k-batch"}, "key_conflict"),
+            ({"records": []}, "empty_batch"),
+            ({"records": [large(2_000_000)]}, "payload_too_large"),
+            ({"records": [{"x": object()}]}, "invalid_params"),
+            ({"records": [{**TOLD, "payload": "y"}], "key": None}, ""),
+            ({"records": [TOLD], "key": None}, ""),
+        ),
+        {"records": [TOLD]},
+    ),
     "Follower.summary": Known(
         {"stream": "default/worker/w"}, late=(({"stream": "default/worker/never"}, "not_found"),), reads=True
     ),
@@ -220,13 +322,13 @@ KNOWN: Mapping[str, Known] = {
 }
 INSIDE = {"Follower.run", "Follower.recover", "Follower.follow", "Contract.lead"}
 """What the runtime itself calls."""
-CLASSES = (Runs, Workers, Dispatches, Contract, Follower)
-OF_RUNTIME = ("claim",)
-"""What the runtime itself offers of these; sessions and their turns stand in test_turns.py."""
+CLASSES = (Runs, Workers, Dispatches, Contract, Follower, Scope)
+OTHERS = ("Runtime.claim", "Runtime.bind_worker", "Session.bind_worker", "Session.ingest")
+"""What the runtime and sessions offer of these; sessions and their turns stand in test_turns.py."""
 
 
 def verbs() -> Iterator[str]:
-    yield from (f"Runtime.{name}" for name in OF_RUNTIME)
+    yield from OTHERS
     for one in CLASSES:
         for name, member in vars(one).items():
             plain = inspect.unwrap(member) if callable(member) else member
@@ -251,7 +353,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 def _verb(verb: str) -> Callable[..., Any]:
     """What is behind the check of its arguments."""
     kind, _, name = verb.partition(".")
-    found: Callable[..., Any] = inspect.unwrap(getattr({one.__name__: one for one in (*CLASSES, Runtime)}[kind], name))
+    found: Callable[..., Any] = inspect.unwrap(
+        getattr({one.__name__: one for one in (*CLASSES, Runtime, Session)}[kind], name)
+    )
     return found
 
 
@@ -271,9 +375,11 @@ class Caller:
             owner = runtime
         if kind == "Follower":
             owner = runtime.follower
-        if kind == "Dispatches":
+        if kind == "Scope":
+            owner = runtime.authority_of(place)
+        if kind in ("Dispatches", "Session"):
             session: Session | None = await runtime.session(place) if place.startswith("s-") else None
-            owner = runtime.queue(place) if session is None else session.dispatches
+            owner = session if kind == "Session" else runtime.queue(place) if session is None else session.dispatches
         return getattr(owner, name)  # type: ignore[no-any-return]
 
     async def call(self, how: How) -> Any:

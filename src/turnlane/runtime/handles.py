@@ -18,6 +18,7 @@ from ..core.ids import AnyRequestId, DispatchId, EffectId, Key, Seq, SessionId, 
 from ..core.instants import wall_text
 from ..core.reasons import Reason, Refused
 from ..core.step import Kept, Position
+from ..core.typed import typed
 from ..machines import effects_ledger, requests
 from ..machines import session as rules
 from ..machines import turn as turns
@@ -248,6 +249,7 @@ class Session:
         actor.cancel_node()
         return turns.CancelAnswer("cancelled", None, actor.plan.turn, node=node)
 
+    @typed
     @marks.on_cancel("resumable")
     async def bind_worker(
         self, worker: str, *, saved_cursor: int | None = None, rebind: bool = False, key: str | None = None
@@ -260,6 +262,7 @@ class Session:
         answer: BindAnswer = (await bind_worker(self, worker, saved_cursor, rebind, key)).value
         return answer
 
+    @typed
     @marks.on_cancel("resumable")
     async def ingest(
         self,

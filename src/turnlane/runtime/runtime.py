@@ -426,6 +426,7 @@ class Runtime:
             raise Refused(Reason.UNKNOWN_SESSION, "no such session: open it first")
         return Session(self, actor)
 
+    @typed
     @marks.on_cancel("resumable")
     async def bind_worker(
         self, session_id: str, worker: str, *, tenant: str = DEFAULT_TENANT, **how: Any

@@ -27,6 +27,7 @@ from ..core.instants import wall_text
 from ..core.observations import AuthorityFell
 from ..core.ports import Lease, LeasePhase, StoreError
 from ..core.reasons import Reason, Refused, Rejected
+from ..core.typed import typed_verbs
 from ..machines import authority as rules
 from ..machines import migration as moves
 from ..machines.authority import RUNTIME, SESSION, AcquireLease, LoseLease, ReleaseLease, RenewLease, Term
@@ -209,6 +210,7 @@ class ScopeView:
         return told if self.view is None else {**told, "view": self.view}
 
 
+@typed_verbs
 @define(slots=True, eq=False)
 class Scope:
     """The lease of one scope. Every no of the machine is raised as Refused, and has changed nothing."""
