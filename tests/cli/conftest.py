@@ -48,6 +48,10 @@ async def nobody():
 '''
 
 
+HUNG_S = 60.0
+"""After so long a process is taken to hang. One that only has to wait for a busy machine comes sooner."""
+
+
 @define
 class Running:
     """One `turnlane serve`."""
@@ -75,9 +79,9 @@ class Running:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(HUNG_S)
 
-    def ended(self, seconds: float = 10) -> tuple[int, str, str]:
+    def ended(self, seconds: float = HUNG_S) -> tuple[int, str, str]:
         """Exit code, what else came on stdout, and stderr."""
         out, err = self.process.communicate(timeout=seconds)
         return self.process.returncode, out, err
@@ -109,7 +113,7 @@ class Place:
             env={**self.environ, **environ},
             input=stdin if isinstance(stdin, bytes) else stdin.encode(),
             capture_output=True,
-            timeout=30,
+            timeout=HUNG_S,
         )
         out, err = found.stdout.decode(), found.stderr.decode()
         assert "Traceback" not in err, err
@@ -129,7 +133,7 @@ class Place:
         self.running.append(found)
         if wait:
             assert process.stdout is not None
-            assert select.select([process.stdout], [], [], 15)[0], "the daemon says nothing"
+            assert select.select([process.stdout], [], [], HUNG_S)[0], "the daemon says nothing"
             line = process.stdout.readline()
             assert line, found.ended()
             found.told = json.loads(line)
@@ -171,7 +175,7 @@ def _made(folder: Path) -> Iterator[Place]:
 
 @pytest.fixture
 def eventually() -> Callable[..., Any]:
-    def wait(look: Callable[[], Any], seconds: float = 10) -> Any:
+    def wait(look: Callable[[], Any], seconds: float = HUNG_S) -> Any:
         end = time.monotonic() + seconds
         while not (found := look()):
             assert time.monotonic() < end, "it did not come in time"

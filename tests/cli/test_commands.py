@@ -337,7 +337,7 @@ def test_ctrl_c_while_following_is_exit_130_without_a_word(place):
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(2)
-        assert process.communicate(timeout=5)[1] == "" and process.returncode == 130
+        assert process.communicate(timeout=60)[1] == "" and process.returncode == 130
 
 
 def test_a_pipe_that_ends_early_is_a_quiet_exit_0(place):

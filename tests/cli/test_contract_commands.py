@@ -155,7 +155,7 @@ def test_two_processes_on_one_directory_wait_for_each_other_and_each_id_has_one_
         subprocess.Popen(words, cwd=place.folder, env=place.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(3)
     ]
-    ended = [(one.communicate(timeout=30), one.returncode) for one in both]
+    ended = [(one.communicate(timeout=60), one.returncode) for one in both]
     assert sorted(code for _, code in ended) == [0, 1, 1], ended
 
 

@@ -23,7 +23,7 @@ SCRIPT: list[tuple[str, Any, str | None]] = [
 
 def post(url: str, body: Any) -> Any:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read())
 
 
@@ -149,14 +149,14 @@ def test_a_mounted_application_is_started_and_shut_down_and_one_that_cannot_star
     (place.folder / "oldweb.py").write_text(WEB)
     settings = place.folder / "turnlane.toml"
     settings.write_text('[[cutover.legacy_mounts]]\nprefix = "/old"\napp = "oldweb:app"\n')
-    code, out, err = place.start("--config", settings, wait=False).ended(20)
+    code, out, err = place.start("--config", settings, wait=False).ended()
     assert code == 3 and "Traceback" not in err
     assert json.loads(out)["message"].endswith(
         "the application below /old says that its startup failed: there is no database"
     )
     (place.folder / "database").touch()
     daemon = place.start("--config", settings)
-    with urllib.request.urlopen(f"{daemon.operator_url}/old/x", timeout=10) as answer:
+    with urllib.request.urlopen(f"{daemon.operator_url}/old/x", timeout=60) as answer:
         assert answer.status == 200
     assert not (place.folder / "diary").exists()
     daemon.signal(signal.SIGTERM)

@@ -24,7 +24,7 @@ PROMISED = {
 @pytest.mark.parametrize("name", sorted(PROMISED))
 def test_an_example_runs_as_it_stands(name, tmp_path):
     found = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / name], cwd=tmp_path, capture_output=True, text=True, timeout=30
+        [sys.executable, "-W", "error", EXAMPLES / name], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert found.returncode == 0 and found.stderr == "", found.stderr
     for promised in PROMISED[name]:

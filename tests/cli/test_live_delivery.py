@@ -75,12 +75,12 @@ def test_a_minted_token_is_taken_by_the_daemon_of_the_same_settings_over_its_nex
         if not run_id:
             body = json.dumps({"owner_user_id": 7}).encode()
             made = urllib.request.Request(f"{at}/runs", body, {"content-type": "application/json"})
-            with urllib.request.urlopen(made, timeout=5) as answer:
+            with urllib.request.urlopen(made, timeout=60) as answer:
                 run_id = json.loads(answer.read())["run"]["id"]
         asked = urllib.request.Request(
             f"{at}/khala/topics/run:{run_id}:events/messages", headers={"Authorization": f"Bearer {token}"}
         )
-        with urllib.request.urlopen(asked, timeout=5) as answer:
+        with urllib.request.urlopen(asked, timeout=60) as answer:
             page = json.loads(answer.read())
             seen.append((page["log_epoch"], page["messages"]))
         daemon.kill()

@@ -270,7 +270,7 @@ def test_runs_of_another_tenant_are_its_own(tmp_path: Path, capfdbinary: pytest.
 
 def get(url: str) -> Any:
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             body: bytes = answer.read()
             return body if url.endswith("/replay") else json.loads(body)
     except urllib.error.HTTPError as error:

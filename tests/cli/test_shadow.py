@@ -93,7 +93,7 @@ def test_a_gate_that_blocks_says_so_also_to_a_reader_that_is_gone(pair: tuple[Pa
     os.close(read)
     words = ["--left", str(pair[0]), "--right", str(pair[1]), "--output", str(pair[2])]
     command = [sys.executable, "-m", "turnlane", "shadow", "compare", *words]
-    found = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=30, check=False)
+    found = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(write)
 
     assert (found.returncode, found.stderr) == (1, b"")

@@ -27,7 +27,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def asked(url: str) -> tuple[int, Any]:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         return answer.status, json.loads(answer.read())
 
 
@@ -125,7 +125,7 @@ def test_an_application_of_the_other_runtime_is_served_below_its_prefix(place: A
     daemon = place.start(*words, LEGACY_RUNTIME_WRITE_FREEZE="on")
     read = asked(f"{daemon.operator_url}/old/runs")
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{daemon.operator_url}/old/runs", b"{}", timeout=10)
+        urllib.request.urlopen(f"{daemon.operator_url}/old/runs", b"{}", timeout=60)
     daemon.signal(signal.SIGTERM)
     code, _, err = daemon.ended()
 
