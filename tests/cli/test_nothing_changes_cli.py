@@ -386,6 +386,7 @@ REMOTE: Sequence[tuple[Words, bytes | None, int]] = (
     (("contract", "exec", "-", "--url", "URL"), LINES, NO),
     (("contract", "exec", QUEUE, "--url", "URL", "--key", "k" * 200), None, NO),
     (("contract", "events", "--url", "URL", "--from", "nothing"), None, NO),
+    (("contract", "events", "--url", "URL", "--replay", "--follow"), None, USE),
     (("contract", "snapshot", "--url", "URL", "--json"), None, 0),
     (("status", "URL"), None, 0),
     (("shadow", "capture", "URL", "no-uuid", "OUT"), None, NO),

@@ -249,7 +249,7 @@ async def confirmed(contract: Any) -> str:
     return str((await contract.replay_apply(event["event_id"])).event_id)
 
 
-async def until(said: Callable[[], object], seconds: float = 5) -> None:
+async def until(said: Callable[[], object], seconds: float = 60) -> None:
     with trio.fail_after(seconds):
         while not said():
             await trio.sleep(0.001)
