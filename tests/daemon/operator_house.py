@@ -147,7 +147,7 @@ async def answers(stream: trio.abc.Stream, most: int = 1) -> list[Answer]:
     request = h11.Request(method="GET", target="/", headers=[("host", "x")])
     connection.send(request)
     connection.send(h11.EndOfMessage())
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
