@@ -460,6 +460,7 @@ KNOWN: Mapping[str, Known] = {
             ({"command": {"command": "QueueDispatch", "request_id": "req-3", "target": "t"}}, "duplicate_dispatch"),
             ({"command": {"command": "MarkDelivered", "request_id": "c-failed"}}, "invalid_transition"),
             ({"command": {"command": "RenewAuthority", "owner": "w2"}}, "invalid_command"),
+            *(({"command": value}, "invalid_command") for value in (7, True, None, 1.5, [], "", "7")),
         ),
     ),
     "contract/snapshot": Known({}),
