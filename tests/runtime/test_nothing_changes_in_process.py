@@ -209,7 +209,6 @@ KNOWN: Mapping[str, Known] = {
     "Contract.lose_leader": Known({"reason": "x"}),
     "Contract.leader": Known({}, reads=True),
     "Contract.unreachable": Known({}, reads=True),
-    "Contract.leader": Known({}, reads=True),
     "Contract.compact": Known({}),
     "Scope.acquire": Known(
         {"owner": "host-2", "lease_id": "life-1"},
