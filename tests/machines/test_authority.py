@@ -200,6 +200,11 @@ def test_what_was_done_before_is_said_to_be_a_repeat() -> None:
     lost, first = apply(lease, LoseLease("x"), 1)
     again, second = apply(lost, LoseLease("y"), 1)
     assert (first.answer, second.answer, again.lost_reason) == (False, True, "x")
+    told, first = apply(lease, LoseLease("x", 3_000), 1)
+    again, second = apply(told, LoseLease("y", 3_000), 2)
+    assert (len(first.events), second.events, second.answer, again) == (1, (), True, told), "told once"
+    sooner, third = apply(told, LoseLease("y", 1_000), 2)
+    assert (len(third.events), sooner.leased_until, sooner.draining) == (1, 1_000_002, "x")
 
 
 def test_events_of_a_lease_are_kept_and_read_like_all_others() -> None:

@@ -302,6 +302,8 @@ def _lose(lease: Lease, command: LoseLease, now: WallInstant, limits: Limits) ->
     if command.grace_ms is None:
         return Step((AuthorityLost(lease.scope, lease.owner, lease.epoch, command.reason, now),), answer=False)
     until = min(lease.leased_until, WallInstant(now + command.grace_ms * 1_000))
+    if lease.draining is not None and until == lease.leased_until:
+        return Step(answer=True)
     return Step((AuthorityDrainOrdered(lease.scope, lease.draining or command.reason, until, now),), answer=False)
 
 
