@@ -203,7 +203,7 @@ async def test_a_binding_that_was_not_heard_is_stale_until_its_next_call(autojum
 WRONG = [
     ({"worker": ""}, "invalid_params"),
     ({"worker": "w", "saved_cursor": -1}, "invalid_params"),
-    ({"worker": "w", "saved_cursor": True}, "invalid_params"),
+    ({"worker": "w", "saved_cursor": 2**53}, "invalid_params"),
     ({"worker": "other"}, "bound_elsewhere"),
 ]
 
