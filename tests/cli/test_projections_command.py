@@ -19,9 +19,10 @@ from turnlane.codec import Codec
 from turnlane.core.instants import Instant, WallInstant
 from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.owners import Owner
+from turnlane.core.reasons import Reason
 from turnlane.core.step import Appended, Batch, Step
-from turnlane.journal import LmdbStore, layout
-from turnlane.machines import worker
+from turnlane.journal import LmdbProjections, LmdbStore, layout
+from turnlane.machines import projection, worker
 from turnlane.machines.turn import Stamp
 
 MINE = Owner(7)
@@ -99,6 +100,65 @@ def test_a_damaged_table_is_found_and_a_rebuild_mends_it(
     assert ("worker:w-2:lifecycle (tenant acme)\n" in out) == (2 in found)
     assert asked(capsys, "rebuild", state) == (0, f"{state}: 3 topics\n")
     assert asked(capsys, "verify", state)[0] == 0
+
+
+async def noted(state: Path, run: str) -> None:
+    """So many events that the places of the first ones are no longer found through the last ones."""
+    async with turnlane.open_runtime(state, agent=agent) as runtime:
+        for _ in range(layout.ROW):
+            await runtime.runs.append(run.rpartition("/")[2], "step.scored", {"score": 1})
+        assert (await runtime.follower.summary(run)).record.last_seq == layout.ROW + 2
+
+
+def damage_event(state: Path, stream: str, seq: int) -> None:
+    """Flip a bit in a record of the log."""
+    with LmdbStore.open(state / "journal", create=False) as store:
+        key = layout.POSITION.pack(store.read(stream, seq - 1, 1).events[0].position)
+        with store._environment.begin(write=True) as txn:
+            value = txn.get(key, db=store._rows.tables["events"])
+            txn.put(key, value[:-1] + bytes([value[-1] ^ 1]), db=store._rows.tables["events"])
+
+
+def stored(state: Path, stream: str) -> list[bytes | None]:
+    with LmdbStore.open(state / "journal", create=False) as store:
+        return LmdbProjections(store).read([*projection.places_of(stream), (projection.DRIFTS, stream)])
+
+
+def test_a_rebuild_leaves_the_record_of_a_damaged_stream_and_names_the_damage(
+    state: Path, topics: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = f"default/run/{topics[0].split(':')[1]}"
+    trio.run(noted, state, run)
+    before = stored(state, run)
+    damage_event(state, run, 2)
+    damage(state, "worker_summaries")
+
+    code, out = asked(capsys, "rebuild", state)
+    assert code == 1 and out.startswith(f"{topics[0]}: left as it was: corrupt_stream: {run} at seq 2: ")
+    assert out.endswith(f"{state}: 3 topics; 1 left as they were (turnlane doctor)\n")
+    assert stored(state, run) == before and before[0] is not None and before[2] is None
+    assert asked(capsys, "verify", state) == (1, f"{topics[0]}\n{state}: 1 of 3 topics differ\n"), "others are mended"
+    code, out = asked(capsys, "rebuild", state, "--json")
+    (left,) = json.loads(out)["left"]
+    assert code == 1 and (left["tenant"], left["topic"], left["reason"]) == ("default", topics[0], "corrupt_stream")
+    assert cli.main(["projections", "rebuild", str(state), "--topic", topics[0]]) == 1
+    said = capsys.readouterr()
+    assert "corrupt_stream" in said.err and "at seq 2" in said.err and "ask again" not in said.err
+    assert stored(state, run) == before
+
+
+def test_what_is_folded_up_to_a_damaged_record_is_held_and_its_report_names_the_record(
+    state: Path, topics: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = f"default/run/{topics[0].split(':')[1]}"
+    trio.run(noted, state, run)
+    damage_event(state, run, 2)
+    asked(capsys, "drop", state)
+    assert asked(capsys, "rebuild", state)[0] == 1
+    _, summary, row = stored(state, run)
+    drift = projection.drift_of(run, row)
+    assert drift is not None and (drift.reason, drift.incoming_seq) == (Reason.CORRUPT_STREAM, 2)
+    assert summary is not None and json.loads(summary)["last_seq"] == 1
 
 
 def test_a_position_that_is_lost_is_no_fault_of_a_topic(

@@ -320,14 +320,15 @@ async def test_a_gap_is_told_holds_its_topic_alone_and_is_shown_as_resolved_once
 
     assert (held["last_seq"], held["held"]) == (1, True)
     report = drift.json["drift"]
-    assert (report["topic"], report["reason"], report["resolved_at"]) == (topic, "sequence_gap", None)
-    assert (report["expected_next_seq"], report["last_seen_seq"]) == (2, 1) and report["incoming_seq"] >= 2
+    assert (report["topic"], report["reason"], report["resolved_at"]) == (topic, "corrupt_stream", None)
+    assert (report["expected_next_seq"], report["last_seen_seq"], report["incoming_seq"]) == (2, 1, 2)
     assert ready.status == 503 and [one["code"] for one in ready.json["reasons"]] == ["projection_drift"]
     flags = [ready.json[f"{part}_ready"] for part in ("authority", "projector", "workers")]
     assert flags == [True, False, True]
     assert sample(metrics, "turnlane_projection_drift_total") == 1
     assert sample(metrics, "turnlane_ready") == 0
-    assert refused.told == (503, "projection_behind", "projection_behind")
+    assert refused.told == (500, "internal", "corrupt_stream") and "retry_after_ms" not in refused.json
+    assert f"{stream} at seq 2" in refused.json["message"]
     assert (healed["last_seq"], healed["held"]) == (5, False)
     assert resolved.json["drift"] == {**report, "resolved_at": resolved.json["drift"]["resolved_at"]}
     assert resolved.json["drift"]["resolved_at"] >= report["detected_at"] and well.status == 200

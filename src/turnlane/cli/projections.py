@@ -76,7 +76,7 @@ def _progress(total: int, json: bool) -> Progress:
 
 @projections_app.command(usage="Usage: turnlane projections rebuild STATE [--topic TOPIC] [--tenant TENANT] [--json]")
 def rebuild(state: StateDir, /, *, topic: Topic = None, tenant: Tenant = "default", json: Json = False) -> int:
-    """Fold read models anew from the log. The daemon has to be stopped. Exit 1 when the log has a hole."""
+    """Fold read models anew from the log. The daemon has to be stopped. Exit 1 when the log of one is damaged."""
     import trio
 
     from ..journal import LmdbStore
@@ -99,32 +99,43 @@ async def _rebuild_one(store: LmdbStore, topic: str, stream: StreamName, json: b
 
 
 async def _rebuild_all(store: LmdbStore, state: Path, json: bool) -> int:
-    follower = _follower(store)
-    follower.projections.drop()
-    progress = _progress(store.position, json)
+    from ..core.ids import StreamName
+    from ..core.reasons import Reason, Refused
+    from ..journal.projections import followed
+
+    follower, streams = _follower(store), list(followed(store))
+    progress, left = _progress(len(streams), json), list[dict[str, str]]()
     try:
-        while await follower.follow():
-            progress.show(follower.position)
+        for done, stream in enumerate(streams, 1):
+            try:
+                await follower.rebuild(stream)
+            except Refused as refused:
+                if refused.reason is not Reason.NOT_FOUND:  # pruned: it leaves no record
+                    said = {"reason": refused.reason.value, "message": refused.message}
+                    left.append({**_called(StreamName(stream)), **said})
+            progress.show(done)
+        await follower.recover()  # what has no stream any more, and the place in the log
     finally:
         progress.end()
     status = follower.status()
     if json:
-        print_json({"path": str(state), "topics": status.topics, "held": status.topics_held})
-    else:
-        held = f"; {status.topics_held} do not fit the log (turnlane doctor)" if status.topics_held else ""
-        print(safe(f"{state}: {status.topics} topics{held}"))
-    return NO if status.topics_held else OK
+        print_json({"path": str(state), "topics": status.topics, "held": status.topics_held, "left": left})
+        return NO if left else OK
+    for one in left:
+        print(safe(f"{_spelled(one)}: left as it was: {one['reason']}: {one['message']}"))
+    more = f"; {len(left)} left as they were (turnlane doctor)" if left else ""
+    print(safe(f"{state}: {status.topics} topics{more}"))
+    return NO if left else OK
 
 
 @projections_app.command(usage="Usage: turnlane projections verify STATE [--json]")
 def verify(state: StateDir, /, *, json: Json = False) -> int:
     """Fold the whole log beside the stored records and compare. Reads only. Exit 1 lists the topics that differ."""
     from ..codec import Codec
-    from ..core.ids import DEFAULT_TENANT, StreamName, split_stream
+    from ..core.ids import StreamName
     from ..journal import Fit, LmdbProjections
     from ..journal import verify as compared
     from ..journal.projections import followed
-    from ..machines.projection import topic_of
 
     counts = dict.fromkeys(Fit, 0)
     wrong: list[dict[str, str]] = []
@@ -133,7 +144,7 @@ def verify(state: StateDir, /, *, json: Json = False) -> int:
         for stream, fit in compared(LmdbProjections(store), store, Codec().decode):
             counts[fit] += 1
             if fit is Fit.WRONG:
-                wrong.append({"tenant": split_stream(StreamName(stream))[0], "topic": topic_of(stream)})
+                wrong.append(_called(StreamName(stream)))
             progress.show(sum(counts.values()))
         progress.end()
     total = sum(counts.values())
@@ -142,8 +153,7 @@ def verify(state: StateDir, /, *, json: Json = False) -> int:
         print_json({"sound": not wrong, **said})
         return NO if wrong else OK
     for one in wrong:
-        whose = "" if one["tenant"] == DEFAULT_TENANT else f" (tenant {one['tenant']})"
-        print(safe(f"{one['topic']}{whose}"))
+        print(safe(_spelled(one)))
     behind = f", {counts[Fit.BEHIND]} of them behind until the next start" if counts[Fit.BEHIND] else ""
     verdict = f"{len(wrong)} of {total} topics differ" if wrong else f"sound, {total} topics{behind}"
     print(safe(f"{state}: {verdict}"))
@@ -175,6 +185,19 @@ def _stream(topic: str, tenant: str) -> StreamName:
     if stream is None:
         raise No(NO, "not_found", "there is no such topic: expected run:ID:events or worker:ID:lifecycle")
     return stream
+
+
+def _called(stream: StreamName) -> dict[str, str]:
+    from ..core.ids import split_stream
+    from ..machines.projection import topic_of
+
+    return {"tenant": split_stream(stream)[0], "topic": topic_of(stream)}
+
+
+def _spelled(called: dict[str, str]) -> str:
+    from ..core.ids import DEFAULT_TENANT
+
+    return called["topic"] + ("" if called["tenant"] == DEFAULT_TENANT else f" (tenant {called['tenant']})")
 
 
 def _follower(store: LmdbStore) -> Follower:

@@ -102,7 +102,7 @@ def problem_of(error: Exception) -> Problem | None:
             wait = after if error.reason.temporary else None
             return Problem(error.reason.http_status, error.reason, error.message, error.data or None, wait)
         case CorruptStream() | Refused(reason=Reason.CORRUPT_STREAM):
-            message = "the stream cannot be read: run `turnlane doctor` on the state directory"
+            message = f"{error.message}: run `turnlane doctor` on the state directory"
             return Problem(500, Reason.CORRUPT_STREAM, message)
         case StoreError():
             status = error.reason.http_status

@@ -560,7 +560,7 @@ class Drift:
     expected_next_seq: Whole
     last_seen_seq: Whole
     incoming_seq: Whole
-    reason: Literal["sequence_gap", "floor_passed", "fold_failed", "checkpoint_ahead"]
+    reason: Literal["sequence_gap", "corrupt_stream", "floor_passed", "fold_failed", "checkpoint_ahead"]
     detected_at: str
     resolved_at: str | None
 

@@ -255,14 +255,16 @@ class Follower:
     async def rebuild(self, stream: str) -> Rebuilt:
         """Fold a topic anew beside its record, then put the new one in its place. Readers see one or the other.
 
-        Raises Refused `rebuild_running` (one at a time), `not_found`, `projection_behind` (the log has a hole: what is
-        there stays).
+        Raises Refused `rebuild_running` (one at a time), `not_found`; where what is there stays: `corrupt_stream` (the
+        log is damaged), `projection_behind` (it does not reach back, or cannot be folded).
         """
         if self.rebuilding is not None:
             raise Refused(Reason.REBUILD_RUNNING, f"{self.rebuilding} is being rebuilt: one at a time", retry_after=1.0)
         self.rebuilding = stream
         try:
             return await self._rebuild(stream)
+        except CorruptStream as error:
+            raise Refused(error.reason, error.message) from error
         finally:
             self.rebuilding = None
 
@@ -311,38 +313,38 @@ class Follower:
         if record is None and not topic.doubted and events[0].seq == 1:
             record = empty(stream, self.store.log_epoch)
         if record is None or topic.held:
-            await self._settle(stream, incoming=events[-1].seq)
+            await self._settle(stream)
             return None
         folded = fold(record, events, self.decode)
         if folded.gap is None:
             return folded.record if folded.applied else None
         if folded.applied:
             await self._put(stream, topic, folded.record)
-        await self._report(stream, topic, folded.gap)
-        await self._settle(stream, incoming=folded.gap.incoming_seq)
+        await self._settle(stream, met=folded.gap)
         return None
 
-    async def _settle(self, stream: str, *, budget: _Budget | None = None, incoming: Seq = 0) -> _Topic | None:
+    async def _settle(self, stream: str, *, budget: _Budget | None = None, met: Gap | None = None) -> _Topic | None:
         """Bring a topic to the head of its stream, or hold it. None: there is no such stream any more.
 
-        `incoming`: the seq of an event that was seen beyond the record. Raises Refused `projection_behind` where that
-        would take more than the budget; what was folded until then is kept, and the follower goes on.
+        `met`: a gap that the order of the store had; the report says so where the stream has none. Raises Refused
+        `projection_behind` where it would take more than the budget; what was folded until then is kept, and the
+        follower goes on.
         """
         topic = (await self._load([stream]))[stream]
-        record, ahead, target, folded = topic.record, None, 0, 0
+        record, target, folded = topic.record, 0, 0
         while True:
             after = 0 if record is None else record.last_seq
             try:
                 page = await self._page(stream, after)
-            except CorruptStream:
-                beyond = max(incoming, await self._head(stream), after + 1)
-                return await self._hold(stream, topic, record, Gap(after + 1, after, beyond))
+            except CorruptStream as error:
+                gap = Gap(after + 1, after, max(error.seq, after + 1), error.reason)
+                return await self._hold(stream, topic, record, gap)
             target = target or page.head
             if page.head == 0 or await self._is_gone(stream, page):
                 await self._remove(stream, topic)
                 return None
             if record is not None and record.last_seq > page.head:
-                ahead = Gap(record.last_seq + 1, record.last_seq, page.head, Reason.CHECKPOINT_AHEAD)
+                met = Gap(record.last_seq + 1, record.last_seq, page.head, Reason.CHECKPOINT_AHEAD)
                 record = None
                 continue
             if record is None or record.last_seq < page.floor - 1:
@@ -368,10 +370,10 @@ class Follower:
                 await self._put(stream, topic, record)
                 self._remember(stream)
                 if budget is None:
-                    return topic
+                    return topic if met is None else await self._hold(stream, topic, None, met)
                 raise self._too_late(record.last_seq, target, f"{missing} events are still to be folded")
-        if ahead is not None:
-            await self._report(stream, topic, ahead)
+        if met is not None:
+            await self._report(stream, topic, met)
         await self._put(stream, topic, record, resolved=topic.held)
         return topic
 
@@ -388,10 +390,7 @@ class Follower:
             raise self._too_late(0, 0, "the log does not reach back to the beginning of the topic")
         folded = 0
         while True:
-            try:
-                page = await self._page(stream, fresh.last_seq)
-            except CorruptStream as error:
-                raise self._too_late(fresh.last_seq, fresh.last_seq + 1, error.message) from error
+            page = await self._page(stream, fresh.last_seq)
             step = fold(fresh, page.events, self.decode)
             fresh, folded = step.record, folded + step.applied
             if step.gap is not None:
@@ -500,11 +499,6 @@ class Follower:
 
     async def _page(self, stream: str, after: Seq) -> Page:
         return await self.read_hop(self.store.read, stream, after, self.limits.projection_page_items_max)
-
-    async def _head(self, stream: str) -> Seq:
-        with suppress(CorruptStream):
-            return (await self.read_hop(self.store.head, stream)).seq
-        return 0
 
     async def _is_gone(self, stream: str, page: Page) -> bool:
         """Whether all that is left of a stream, or will be, is its tombstone."""
