@@ -55,6 +55,19 @@ async def test_a_run_is_made_told_and_finished_and_its_receipt_has_an_etag() -> 
     assert typed.body.count(b"\n") == 6
 
 
+async def test_a_cursor_ahead_of_a_run_is_refused_and_one_at_its_head_is_not() -> None:
+    async with house() as made:
+        at = f"{RUNS}/{await a_run(made)}"
+        for path in (at, f"{at}/events"):
+            ahead, head = await made.get(f"{path}?after_seq=2"), await made.get(f"{path}?after_seq=1")
+            assert ahead.told == (400, "invalid_request", "invalid_cursor")
+            assert ahead.json["details"] == {"head_seq": 1} and head.status == 200
+        assert head.json == {
+            "events": [],
+            "events_page": {"after_seq": 1, "next_after_seq": 1, "head_seq": 1, "complete": True},
+        }
+
+
 @pytest.mark.parametrize(
     ("path", "body", "told"),
     [

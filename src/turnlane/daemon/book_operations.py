@@ -61,6 +61,7 @@ _WORKER: Final[dict[str, Any]] = {
 }
 _VALUES: Final = (Reason.NUMBER_OUT_OF_RANGE, Reason.TOO_DEEP, Reason.INVALID_PAYLOAD)
 _RUN_PATH: Final[Refusals] = together(ABSENT, {400: (Reason.INVALID_RUN_ID,)})
+_RUN_PLACE: Final[Refusals] = together(_RUN_PATH, {400: (Reason.INVALID_CURSOR,)})
 _KEYED: Final[Refusals] = {400: (Reason.INVALID_KEY,), 409: (Reason.KEY_CONFLICT,)}
 _OWNED: Final[Refusals] = {400: (Reason.INVALID_OWNER,), 403: (Reason.OWNER_MISMATCH,)}
 _LARGE: Final[Refusals] = {413: (Reason.PAYLOAD_TOO_LARGE,)}
@@ -113,7 +114,7 @@ BOOKS: Final[tuple[Operation, ...]] = (
         "A run, with a page of its events.",
         {200: shapes.RunFound},
         {"run": _RUN},
-        _RUN_PATH,
+        _RUN_PLACE,
         query=shapes.EventsQuery,
     ),
     Operation(
@@ -147,7 +148,7 @@ BOOKS: Final[tuple[Operation, ...]] = (
         "A page of the events of a run after a place, in order.",
         {200: shapes.RunEvents},
         {"events": [_EVENT], "events_page": _PAGE},
-        _RUN_PATH,
+        _RUN_PLACE,
         query=shapes.EventsQuery,
     ),
     Operation(

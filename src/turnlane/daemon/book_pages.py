@@ -127,20 +127,23 @@ async def list_runs(pages: Pages, call: Call) -> Answer:
 
 
 async def read_run(pages: Pages, call: Call) -> Answer:
-    after, limit = call.query.after_seq, _page(pages, call.query.limit)
-    run, events = await seen(pages, call, after, limit)
+    after, run, events = await _page(pages, call)
     return Answer({"run": run_json(run, after, events)})
 
 
 async def read_run_events(pages: Pages, call: Call) -> Answer:
-    after, limit = call.query.after_seq, _page(pages, call.query.limit)
-    run, events = await seen(pages, call, after, limit)
+    after, run, events = await _page(pages, call)
     return Answer(page_json(run.last_seq, after, events))
 
 
-def _page(pages: Pages, limit: int | None) -> int:
-    most = pages.limits.page_items_max
-    return most if limit is None else min(limit, most)
+async def _page(pages: Pages, call: Call) -> tuple[int, runs.Run, Any]:
+    """The place that is asked for, and what lies behind it. One that the run has not reached is none of its own."""
+    after, limit, most = call.query.after_seq, call.query.limit, pages.limits.page_items_max
+    run, events = await seen(pages, call, after, most if limit is None else min(limit, most))
+    if after > run.last_seq:
+        message = f"after_seq is {after}, the last seq is {run.last_seq}: the cursor is not of this run"
+        raise Problem(400, Reason.INVALID_CURSOR, message, {"head_seq": run.last_seq})
+    return after, run, events
 
 
 async def read_run_event(pages: Pages, call: Call) -> Answer:
