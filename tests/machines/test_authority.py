@@ -174,6 +174,20 @@ def test_each_no_of_the_table_has_its_reason(lease: Lease, command: Any, at: int
     assert isinstance(step, Rejected) and step.reason is reason, step
 
 
+@pytest.mark.parametrize(
+    ("lease", "command", "at", "name"),
+    [
+        (held(), AcquireLease("b", "2", TTL), 1, "leased_until"),
+        (held(), RenewLease("a", 1, TTL), 5 * S, "leased_until"),
+        (apply(held(), LoseLease("x", 5_000), 0)[0], RenewLease("a", 1, TTL), 1, "until"),
+    ],
+)
+def test_a_no_says_an_instant_as_text(lease: Lease, command: Any, at: int, name: str) -> None:
+    """As every other instant that a client sees."""
+    _, step = apply(lease, command, at)
+    assert isinstance(step, Rejected) and step.data[name] == "1970-01-01T00:00:05.000000Z"
+
+
 def test_a_lease_reads_as_stale_from_the_instant_it_runs_out_and_says_why() -> None:
     lease = held()
     assert [stale(lease, WallInstant(at)) for at in (0, 5 * S - 1, 5 * S, 9 * S)] == [False, False, True, True]

@@ -540,7 +540,27 @@ def test_a_renewal_never_shortens_a_lease() -> None:
         step, place = advance(place, command)
         assert step.answer.leased_until == wall_text(wall_after_ms(WALL, 60_000))
     step, place = advance(place.later(59_000), q.RenewClaim(D0, NOW))
-    assert step.answer.leased_until == wall_text(wall_after_ms(WALL, 74_000)) and step.answer.lease_ms == 15_000
+    assert step.answer.leased_until == wall_text(wall_after_ms(WALL, 119_000)) and step.answer.lease_ms == 60_000
+
+
+@pytest.mark.parametrize("ask", [q.RenewClaim, q.StartDispatch])
+@pytest.mark.parametrize("claimed_ms", [2_000, 15_000, 60_000])
+def test_who_asks_for_no_length_gets_that_of_the_claim(ask: Any, claimed_ms: int) -> None:
+    """Neither longer nor shorter than the claim got; a renewal for other lengths in between does not count."""
+    place = after(QUEUED, take(lease_ms=claimed_ms))
+    for _ in range(2):
+        step, place = advance(place.later(1_000), ask(D0, NOW))
+        assert step.answer.lease_ms == claimed_ms
+        assert step.answer.leased_until == wall_text(wall_after_ms(place.wall, claimed_ms))
+        place = after(place, q.RenewClaim(D0, NOW, claimed_ms + 500))
+
+
+@pytest.mark.parametrize("ask", [q.RenewClaim, q.StartDispatch])
+def test_an_answer_says_the_lease_that_is_in_effect(ask: Any) -> None:
+    """From now to `leased_until`, also where that is more than was asked for."""
+    place = after(QUEUED, take(lease_ms=60_000))
+    step, _ = advance(place.later(10_000), ask(D0, NOW, 1_000))
+    assert (step.answer.leased_until, step.answer.lease_ms) == (wall_text(wall_after_ms(WALL, 60_000)), 50_000)
 
 
 def test_a_lease_runs_out_at_its_instant_and_not_before() -> None:

@@ -127,6 +127,7 @@ async def test_a_key_repeats_the_first_answer_also_after_a_restart_and_belongs_t
 ) -> None:
     disk = Disk()
     async with disk.runtime(nothing) as runtime:
+        await runtime.contract.execute(SNAPSHOT)  # of another stream: its event has the first place in the list
         first = await runtime.contract.execute(QUEUE_1, key="k")
         again = await runtime.contract.execute(QUEUE_1, key="k")
         assert again.duplicate and (again.event_id, again.seq, again.event) == (
@@ -136,6 +137,8 @@ async def test_a_key_repeats_the_first_answer_also_after_a_restart_and_belongs_t
         )
         for other in ({**QUEUE_1, "target": "x"}, NOTIFY_1, SNAPSHOT):
             assert (await refusal(runtime.contract, other, key="k")).reason is Reason.KEY_CONFLICT
+        told = (await refusal(runtime.contract, NOTIFY_1, key="k")).data["first"]
+        assert told == first.json() and told["seq"] == 2, "the seq of the list, not of a stream within it"
         assert (await refusal(runtime.contract, SNAPSHOT, key="\n")).reason is Reason.INVALID_KEY
         replay = {"command": "RequestReplay", "cursor": event_id(disk.store.log_epoch, 0)}
         asked = await runtime.contract.execute(replay, key="r")

@@ -260,7 +260,7 @@ def _renew(lease: Lease, command: RenewLease, now: WallInstant, limits: Limits) 
         return Rejected(Reason.LEASE_LOST, message, {"reason": lease.lost_reason})
     if stale(lease, now):
         message = f"the lease on {lease.scope} ran out at {wall_text(lease.leased_until)}: acquire it anew"
-        return Rejected(Reason.LEASE_EXPIRED, message, {"leased_until": lease.leased_until})
+        return Rejected(Reason.LEASE_EXPIRED, message, {"leased_until": wall_text(lease.leased_until)})
     if lease.draining is not None:
         return told_to_drain(lease)
     until, as_given = _until(command.term, now)
@@ -309,7 +309,7 @@ def _lose(lease: Lease, command: LoseLease, now: WallInstant, limits: Limits) ->
 
 def _held(scope: str, lease: Lease) -> Rejected:
     message = f"the lease on {scope} is held by {lease.owner} until {wall_text(lease.leased_until)}"
-    return Rejected(Reason.LEASE_HELD, message, {"owner": lease.owner, "leased_until": lease.leased_until})
+    return Rejected(Reason.LEASE_HELD, message, {"owner": lease.owner, "leased_until": wall_text(lease.leased_until)})
 
 
 def _until(term: Term, now: WallInstant) -> tuple[WallInstant, str | None]:
@@ -346,7 +346,7 @@ def _other_epoch(lease: Lease, epoch: Epoch) -> Rejected:
 def told_to_drain(lease: Lease) -> Rejected:
     """Who was told to end neither renews nor acquires anew before it has ended."""
     message = f"the holder of {lease.scope} was told to end ({lease.draining}) by {wall_text(lease.leased_until)}"
-    return Rejected(Reason.LEASE_LOST, message, {"reason": lease.draining, "until": lease.leased_until})
+    return Rejected(Reason.LEASE_LOST, message, {"reason": lease.draining, "until": wall_text(lease.leased_until)})
 
 
 # the holder

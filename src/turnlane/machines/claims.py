@@ -170,7 +170,8 @@ def _redrive(state: Queue, command: RedriveDispatch, wall: WallInstant, limits: 
 
 def _claim(state: Queue, command: ClaimDispatch, wall: WallInstant, limits: Limits) -> Step | Rejected:
     assert state.kind == "delivery" or command.turn, "the claim of a turn brings a fresh id"
-    lease_ms = effective_lease_ms(command.lease_ms, limits)
+    wanted = limits.claim_lease_ms if command.lease_ms is None else command.lease_ms
+    lease_ms = effective_lease_ms(wanted, limits)
     if lease_ms is None:
         return invalid("lease_ms", "a finite number of ms")
     if not printable(command.owner):

@@ -19,7 +19,7 @@ from attrs import define, field, frozen
 
 from ..core.evolving import evolve
 from ..core.ids import DispatchId, Generation, Seq, TurnId
-from ..core.instants import WallInstant, wall_after_ms, wall_from_text, wall_text
+from ..core.instants import MICROS_PER_MS, WallInstant, wall_after_ms, wall_from_text, wall_text
 from ..core.limits import Limits
 from .fairness import SLOTS, behind, next_slot
 from .overlap import Policy
@@ -211,6 +211,8 @@ class Claim:
     """0: does not lapse."""
     key: str | None = None
     claimed_at: str = ""
+    lease_ms: int | None = None
+    """What the claim was given, for calls that ask for no other; None for one that does not lapse."""
 
 
 @frozen
@@ -483,7 +485,9 @@ def _row(event: DispatchQueued, seq: Seq) -> Row:
 def _changed(row: Row, event: DispatchEvent, phase: RowPhase) -> Row:
     match event:
         case DispatchClaimed():
-            held = Claim(event.owner, event.token_sha256, _instant(event.leased_until), event.key, event.at)
+            until, at = _instant(event.leased_until), event.at
+            lease_ms = (until - wall_from_text(at)) // MICROS_PER_MS if until and at else None
+            held = Claim(event.owner, event.token_sha256, until, event.key, at, lease_ms)
             return evolve(
                 row,
                 phase=phase,

@@ -12,7 +12,7 @@ from math import floor, isfinite
 from typing import Any, Final
 
 from ..core.evolving import evolve
-from ..core.instants import WallInstant, wall_after_ms, wall_text
+from ..core.instants import MICROS_PER_MS, WallInstant, wall_after_ms, wall_text
 from ..core.limits import Limits
 from ..core.reasons import Reason, Rejected
 from ..core.step import Step
@@ -108,9 +108,7 @@ def renew(state: Queue, command: RenewClaim, wall: WallInstant, limits: Limits) 
 
 
 def effective_lease_ms(wanted: object, limits: Limits) -> int | None:
-    """The lease that a wish in ms gives: floored and clamped, the default for None; None for what is no number."""
-    if wanted is None:
-        return limits.claim_lease_ms
+    """The lease that a wish in ms gives: floored and clamped; None for what is no number."""
     if isinstance(wanted, bool) or not isinstance(wanted, int | float):
         return None
     if isinstance(wanted, float) and not isfinite(wanted):
@@ -119,12 +117,13 @@ def effective_lease_ms(wanted: object, limits: Limits) -> int | None:
 
 
 def _lease(row: Row, wanted: float | None, wall: WallInstant, limits: Limits) -> tuple[str, int] | Rejected:
-    """Until when, never earlier than before, and the lease in ms that is in effect."""
-    lease_ms = effective_lease_ms(wanted, limits)
+    """Until when, never earlier than before, and the ms from now to then. Without a wish: as long as the claim got."""
+    assert row.claim is not None
+    lease_ms = effective_lease_ms(row.claim.lease_ms or limits.claim_lease_ms if wanted is None else wanted, limits)
     if lease_ms is None:
         return invalid("lease_ms", "a finite number of ms")
-    assert row.claim is not None
-    return wall_text(max(row.claim.leased_until, wall_after_ms(wall, lease_ms))), lease_ms
+    until = max(row.claim.leased_until, wall_after_ms(wall, lease_ms))
+    return wall_text(until), (until - wall) // MICROS_PER_MS
 
 
 def start(state: Queue, command: StartDispatch, wall: WallInstant, limits: Limits) -> Step | Rejected:

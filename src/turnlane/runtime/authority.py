@@ -22,7 +22,7 @@ import trio
 from attrs import define, field
 
 from ..core import marks
-from ..core.instants import Instant, after_ms, wall_text
+from ..core.instants import Instant, after_ms, wall_from_text, wall_text
 from ..core.ports import Lease, LeasePhase, Ports, StoreError
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.status import AuthorityStatus
@@ -242,7 +242,7 @@ class Authority:
             return
         self.renewals_failed += 1
         if answer.reason is Reason.LEASE_LOST and (until := answer.data.get("until")) is not None:
-            left_ms = max(0, until - self.ports.clock.wall()) // 1_000
+            left_ms = max(0, wall_from_text(until) - self.ports.clock.wall()) // 1_000
             told = Confirmed(self.ports.clock.now(), left_ms)
             self.bound = min(self.bound, rules.fenced_at(told, self.ports.limits))
             self.ordered = str(answer.data["reason"])

@@ -17,7 +17,7 @@ from attrs import define, field, frozen
 
 from ..core import marks
 from ..core.canonical import digest_of
-from ..core.ids import DEFAULT_TENANT, DispatchId, StreamName, Tenant, printable, split_stream, stream_of
+from ..core.ids import DEFAULT_TENANT, DispatchId, Seq, StreamName, Tenant, printable, split_stream, stream_of
 from ..core.ports import Lease
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.step import DUE_NEVER
@@ -34,7 +34,7 @@ from ..machines.session_state import Mode
 from .contract_log import EventLog, envelope
 from .dispatch import DISPATCH, END_KEY, GONE_KEY, ID_KEY
 from .owner import Keyed, Rules
-from .streams import AGAIN_S, Answered, Kind
+from .streams import AGAIN_S, Kind
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -120,8 +120,15 @@ class Contract:
         keyed = None if key is None else Keyed(KEY + key, digest_of(contract.command_json(command)))
         repeated = keyed is not None and await self._key_is_known(keyed.key, kind, name)
         ours = await self._ours(command, repeated)
-        done = await self.runtime.streams.handle(kind, self.tenant, name, ours, keyed)
-        executed = await self._executed(stream_of(self.tenant, kind.name, name), done)
+        stream = stream_of(self.tenant, kind.name, name)
+        try:
+            done = await self.runtime.streams.handle(kind, self.tenant, name, ours, keyed)
+        except Refused as refused:
+            if refused.reason is Reason.KEY_CONFLICT:  # a stream knows its own seq, and the list has another
+                first = await self._executed(stream, refused.data["first"]["seq"], False)
+                raise Refused(refused.reason, refused.message, data={"first": first.json()}) from None
+            raise
+        executed = await self._executed(stream, done.value.seq, done.duplicate)
         if isinstance(command, contract.CaptureSnapshot):
             executed = Executed(
                 executed.event_id, executed.seq, executed.event, await self._snapshot(), executed.duplicate
@@ -176,14 +183,15 @@ class Contract:
                 ended[name] = self.runtime.ports.encoder.decode_answer(row.answer)
         return Known(frozenset(accepted), ended, frozenset(removed))
 
-    async def _executed(self, stream: str, done: Answered) -> Executed:
-        ports, at = self.runtime.ports, done.value.seq
+    async def _executed(self, stream: str, at: Seq, duplicate: bool) -> Executed:
+        """What a command did: its event is at a seq of its stream, and has one of its own in the list."""
+        ports = self.runtime.ports
         (kept,) = (await ports.read_hop(ports.store.read, stream, at - 1, 1)).events
         fold = await self.log.caught_up()
         name = event_id(self._log_epoch, kept.position)
         if (entry := await self.log.find(kept.position)) is not None:
-            return Executed(name, entry.seq, entry.body, duplicate=done.duplicate)
-        return Executed(name, None, _body(stream, ports.encoder.decode(kept), fold), duplicate=done.duplicate)
+            return Executed(name, entry.seq, entry.body, duplicate=duplicate)
+        return Executed(name, None, _body(stream, ports.encoder.decode(kept), fold), duplicate=duplicate)
 
     @marks.on_cancel("resumable")
     async def lose_leader(self, reason: str) -> None:

@@ -179,7 +179,7 @@ async def _until_no_turn_is_open(actor: SessionActor) -> None:
 
 def elsewhere(owner: str, lease: Lease | None = None) -> Refused:
     """A session that is not served here."""
-    data = {"owner": owner} if lease is None else {"owner": owner, "leased_until": lease.leased_until}
+    data = {"owner": owner} if lease is None else {"owner": owner, "leased_until": wall_text(lease.leased_until)}
     return Refused(Reason.NOT_OWNER, f"the session is served by {owner}: ask there", 1.0, data)
 
 

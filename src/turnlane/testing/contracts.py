@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 import trio
 from attrs import define, field
 
-from turnlane.core.instants import Instant, WallInstant
+from turnlane.core.instants import Instant, WallInstant, wall_text
 from turnlane.core.limits import Limits
 from turnlane.core.ports import EventStore, Fanout, Hop, LeasePhase, LivePage, LiveWindow, StaleCursor, StoreError
 from turnlane.core.reasons import Reason, Rejected
@@ -612,7 +612,8 @@ async def _one_owner_at_a_time(leases: Any) -> None:
     held = await _acquired(leases, "host-1", "life-1", 10)
     refused = await _acquired(leases, "host-2", "life-2", 14.999)
     _no(refused, Reason.LEASE_HELD, "a lease that lasts is its owner's")
-    assert (refused.data["owner"], refused.data["leased_until"]) == ("host-1", _at(15)), f"it says whose: {refused}"
+    told = refused.data["owner"], refused.data["leased_until"]
+    assert told == ("host-1", wall_text(_at(15))), f"it says whose: {refused}"
     assert await leases.read("runtime") == held, "a refused acquire changes nothing"
     taken = await _acquired(leases, "host-2", "life-2", 15)
     assert (taken.owner, taken.epoch) == ("host-2", 2), (
@@ -674,7 +675,7 @@ async def _a_holder_may_be_told_in_time(leases: Any) -> None:
     assert (told.phase, told.leased_until, told.draining) == (LeasePhase.HELD, _at(13), "hand-over"), f"told: {told}"
     refused = await _renewed(leases, "host-1", 1, 12)
     _no(refused, Reason.LEASE_LOST, "it is not renewed")
-    assert refused.data["until"] == _at(13), f"and it is said until when it lasts: {refused}"
+    assert refused.data["until"] == wall_text(_at(13)), f"and it is said until when it lasts: {refused}"
     _no(await _acquired(leases, "host-2", "life-2", 12.9), Reason.LEASE_HELD, "nobody else gets it before")
     assert (await _acquired(leases, "host-2", "life-2", 13)).epoch == 2, "anybody does then"
 
