@@ -149,13 +149,15 @@ def test_an_event_that_could_never_be_sent_is_too_large(tmp_path: Path) -> None:
 class Failing:
     """The environment with a commit that fails, once."""
 
-    def __init__(self, environment: Any, error: lmdb.Error, *, after: bool = False) -> None:
-        self.environment, self.error, self.after = environment, error, after
+    def __init__(self, environment: Any, error: lmdb.Error, *, after: bool = False, at_begin: bool = False) -> None:
+        self.environment, self.error, self.after, self.at_begin = environment, error, after, at_begin
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.environment, name)
 
     def begin(self, *args: Any, **named: Any) -> Any:
+        if self.at_begin and named.get("write"):
+            raise self.error
         txn = self.environment.begin(*args, **named)
         return FailingTxn(txn, self) if named.get("write") else txn
 
@@ -191,6 +193,53 @@ def test_a_full_disk_at_the_commit_is_looked_into_and_told(tmp_path: Path, kept_
         assert store.head(STREAM).seq == 1 + kept_it
         assert isinstance(store.append([batch(1 + kept_it)])[0], Appended)
         assert [event.seq for event in store.read(STREAM, 0, 9).events] == list(range(1, 3 + kept_it))
+
+
+def test_a_write_that_a_full_disk_cut_short_is_told_as_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine says EIO. Reads go on, beside the appends too it is a full disk, and with room all of it goes on."""
+    with LmdbStore.open(tmp_path / "journal") as store:
+        store.append([batch(0)])
+        monkeypatch.setattr(opening, "is_disk_full", lambda path: path == tmp_path / "journal")
+        store._environment = Failing(store._environment, coded(errno.EIO))
+        assert store.append([batch(1)])[0] == StorageFull("no space left on the disk")
+        assert store.status().used_percent == 100 and [event.seq for event in store.read(STREAM, 0, 9).events] == [1]
+        environment = store._environment
+        store._environment = Failing(environment, coded(errno.EIO), at_begin=True)
+        with pytest.raises(StoreError, match="no space left") as caught:
+            store.save_checkpoint("projection", b"x")
+        assert caught.value.reason is Reason.STORAGE_FULL and len(store.read(STREAM, 0, 9).events) == 1
+        monkeypatch.undo()
+        assert isinstance(store.append([batch(1)])[0], Appended) and store.status().used_percent == 0
+        store.save_checkpoint("projection", b"x")
+    assert doctor(tmp_path / "journal").sound
+
+
+def test_what_was_kept_in_spite_of_an_error_of_the_disk_breaks_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lie in memory only: nobody is told that it is durable."""
+    monkeypatch.setattr(opening, "is_disk_full", lambda path: True)
+    with LmdbStore.open(tmp_path / "journal") as store:
+        store.append([batch(0)])
+        store._environment = Failing(store._environment, coded(errno.EIO), after=True)
+        with pytest.raises(JournalBroken):
+            store.append([batch(1)])
+
+
+def test_the_room_of_a_disk_is_asked_for_and_nothing_is_left_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not opening.is_disk_full(tmp_path)
+    for code, full in ((errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)):
+
+        def refuse(*_: object, code: int = code) -> None:
+            raise OSError(code, "injected")
+
+        monkeypatch.setattr(opening.os, "posix_fallocate", refuse)
+        assert opening.is_disk_full(tmp_path) is full
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_sync_breaks_the_store_for_good(tmp_path: Path) -> None:

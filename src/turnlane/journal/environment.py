@@ -78,6 +78,7 @@ class Environment:
         self._size = self._page_bytes = 0
         self._file: tuple[int, int] | None = None
         self._tight = False
+        self._disk_full = False
         self._taken_over = False
         self._writer, self._writer_row, self._fence = secrets.randbits(63) + 1, b"", 0
         self._grow_not_before = 0.0
@@ -494,11 +495,12 @@ class Environment:
 
         `first`: the one that makes us the writer.
         """
-        lent = False
+        lent, txn_id = False, -1
         try:
             while True:
                 try:
                     with self._environment.begin(write=True) as txn:
+                        txn_id = txn.id()
                         if not first and not self._is_writer(txn):
                             raise self._replaced()
                         result = write(txn)
@@ -511,9 +513,11 @@ class Environment:
                         raise opening.store_error(error, self._path) from error
                     lent = self._set_map(self._limits.map_bytes_max + _LENT_BYTES, None)
                 except lmdb.Error as error:
-                    self._commit_failed(error, -1)
-                    raise opening.store_error(error, self._path) from error
+                    if not self._commit_failed(error, txn_id):
+                        raise opening.disk_full(self._path) from error
+                    return result
                 else:
+                    self._disk_full = False
                     self._after_commit()
                     return result
         finally:
@@ -648,20 +652,29 @@ class Environment:
         return is_alone
 
     def _commit_failed(self, error: lmdb.Error, txn_id: int) -> bool:
-        """After a failed commit: broken, unless the disk was full and the file is sound. Whether it was kept."""
+        """After a failed commit: broken, unless the disk was full and the file is sound. Whether it was kept.
+
+        The engine says EIO of a write that was cut short, which is how most disks become full. What is kept in spite
+        of an EIO may not be on the disk, so that breaks the store as ever.
+        """
         if isinstance(error, lmdb.MapResizedError):  # only another writer makes it grow
             self._taken_over = True
             raise self._replaced() from error
-        if getattr(error, "code", 0) not in (errno.ENOSPC, errno.EDQUOT):
+        code = getattr(error, "code", 0)
+        if code not in opening.NO_SPACE and not (code == errno.EIO and opening.is_disk_full(self._path)):
             raise self._break(f"a write or a sync failed: {error}") from error
         try:
             with self._gate.alone():
                 self._environment.close()
                 opening.check_size(self._path)
                 self._map(readonly=False)
-                return txn_id > 0 and self._environment.info()["last_txnid"] >= txn_id
+                was_kept: bool = txn_id > 0 and self._environment.info()["last_txnid"] >= txn_id
         except (StoreError, lmdb.Error, OSError) as second:
             raise self._break(f"the disk was full, and reopening failed: {second}") from second
+        if was_kept and code == errno.EIO:
+            raise self._break(f"a write or a sync failed: {error}") from error
+        self._disk_full = not was_kept
+        return was_kept
 
     def _sync(self) -> None:
         try:

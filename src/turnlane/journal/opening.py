@@ -20,6 +20,7 @@ import struct
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
@@ -59,6 +60,8 @@ _MAGIC: Final = 0xBEEFC0DE
 _FIRST_TXN: Final = 1
 """A creation is one transaction."""
 _CREATE_TRIES: Final = 5
+_PROBE_BYTES: Final = 1 << 18
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @frozen
@@ -161,8 +164,8 @@ def named_failures(path: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             message, remedy = "the state directory cannot be written", f"chown -R $USER {path}; chmod -R u+rwX {path}"
             raise StoreError(Reason.NOT_WRITABLE, message, path=str(path), remedy=remedy) from error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(Reason.STORAGE_FULL, "no space left", path=str(path), remedy="free space") from error
+        if error.errno in NO_SPACE:
+            raise disk_full(path) from error
         raise StoreError(Reason.JOURNAL_BROKEN, str(error), path=str(path)) from error
 
 
@@ -175,11 +178,25 @@ def store_error(error: lmdb.Error, path: Path) -> StoreError:
     if isinstance(error, lmdb.MapFullError):
         remedy = "raise map_bytes_max or let old events go"
         return StoreError(Reason.STORAGE_FULL, "the map is full at map_bytes_max", path=where, remedy=remedy)
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(Reason.STORAGE_FULL, "no space left on the disk", path=where, remedy="free space")
+    if code in NO_SPACE or (code == errno.EIO and is_disk_full(path)):
+        return disk_full(path)
     if isinstance(error, lmdb.ReadonlyError) or code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StoreError(Reason.NOT_WRITABLE, str(error), path=where, remedy=f"chmod -R u+rwX {where}")
     return damaged(path, str(error))
+
+
+def disk_full(path: Path) -> StoreError:
+    return StoreError(Reason.STORAGE_FULL, "no space left on the disk", path=str(path), remedy="free space")
+
+
+def is_disk_full(path: Path) -> bool:
+    """Whether the file system of a directory, or our quota there, has no room for a little more. Leaves nothing."""
+    try:
+        with TemporaryFile(dir=path) as probe:
+            os.posix_fallocate(probe.fileno(), 0, _PROBE_BYTES)
+    except OSError as error:
+        return error.errno in NO_SPACE
+    return False
 
 
 def damaged(path: Path, message: str) -> StoreError:

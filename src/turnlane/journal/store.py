@@ -51,6 +51,7 @@ T = TypeVar("T")
 _PROCESS_SYNC_S: Final = 1.0
 _REFUSED = WrongSeq(-1)
 """A seal is broken where the stream begins to be judged: no head can be told. `head` or `find_key` say it in full."""
+_DISK_FULL = StorageFull("no space left on the disk")
 
 
 @define(slots=True)
@@ -128,7 +129,7 @@ class LmdbStore(Environment):
             except lmdb.Error as error:
                 self._forget(group)
                 if not self._commit_failed(error, txn_id):
-                    return [StorageFull("no space left on the disk")] * len(batches)
+                    return [_DISK_FULL] * len(batches)
                 self._position, self._number = group.position, group.number
                 return results
             except BaseException:
@@ -136,6 +137,7 @@ class LmdbStore(Environment):
                 raise
             else:
                 self._position, self._number = group.position, group.number
+                self._disk_full = self._disk_full and not group.heads
                 if beside is not None:
                     self._not_waiting(beside)
                 return results
@@ -169,8 +171,10 @@ class LmdbStore(Environment):
         except lmdb.Error as error:
             for group in touched:
                 self._forget(group)
-            if isinstance(error, lmdb.MapFullError) or not self._commit_failed(error, txn_id):
+            if isinstance(error, lmdb.MapFullError):
                 return [no_room] * len(batches)
+            if not self._commit_failed(error, txn_id):
+                return [_DISK_FULL] * len(batches)
         except BaseException:
             for group in touched:
                 self._forget(group)
@@ -488,7 +492,7 @@ class LmdbStore(Environment):
             file_bytes=self._size,
             map_bytes=map_bytes,
             map_bytes_max=most,
-            used_percent=self._size * 100 // most,
+            used_percent=100 if self._disk_full else self._size * 100 // most,
             commits_total=self._commits,
             batches_total=self._batches,
             oldest_reader_ms=self._gate.oldest_ms(),
