@@ -5,11 +5,12 @@
     python examples/executor.py ws://127.0.0.1:4101 talk --say "hello from elsewhere"
 
 Whoever follows the session sees the words as those of any turn. Kill the executor in between: its lease runs out, the
-turn is abandoned, and the next one begins it anew. Cut its connection: what was not acknowledged is sent again and kept
-once. Cancel the turn: nothing of it is kept any more, and the executor hears so.
+turn is abandoned, and the next one, of whatever name, begins it anew. Cut its connection: what was not acknowledged
+is sent again and kept once. Cancel the turn: nothing of it is kept any more, and the executor hears so.
 """
 
 import sys
+from contextlib import suppress
 
 import trio
 
@@ -24,10 +25,12 @@ async def work(client: Client, session: Session, name: str, lease_ms: int) -> No
             await trio.sleep(0.2)
             continue
         held = {"session": session.id, "dispatch": claim["dispatch"], "claim_token": claim["claim_token"]}
+        give_back, why = "dispatch/release", dict[str, object]()
         try:
             async with trio.open_nursery() as nursery:
                 if not (await client.ask("dispatch/start", {**held, "lease_ms": lease_ms})).get("started"):
                     continue
+                give_back, why = "dispatch/fail", {"reason": "executor_refused", "retry": True}
                 print(f"{name} runs {claim['turn']}", flush=True)
                 nursery.start_soon(hold, client, held, lease_ms)
                 phase = await run(session, name, claim)
@@ -35,6 +38,9 @@ async def work(client: Client, session: Session, name: str, lease_ms: int) -> No
                 nursery.cancel_scope.cancel()
         except* Refused as refused:
             print(f"{name} lost {claim['turn']}: {refused.exceptions[0]}", flush=True)
+            with suppress(Refused):  # of a claim that is lost there is nothing to give back
+                await client.ask(give_back, {**held, **why})
+            await trio.sleep(0.2)
 
 
 async def hold(client: Client, held: dict[str, str], lease_ms: int) -> None:

@@ -229,9 +229,6 @@ async def test_what_can_never_be_accepted_ends_the_sender(autojump_clock: Any) -
                     await box.put(out(0))
                     await trio.sleep(1)
                     await box.put(out(1))
-            with pytest.raises(Refused) as bound:
-                async with handle.ingesting("v", "d", token):
-                    raise AssertionError("not reached")
             with pytest.raises(KeyError):
                 async with handle.ingesting("w", "d", token) as box:
                     await box.put(out(0))
@@ -240,7 +237,31 @@ async def test_what_can_never_be_accepted_ends_the_sender(autojump_clock: Any) -
 
     assert rejected.value.reason is Reason.INGEST_FAILED
     assert rejected.value.data["errors"] == [{"index": 1, "code": "invalid_cursor_range"}]
-    assert (lost.value.reason, bound.value.reason) == (Reason.CLAIM_LOST, Reason.BOUND_ELSEWHERE)
+    assert lost.value.reason is Reason.CLAIM_LOST
+
+
+async def test_a_sender_takes_the_place_of_another_worker_and_fences_it(autojump_clock: Any) -> None:
+    """A binding outlives its worker: whoever has started the claim is bound, and the one before is told to stop."""
+    async with daemon(None, dispatch_mode="host") as served:
+        session, token = await begun(served)
+        async with connect(served.url, dial=served.dial) as client:
+            handle = client.session("s")
+            with pytest.raises(Refused) as fenced:
+                async with handle.ingesting("w", "d", token) as before:
+                    await before.put(out(0))
+                    await before.flush()
+                    async with handle.ingesting("v", "d", token) as box:
+                        await box.put(out(1))
+                    await before.put(out(2))
+            async with handle.ingesting("v", "d", token) as again:
+                assert (before.generation, box.generation, again.generation) == (1, 2, 2)
+            await session.close()
+            with pytest.raises(Refused) as over:
+                async with handle.ingesting("u", "d", token):
+                    raise AssertionError("not reached")
+
+    assert (fenced.value.reason, over.value.reason) == (Reason.FENCED_GENERATION, Reason.SESSION_ENDED)
+    assert fenced.value.data == {"generation": 2} and "only with a new claim" in str(fenced.value)
 
 
 async def test_a_sender_whose_turn_was_cancelled_hears_it_in_the_answer(autojump_clock: Any) -> None:

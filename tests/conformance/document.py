@@ -521,7 +521,8 @@ METHODS: dict[str, tuple[str, str, str]] = {
     ),
     "worker/bind": (
         "Binds one worker elsewhere to the session, so that it may ingest ([dispatch.md](dispatch.md)). Another one is "
-        "replaced with `rebind`, and fenced. `saved_cursor` is a place of the worker's own that only grows.",
+        "replaced with `rebind`, and fenced: for whoever has started a claim. `saved_cursor` is a "
+        "place of the worker's own that only grows.",
         "the generation; `status` is `created` where that is new, else `active`.",
         "unknown_session session_ended bound_elsewhere key_conflict overloaded storage_full",
     ),

@@ -116,6 +116,7 @@ def names(world: World, before: World) -> list[str]:
 
 FED: Final = sent(STARTED, out("a", 0), out("b", 1, 4))
 OVER: Final = sent(FED, done())
+TAKEN: Final = after(FED, i.BindWorker("w2", rebind=True))
 
 CASES: Final[Mapping[str, tuple[World, Sequence[Any], Mapping[str, Any], Any]]] = {
     "empty": (STARTED, [], {}, "empty_batch"),
@@ -176,6 +177,16 @@ CASES: Final[Mapping[str, tuple[World, Sequence[Any], Mapping[str, Any], Any]]] 
     "not claimed": (QUEUED, [out("c", 4)], {}, "claim_lost"),
     "other generation": (FED, [out("c", 4)], {"generation": 2}, "fenced_generation"),
     "other worker": (FED, [out("c", 4)], {"worker": "w2"}, "bound_elsewhere"),
+    "other worker, older generation": (FED, [out("c", 4)], {"worker": "w2", "generation": 0}, "fenced_generation"),
+    "other worker, newer generation": (FED, [out("c", 4)], {"worker": "w2", "generation": 2}, "bound_elsewhere"),
+    "displaced by another": (TAKEN, [out("c", 4)], {}, "fenced_generation"),
+    "displaced, with the new generation": (TAKEN, [out("c", 4)], {"generation": 2}, "bound_elsewhere"),
+    "who displaced": (
+        TAKEN,
+        [out("c", 4)],
+        {"worker": "w2", "generation": 2},
+        {"kept": ["turn.output"], "acked": [("t0:0", 5)]},
+    ),
     "other epoch, older": (FED, [out("c", 4)], {"epoch": EPOCH - 1}, "stale_epoch_reject"),
     "other epoch, newer": (FED, [out("c", 4)], {"epoch": EPOCH + 1}, "stale_epoch_reject"),
     "our epoch": (FED, [out("c", 4)], {"epoch": EPOCH}, {"kept": ["turn.output"], "acked": [("t0:0", 5)]}),

@@ -216,6 +216,9 @@ async def test_a_binding_that_does_not_fit_is_refused(autojump_clock: Any, how: 
         with pytest.raises(Refused) as refused:
             await runtime.bind_worker("s", **how)
         assert refused.value.reason.value == code and session.actor.owner.head == head
+        with pytest.raises(TypeError, match="saved_cursor has to be int or None, and is bool"):
+            await runtime.bind_worker("s", "w", saved_cursor=True)
+        assert session.actor.owner.head == head
 
 
 async def test_a_batch_whose_values_are_no_json_is_refused_whole(autojump_clock: Any) -> None:

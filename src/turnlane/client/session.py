@@ -240,9 +240,17 @@ class Session:
     async def ingesting(self, worker: str, claim: str, token: str) -> AsyncIterator[IngestSender]:
         """Bind the worker, and send records in batches for the length of the block.
 
-        The end of the block waits until everything is acknowledged. A block that is left by an exception sends no more.
+        Enter it once `dispatch/start` has said `started: true`: whoever was bound before has lost the right to work, so
+        this worker takes its place. The end of the block waits until everything is acknowledged. A block that is left
+        by an exception sends no more.
         """
-        sender = IngestSender(self, self._client.bounds, await self.bind_worker(worker), claim, token)
+        try:
+            bound = await self.bind_worker(worker)
+        except Refused as refused:
+            if refused.reason is not Reason.BOUND_ELSEWHERE:
+                raise
+            bound = await self.bind_worker(worker, rebind=True)
+        sender = IngestSender(self, self._client.bounds, bound, claim, token)
         self._client.start_soon(sender.run)
         try:
             yield sender

@@ -174,7 +174,10 @@ def _told(state: Session, binding: Binding | BindingCreated | BindingReplaced, s
 
 
 def _bound_elsewhere(binding: Binding) -> Rejected:
-    message = "the session is bound to another worker: bind with rebind to take its place, which fences it"
+    message = (
+        "another worker is bound to the session and may be at work: "
+        "only one that has started a new claim takes its place (rebind)"
+    )
     return Rejected(Reason.BOUND_ELSEWHERE, message, {"worker": binding.worker, "generation": binding.generation})
 
 
@@ -209,10 +212,13 @@ def ingest(state: Session, command: IngestBatch, now: Stamp, limits: Limits) -> 
     bound: tuple[BindingCreated, ...] = ()
     if binding is None:
         bound = (BindingCreated(command.worker, 1, None, wall_text(now.wall)),)
-    elif binding.worker != command.worker:
+    elif binding.worker != command.worker and command.generation >= binding.generation:
         return _bound_elsewhere(binding)
     elif binding.generation != command.generation:
-        message = f"generation {command.generation} of the binding is over, {binding.generation} is current: bind anew"
+        message = (
+            f"generation {command.generation} of the binding is not current, {binding.generation} is: another worker, "
+            "or another life of this one, took its place; stop, and bind anew only with a new claim"
+        )
         return Rejected(Reason.FENCED_GENERATION, message, {"generation": binding.generation})
     return _Batch(state, command, row, now, limits).step(bound)
 
