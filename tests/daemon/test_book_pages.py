@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import trio
-from operator_house import API, House, house
+from operator_house import API, Holes, House, house
 
 from turnlane.core.owners import Owner
 from turnlane.machines.artifacts import check_replay
@@ -53,6 +53,33 @@ async def test_a_run_is_made_told_and_finished_and_its_receipt_has_an_etag() -> 
     assert replay.headers["content-type"].startswith("application/x-ndjson")
     assert check_replay(replay.body).trajectory_hash == receipt.json["trajectory_hash"]  # type: ignore[union-attr]
     assert typed.body.count(b"\n") == 6
+
+
+async def test_a_damaged_run_is_a_row_of_its_own_and_hides_no_other() -> None:
+    store = Holes()
+    async with house(store=store) as made:
+        first, second = await a_run(made), await a_run(made, owner_user_id=7)
+        stream = f"default/run/{first}"
+        await made.post(f"{RUNS}/{first}/events", {"event_type": "run.cancel_requested"})
+        made.runtime.streams._folded.clear()
+        store.holes = {(stream, 2)}
+        listed = await made.get(RUNS)
+        filtered = await made.get(f"{RUNS}?status=running")
+        mine = await made.get(RUNS, token=made.token("runs.read", owner=Owner(7)))
+        alone = [await made.get(f"{RUNS}/{first}{rest}") for rest in ("", "/events", "/receipt", "/replay")]
+
+    damaged, good = sorted(listed.json["runs"], key=lambda one: str(one["id"]) != first)
+    assert damaged == {
+        **dict.fromkeys(("worker_id", "owner", "status", "created_at", "updated_at")),
+        "id": first,
+        "last_seq": 1,
+        "reason": "corrupt_stream",
+    }
+    assert (listed.status, good["id"], good["status"]) == (200, second, "running") and "reason" not in good
+    for rows in (filtered.json["runs"], mine.json["runs"]):
+        assert [one["id"] for one in rows] == [second], "whose it is and how it stands cannot be told"
+    for answer in alone:
+        assert answer.told == (500, "internal", "corrupt_stream") and f"{stream} at seq 2" in answer.json["message"]
 
 
 async def test_a_cursor_ahead_of_a_run_is_refused_and_one_at_its_head_is_not() -> None:

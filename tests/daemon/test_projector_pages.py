@@ -9,18 +9,15 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
-from operator_house import API, Answer, House, drifted, house, until
+from operator_house import API, Answer, Holes, House, drifted, house, until
 from test_operator_api import sample
 
 from turnlane import cli
 from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.observations import ProjectionDrifted, ProjectionRebuilt
 from turnlane.core.owners import Owner
-from turnlane.core.ports import CorruptStream
 from turnlane.core.status import FLAGS, Blocker, parts_ready
-from turnlane.core.step import Kept, Lane, Page
 from turnlane.core.write_mode import WriteMode
-from turnlane.journal.memory import MemoryStore
 from turnlane.machines.projection import projection_hash
 from turnlane.runtime.follower import Follower
 
@@ -261,28 +258,6 @@ async def test_two_recordings_of_a_run_are_equal(tmp_path: Path) -> None:
 
 
 # what does not fit
-
-
-class Holes(MemoryStore):
-    """Does not give the events in `holes`, (stream, seq)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.holes: set[tuple[str, int]] = set()
-
-    def read(self, stream: str, after: int, limit: int, lane: Lane | None = None) -> Page:
-        page = super().read(stream, after, limit, lane)
-        events: list[Kept] = []
-        for kept in page.events:
-            if (stream, kept.seq) in self.holes:
-                if not events:
-                    raise CorruptStream(stream, kept.seq, "told to have a hole")
-                break
-            events.append(kept)
-        return evolve(page, events=events)
-
-    def read_all(self, after_position: int, limit: int) -> list[tuple[str, Kept]]:
-        return [one for one in super().read_all(after_position, limit) if (one[0], one[1].seq) not in self.holes]
 
 
 async def test_a_gap_is_told_holds_its_topic_alone_and_is_shown_as_resolved_once_it_is_filled() -> None:

@@ -7,7 +7,7 @@ another owner is refused.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from ..core.ids import run_id_of
 from ..core.limits import Limits
@@ -17,7 +17,7 @@ from ..machines import run as runs
 from ..machines.run_checks import check_key as runs_key
 from ..machines.run_view import event_json, page_json, run_json
 from ..machines.worker import Worker
-from ..runtime.run import RunAnswer
+from ..runtime.run import DamagedRun, RunAnswer
 from . import operator_shapes as shapes
 from .access import Principal, not_created_here
 from .calls import Answer, Call
@@ -105,10 +105,15 @@ async def append_run_event(pages: Pages, call: Call) -> Answer:
     return _repeated(value, kept.duplicate, 200)
 
 
+_ROW: Final = ("id", "worker_id", "owner", "status", "last_seq", "created_at", "updated_at")
+
+
 async def list_runs(pages: Pages, call: Call) -> Answer:
     asked, limits, principal = call.query, pages.limits, call.known
 
-    def fits(run: runs.Run) -> bool:
+    def fits(run: runs.Run | DamagedRun) -> bool:
+        if isinstance(run, DamagedRun):  # whose it is, and all that is asked for, nobody knows
+            return principal.owner is None and asked.status is None and asked.worker_id is None
         return (
             _visible(principal, run)
             and asked.status in (None, run.phase.value)
@@ -121,9 +126,15 @@ async def list_runs(pages: Pages, call: Call) -> Answer:
         fits=fits,
         tenant=principal.tenant,
     )
-    members = ("id", "worker_id", "owner", "status", "last_seq", "created_at", "updated_at")
-    rows = [{name: shown[name] for name in members} for shown in (run_json(run, 0, ()) for run in found)]
-    return Answer({"runs": rows, "next": None if more is None else next_of(more)})
+    return Answer({"runs": [_row(run) for run in found], "next": None if more is None else next_of(more)})
+
+
+def _row(run: runs.Run | DamagedRun) -> dict[str, Any]:
+    if isinstance(run, DamagedRun):
+        known = {"id": run.run_id, "last_seq": run.last_seq}
+        return {**dict.fromkeys(_ROW), **known, "reason": Reason.CORRUPT_STREAM.value}
+    shown = run_json(run, 0, ())
+    return {name: shown[name] for name in _ROW}
 
 
 async def read_run(pages: Pages, call: Call) -> Answer:

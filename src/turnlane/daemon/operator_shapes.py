@@ -307,13 +307,16 @@ class Run:
 
 @frozen
 class RunRow:
+    """`reason` is there for a run whose log cannot be read; what is not known of it is null."""
+
     id: str
     worker_id: str | None
     owner: Owner | None
-    status: RunStatus
+    status: RunStatus | None
     last_seq: Whole
-    created_at: str
-    updated_at: str
+    created_at: str | None
+    updated_at: str | None
+    reason: str | None = None
 
 
 @frozen

@@ -16,6 +16,7 @@ from ..core import marks
 from ..core.canonical import sha256_hex
 from ..core.ids import RunId, Seq, Tenant, run_stream, uuid7_of, wall_of
 from ..core.owners import Owner
+from ..core.ports import CorruptStream
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.step import DUE_NEVER
 from ..core.typed import typed_verbs
@@ -54,6 +55,14 @@ class RunAnswer:
     seq: Seq
     event: RunEvent
     duplicate: bool
+
+
+@frozen
+class DamagedRun:
+    """Stands in a list for a run whose log cannot be read; `last_seq` is that of the last event before the damage."""
+
+    run_id: RunId
+    last_seq: Seq
 
 
 @define(slots=True, eq=False)
@@ -225,13 +234,18 @@ class Runs:
         after: str = "",
         limit: int = 100,
         *,
-        fits: Callable[[run.Run], bool] = lambda _: True,
+        fits: Callable[[run.Run | DamagedRun], bool] = lambda _: True,
         tenant: str = "default",
-    ) -> tuple[list[run.Run], str | None]:
+    ) -> tuple[list[run.Run | DamagedRun], str | None]:
         """Runs that fit, by id behind `after`, at most `limit`; and where to go on, None at the end."""
-        return await self.runtime.streams.scan(
-            RUN, Tenant(tenant), after, lambda state: state.last_seq > 0 and fits(state), limit
-        )
+
+        def wanted(state: run.Run | DamagedRun) -> bool:
+            return (isinstance(state, DamagedRun) or state.last_seq > 0) and fits(state)
+
+        def damaged(name: str, error: CorruptStream) -> DamagedRun:
+            return DamagedRun(RunId(name), max(0, error.seq - 1))
+
+        return await self.runtime.streams.scan(RUN, Tenant(tenant), after, wanted, limit, damaged)
 
     async def _existing(self, tenant: Tenant, run_id: RunId) -> run.Run:
         state = await self._state(tenant, run_id)

@@ -160,17 +160,30 @@ class Streams:
         return folded.owner.state, folded.owner.tail.head
 
     async def scan(
-        self, kind: Kind, tenant: Tenant, after: str, fits: Callable[[Any], bool], limit: int
+        self,
+        kind: Kind,
+        tenant: Tenant,
+        after: str,
+        fits: Callable[[Any], bool],
+        limit: int,
+        damaged: Callable[[str, CorruptStream], Any] | None = None,
     ) -> tuple[list[Any], str | None]:
         """States that fit, by id behind `after`; and where to go on, None at the end.
 
         Nobody is brought into memory for it. A page ends at its number or, with at least one name looked at, when
-        folding has taken `SCAN_MS_MAX`; so it may hold fewer than `limit` and not be the last.
+        folding has taken `SCAN_MS_MAX`; so it may hold fewer than `limit` and not be the last. `damaged` gives, by id,
+        what stands for a state that cannot be read; without it one ends the page with CorruptStream.
         """
-        return await self.runtime.ports.read_hop(self._scan, kind, tenant, after, fits, limit)
+        return await self.runtime.ports.read_hop(self._scan, kind, tenant, after, fits, limit, damaged)
 
     def _scan(
-        self, kind: Kind, tenant: Tenant, after: str, fits: Callable[[Any], bool], limit: int
+        self,
+        kind: Kind,
+        tenant: Tenant,
+        after: str,
+        fits: Callable[[Any], bool],
+        limit: int,
+        damaged: Callable[[str, CorruptStream], Any] | None,
     ) -> tuple[list[Any], str | None]:
         ports, limits, found = self.runtime.ports, self.runtime.limits, list[Any]()
         prefix, until = stream_of(tenant, kind.name, ""), ports.clock.now() + SCAN_MS_MAX * NANOS_PER_MS
@@ -181,7 +194,12 @@ class Streams:
                 after = stream.removeprefix(prefix)
                 folded = self._folded.get(stream)
                 args = (ports.store, ports.encoder, kind.rules, stream, kind.new(after), limits)
-                state = fold_stream(*args)[0] if folded is None else folded.owner.state
+                try:
+                    state = fold_stream(*args)[0] if folded is None else folded.owner.state
+                except CorruptStream as error:
+                    if damaged is None:
+                        raise
+                    state = damaged(after, error)
                 if fits(state):
                     found.append(state)
         return found, None
