@@ -386,7 +386,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "run/read": (
         "A run, with a page of its events after `after_seq`.",
         "the run; `events_page` says where to read on.",
-        "not_found invalid_run_id",
+        "not_found invalid_run_id invalid_cursor",
     ),
     "worker/register": (
         "Registers an executor elsewhere, or has it come back ([workers.md](workers.md)). Exactly one of the two "

@@ -238,7 +238,10 @@ KNOWN: Mapping[str, Known] = {
             ({"run": "$run", "event_type": "step", "payload": {"n": 2}, "idempotency_key": "k-step"}, "key_conflict"),
         ),
     ),
-    "run/read": Known({"run": "$run"}, stale=(({"run": "$nowhere-run"}, "not_found"),)),
+    "run/read": Known(
+        {"run": "$run"},
+        stale=(({"run": "$nowhere-run"}, "not_found"), ({"run": "$run", "after_seq": 99}, "invalid_cursor")),
+    ),
     "worker/register": Known(
         {"worker_id": "w-new", **MINE, "idempotency_key": "register"},
         {"adapter": "other"},

@@ -82,6 +82,20 @@ async def test_a_damaged_run_is_a_row_of_its_own_and_hides_no_other() -> None:
         assert answer.told == (500, "internal", "corrupt_stream") and f"{stream} at seq 2" in answer.json["message"]
 
 
+async def test_a_damaged_worker_hides_no_other() -> None:
+    store = Holes()
+    async with house(store=store) as made:
+        for name in ("w-1", "w-2"):
+            await made.post(WORKERS, {"worker_id": name, "owner_user_id": 7})
+        made.runtime.streams._folded.clear()
+        store.holes = {("default/worker/w-1", 1)}
+        listed = await made.get(f"{WORKERS}?owner_user_id=7")
+        alone = await made.get(f"{WORKERS}/w-1?owner_user_id=7")
+
+    assert [one["worker"]["worker_id"] for one in listed.json["workers"]] == ["w-2"]
+    assert alone.told == (500, "internal", "corrupt_stream")
+
+
 async def test_a_cursor_ahead_of_a_run_is_refused_and_one_at_its_head_is_not() -> None:
     async with house() as made:
         at = f"{RUNS}/{await a_run(made)}"

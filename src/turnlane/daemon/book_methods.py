@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..core.ids import run_id_of
 from ..core.owners import Owner, owner_of
 from ..core.reasons import Reason, Refused, Rejected
+from ..machines.run_checks import check_place
 from ..machines.run_view import event_json, run_json
 from ..machines.worker import Worker
 from ..runtime.run import RunAnswer
@@ -76,6 +77,8 @@ async def run_read(connection: Connection, params: Params, posted: Callable[[], 
     state, events = await connection.runtime.runs.read(
         _run_id(params["run"]), after, params.get("limit"), tenant=connection.principal.tenant
     )
+    if (refused := check_place(after, state.last_seq)) is not None:
+        raise Refused.of(refused)
     return {"run": run_json(state, after, events)}
 
 

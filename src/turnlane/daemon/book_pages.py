@@ -15,6 +15,7 @@ from ..core.owners import Owner, owner_of
 from ..core.reasons import Reason, Refused, Rejected
 from ..machines import run as runs
 from ..machines.run_checks import check_key as runs_key
+from ..machines.run_checks import check_place
 from ..machines.run_view import event_json, page_json, run_json
 from ..machines.worker import Worker
 from ..runtime.run import DamagedRun, RunAnswer
@@ -148,12 +149,11 @@ async def read_run_events(pages: Pages, call: Call) -> Answer:
 
 
 async def _page(pages: Pages, call: Call) -> tuple[int, runs.Run, Any]:
-    """The place that is asked for, and what lies behind it. One that the run has not reached is none of its own."""
+    """The place that is asked for, and what lies behind it."""
     after, limit, most = call.query.after_seq, call.query.limit, pages.limits.page_items_max
     run, events = await seen(pages, call, after, most if limit is None else min(limit, most))
-    if after > run.last_seq:
-        message = f"after_seq is {after}, the last seq is {run.last_seq}: the cursor is not of this run"
-        raise Problem(400, Reason.INVALID_CURSOR, message, {"head_seq": run.last_seq})
+    if (refused := check_place(after, run.last_seq)) is not None:
+        raise Refused.of(refused)
     return after, run, events
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from ..core.canonical import canonical_json, digest_of, payload_hash, sha256_prefixed
-from ..core.ids import printable
+from ..core.ids import Seq, printable
 from ..core.limits import Limits
 from ..core.owners import Owner, owner_of
 from ..core.reasons import Reason, Rejected
@@ -111,6 +111,14 @@ def check_owner(user_id: Any, guest_scope: Any, limits: Limits) -> Owner | Rejec
     """The asserted owner; None where neither a user nor a guest is named."""
     nobody = user_id is None and (guest_scope is None or (isinstance(guest_scope, str) and not guest_scope.strip()))
     return None if nobody else owner_of(user_id, guest_scope, limits)
+
+
+def check_place(after: Seq, last_seq: Seq) -> Rejected | None:
+    """A place that the run has not reached is none of its own: who has it would pass over what is still to come."""
+    if after <= last_seq:
+        return None
+    message = f"after_seq is {after}, the last seq is {last_seq}: the cursor is not of this run"
+    return Rejected(Reason.INVALID_CURSOR, message, {"head_seq": last_seq})
 
 
 def check_json(value: Any, limits: Limits) -> Rejected | None:

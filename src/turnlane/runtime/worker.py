@@ -183,9 +183,16 @@ class Workers:
     async def list(
         self, owner: Owner, after: str = "", limit: int = 100, *, tenant: str = "default"
     ) -> tuple[list[rules.Worker], str | None]:
-        """The owner's workers, by id behind `after`, at most `limit`; and where to go on, None at the end."""
+        """The owner's workers, by id behind `after`, at most `limit`; and where to go on, None at the end.
+
+        One whose log cannot be read is in no list: whose it is, nobody can tell.
+        """
+
+        def fits(worker: rules.Worker) -> bool:
+            return bool(worker.known and worker.owner == owner)
+
         return await self.runtime.streams.scan(
-            WORKER, Tenant(tenant), after, lambda worker: bool(worker.known and worker.owner == owner), limit
+            WORKER, Tenant(tenant), after, fits, limit, lambda name, _: WORKER.new(name)
         )
 
     def shown(self, state: rules.Worker) -> dict[str, Any]:
