@@ -527,8 +527,8 @@ METHODS: dict[str, tuple[str, str, str]] = {
         "unknown_session session_ended bound_elsewhere key_conflict overloaded storage_full",
     ),
     "ingest/batch": (
-        "What an executor elsewhere said: at most 256 records and 1 MiB, kept entirely or not at all "
-        "([dispatch.md](dispatch.md)).",
+        "What an executor elsewhere said: at most 256 records, in a message of 1 MiB with all that is around them, "
+        "kept entirely or not at all ([dispatch.md](dispatch.md)).",
         "`status` `ok`, `partial`, `session_recovered`, or `rejected` with `errors` of records and nothing kept.",
         "unknown_session session_ended dispatch_mode_conflict unknown_dispatch claim_lost bound_elsewhere "
         "fenced_generation stale_epoch_reject empty_batch payload_too_large key_conflict overloaded storage_full",

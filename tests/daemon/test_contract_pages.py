@@ -104,6 +104,10 @@ async def test_pages_go_on_where_they_ended_and_a_wrong_place_is_refused() -> No
         first = await made.get(f"{AT}/events?limit=2")
         second = await made.get(f"{AT}/events?limit=9&after={first.json['next_cursor']}")
         wrong = await made.get(f"{AT}/events?after=nothing")
+        least, below = await made.get(f"{AT}/events?limit=0"), await made.get(f"{AT}/events?limit=-1")
+        await made.post(f"{AT}/commands", b'{"command":"RequestReplay","cursor":"c"}')
+        replayed = await made.get(f"{AT}/replay?limit=0")
+    assert [len(one.json["events"]) for one in (least, replayed)] == [1, 1] and below.status == 400
     assert [one["seq"] for one in first.json["events"] + second.json["events"]] == [1, 2, 3, 4, 5]
     assert not first.json["replay_complete"] and second.json["replay_complete"]
     assert wrong.told == (400, "invalid_request", "invalid_cursor")

@@ -18,6 +18,7 @@ from attrs import define, field, frozen
 from ..core import marks
 from ..core.canonical import digest_of
 from ..core.ids import DEFAULT_TENANT, DispatchId, Seq, StreamName, Tenant, printable, split_stream, stream_of
+from ..core.limits import Limits
 from ..core.ports import Lease
 from ..core.reasons import Reason, Refused, Rejected
 from ..core.step import DUE_NEVER
@@ -301,7 +302,7 @@ class Contract:
 
     async def _events(self, position: int, limit: int | None) -> Events:
         limits = self.runtime.limits
-        wanted = max(1, min(limit or limits.list_items, limits.list_items_max))
+        wanted = _page(limit, limits)
         found = await self.log.after(position, wanted + 1)
         fold, page = self.log.fold, found[:wanted]
         complete = len(found) <= wanted
@@ -337,7 +338,7 @@ class Contract:
     async def records(self, after: str = "", limit: int | None = None) -> tuple[list[dict[str, Any]], str | None]:
         """Deliveries by id behind `after`: open ones, and those that ended last (`dispatches_ended_max`)."""
         queue, limits = await self._queue(), self.runtime.limits
-        wanted = max(1, min(limit or limits.list_items, limits.list_items_max))
+        wanted = _page(limit, limits)
         rows = {**queue.ended, **queue.rows}
         names = sorted(name for name in rows if name > after)
         page = names[:wanted]
@@ -355,7 +356,7 @@ class Contract:
         limits = self.runtime.limits
         await self.log.caught_up()
         state = await self._marks()
-        wanted = max(1, min(limit or limits.list_items, limits.list_items_max)) if state.left else 0
+        wanted = _page(limit, limits) if state.left else 0
         found = await self.log.after(state.place, wanted, _replayed, state.through) if wanted else ()
         return [self._envelope(entry) for entry in found], state.left
 
@@ -434,6 +435,11 @@ def _home(command: contract.Command) -> tuple[Kind, str]:
         case contract.RequestReplay() | contract.CaptureSnapshot():
             return MARKS, MARKS_NAME
     return DISPATCH, QUEUE
+
+
+def _page(limit: int | None, limits: Limits) -> int:
+    """How many a page holds: what was asked for, within 1 and the bound."""
+    return max(1, min(limits.list_items if limit is None else limit, limits.list_items_max))
 
 
 def _body(stream: str, event: Any, fold: Fold) -> Mapping[str, Any]:
