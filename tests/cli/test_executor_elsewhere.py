@@ -109,6 +109,25 @@ def test_a_worker_that_is_killed_leaves_its_turn_to_the_next(
     assert bound == ["w-1"]
 
 
+@thorough
+def test_two_workers_of_one_session_take_turns_and_neither_fences_the_other_at_work(
+    place: Any, executor: Any, tmp_path: Path
+) -> None:
+    """Who cannot start, since the other is at work, gives its claim back and is not bound."""
+    url = place.start("--auth", "off").url
+    for number in range(4):
+        executor(url, "--say", f"one two three four five of {number}").wait(WITHIN_S)
+    executor(url, "w-1")
+    executor(url, "w-2")
+
+    def ended() -> list[str]:
+        return [line for line in said(tmp_path) if line.endswith(": completed")]
+
+    until(lambda: len(ended()) == 4, lambda: said(tmp_path))
+    assert len({line.split()[2] for line in ended()}) == 4
+    assert all("turn_in_flight" in line for line in said(tmp_path) if " lost " in line), said(tmp_path)
+
+
 def test_a_daemon_that_is_killed_in_mid_turn_keeps_every_word_once(place: Any, executor: Any, tmp_path: Path) -> None:
     """The turn runs on elsewhere; what was not acknowledged is sent again to the next life of the daemon."""
     daemon = place.start("--auth", "off")
