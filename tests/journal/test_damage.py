@@ -104,6 +104,22 @@ def test_every_changed_record_is_refused_and_none_is_served(place: Path) -> None
     assert doctor(place).sound
 
 
+@pytest.mark.parametrize("seqs", [(72, 74), (76, 78), (80,), (40, 60)])
+def test_damage_is_told_at_its_own_seq_and_hides_nothing_before_it(place: Path, seqs: tuple[int, ...]) -> None:
+    """Of all events, of those that control, and by the doctor, who finds each of several."""
+    records = rows(place, "events")
+    for seq in seqs:
+        key, record = records[seq - 1 if seq <= 70 else seq + 4]  # five of the other stream lie between
+        put(place, "events", key, flipped(record, len(record) - 9, 1))
+    with LmdbStore.open(place) as store:
+        served, error = events_of(store, STREAM)
+        assert error is not None and (error.seq, len(served)) == (seqs[0], seqs[0] - 1)
+        with pytest.raises(CorruptStream) as caught:
+            store.read(STREAM, seqs[0] - 1, 99, Lane.CONTROL)
+        assert caught.value.seq == seqs[0]
+    assert [fault.seq for fault in doctor(place).faults] == list(seqs)
+
+
 def test_two_records_that_changed_places_are_refused(place: Path) -> None:
     records = rows(place, "events")
     change(place, "events", **{"x" + records[3][0].hex(): records[4][1], "x" + records[4][0].hex(): records[3][1]})

@@ -182,13 +182,17 @@ class _Examination:
         except Damaged as error:
             number = layout.HEADER.unpack_from(record)[1] if len(record) >= layout.HEADER.size else -1
             walk = self.walks.get(number)
-            if walk is not None:
-                self._fault(walk, walk.seq + 1, f"at position {position}: {error}")
+            if walk is not None:  # the records of a stream lie in order: this is the one behind the last
+                walk.seq += 1
+                self._fault(walk, walk.seq, f"at position {position}: {error}")
             else:
                 self._faults.append(Fault("", 0, f"at position {position}: {error}"))
             return
         walk = self.walks.get(header[1])
-        if walk is None or header[2] > walk.head.seq or walk.broken:
+        if walk is None or header[2] > walk.head.seq:
+            return
+        if walk.broken:  # more of it would only follow from that; but which seq comes next is known
+            walk.seq = header[2]
             return
         if header[2] != walk.seq + 1:
             if header[2] > walk.seq + 1 and not self._moved(walk):

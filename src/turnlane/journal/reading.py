@@ -8,7 +8,7 @@ is an index row, and only as far as the head of the reader's own transaction goe
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from turnlane.core.ports import CorruptStream
 from turnlane.core.step import Kept, Lane, Page
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from turnlane.core.ids import Seq
     from turnlane.core.limits import Limits
     from turnlane.core.step import StoredKey
+
+_LOOKED_AT_MAX: Final = 16_384
+"""Records that are looked at for what a damaged one hides."""
 
 
 class Reading:
@@ -135,12 +138,32 @@ class Reading:
         start = head.open_from
         row = [0] * (head.seq - start + 1)
         if row:
-            with suppress(Damaged):  # whoever reads those seqs is refused: nothing lies at position 0
+            try:
                 for seq, position in self._back(txn, head, head.position, 4):
                     if seq < start:
                         break
                     row[seq - start] = position
+            except Damaged:  # whoever reads that seq is refused: nothing lies at position 0
+                self._find(txn, head, row)
         return [start, *row]
+
+    def _find(self, txn: Any, head: StreamHead, row: list[int]) -> None:
+        """What lies before a damaged record, whose link is lost: looked for among all records, backwards, a while."""
+        cursor, start = txn.cursor(self.tables["events"]), head.open_from
+        until = next((position for position in row if position), head.position + 1)
+        found = cursor.set_range(layout.POSITION.pack(until))
+        found = cursor.prev() if found else cursor.last()
+        for _ in range(_LOOKED_AT_MAX):
+            if not found or row[0]:
+                return
+            key, record = cursor.item()
+            with suppress(Damaged):
+                header = header_of(record)
+                if (header[1], header[3]) == (head.number, int.from_bytes(key, "big")):
+                    if header[2] < start:
+                        return
+                    row[header[2] - start] = header[3]
+            found = cursor.prev()
 
     def rebuilt_controls(self, txn: Any, head: StreamHead) -> list[tuple[Seq, int]]:
         """The open row of control events: its ordinal, then (seq, position)."""
@@ -203,9 +226,21 @@ class Reading:
             if body is None:
                 raise CorruptStream(stream, after + 1, "the seal of its index row of control events is broken")
             row = layout.CONTROL_ROW.unpack(body)
-            yield _after(stream, list(zip(row[::2], row[1::2], strict=True)), after)
+            yield self._after(txn, stream, head, list(zip(row[::2], row[1::2], strict=True)), after)
             found = rows.next()
-        yield _after(stream, self._open_controls(txn, stream, head), after)
+        yield self._after(txn, stream, head, self._open_controls(txn, stream, head), after)
+
+    def _after(
+        self, txn: Any, stream: str, head: StreamHead, pairs: list[tuple[Seq, int]], after: Seq
+    ) -> list[tuple[Seq, int]]:
+        """The pairs of a row of control events behind a seq. What damage hides lies before the first known one."""
+        known = [pair for pair in pairs if pair[0]]
+        if layout.LOST in pairs and (not known or after < known[0][0] - 1):
+            seq = after
+            while page := self._page(txn, stream, head, self.places(txn, stream, head, seq), layout.ROW, None):
+                seq = page[-1].seq  # until it is said where the damage is
+            raise CorruptStream(stream, after + 1, "control events are hidden by a damaged record")
+        return [pair for pair in known if pair[0] > after]
 
     def _page(
         self,
@@ -230,7 +265,9 @@ class Reading:
                     found = [(key, there.get(key)) for key in keys]
                 for (seq, position), (_, record) in zip(row, found, strict=True):
                     if record is None:
-                        raise CorruptStream(stream, seq, "its record is missing")
+                        raise CorruptStream(
+                            stream, seq, "its record is missing" if position else "its record is damaged"
+                        )
                     try:
                         kept = unpack(record, number, seq, position)
                     except Damaged as error:
@@ -305,11 +342,3 @@ class Reading:
                 rows.append((name, body))
             found = cursor.next()
         return rows
-
-
-def _after(stream: str, pairs: list[tuple[Seq, int]], after: Seq) -> list[tuple[Seq, int]]:
-    """The pairs of a row of control events that lie after a seq. What damage hides lies before the first known one."""
-    known = [pair for pair in pairs if pair[0]]
-    if layout.LOST in pairs and (not known or after < known[0][0] - 1):
-        raise CorruptStream(stream, after + 1, "control events are hidden by a damaged record")
-    return [pair for pair in known if pair[0] > after]
