@@ -66,7 +66,11 @@ def digest(folder: Path) -> str:
     ("words", "said"),
     [
         (["sevre"], r'unknown command "sevre".*did you mean "serve"'),
+        (["sevre"], r"commands: token, .*contract; usage: turnlane COMMAND"),
+        (["--versio"], r'unknown option "--versio"\. did you mean "--version"'),
         (["token", "mnit"], r'did you mean "mint"'),
+        (["shadow", "compare", "--left", "x"], r"--rust-manifest or --right is missing"),
+        (["shadow", "compare", "--left", "x", "--right"], r"--right requires an argument"),
         (["serve", "--lissten", "x"], r"unknown option: --lissten\. did you mean --listen"),
         (["log", "state"], r"SESSION requires.*usage: turnlane log STATE-OR-URL SESSION"),
         (["log", "state", "s-1", "more"], r"unused.*usage: turnlane log"),

@@ -62,6 +62,7 @@ def test_a_daemon_answers_the_same_and_its_list_can_be_followed(served: tuple[Pl
             "code": "duplicate_dispatch",
             "message": "dispatch error: duplicate dispatch request id: r",
             "temporary": False,
+            "line": 1,
         }
     }
 
@@ -79,12 +80,13 @@ def test_one_command_prints_its_event_indented_and_a_refusal_nothing(place: Plac
         assert refused.stderr.startswith(f"turnlane: {message}") and refused.stderr.count("\n") == 1
 
 
-def test_on_stdin_each_line_is_answered_by_a_line(place: Place) -> None:
+def test_on_stdin_each_line_that_says_something_is_answered_by_a_line(place: Place) -> None:
     stdin = QUEUE.encode() + b"\n\xff\n\n" + QUEUE.encode()
     done = place.run("contract", "exec", "-", "--compact", stdin=stdin)
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 1 and told[0]["event"] == "DispatchQueued"
-    assert [one["error"]["code"] for one in told[1:]] == ["invalid_command", "invalid_command", "duplicate_dispatch"]
+    refusals = [(one["error"]["line"], one["error"]["code"]) for one in told[1:]]
+    assert refusals == [(2, "invalid_command"), (4, "duplicate_dispatch")], "a blank line says nothing, and counts"
     assert told[1]["error"]["message"] == "invalid JSON: the text is no UTF-8 at byte 0"
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import cyclopts
 
@@ -50,8 +51,24 @@ def _usage_message(error: cyclopts.CycloptsError) -> str:
     for name in chain:
         node = node[name]
     usage = str(node.usage).removeprefix("Usage: ").strip()
-    said = " ".join(str(error).split()).rstrip(".")
+    said = _said_of(error, node) or " ".join(str(error).split()).rstrip(".")
     return f"{said[:1].lower()}{said[1:]}; usage: {usage}"
+
+
+def _said_of(error: cyclopts.CycloptsError, node: cyclopts.App) -> str | None:
+    """Where we know more than the library says: all commands there are, and what was not typed at all."""
+    match error:
+        case cyclopts.UnknownCommandError(unused_tokens=[word, *_]):
+            flags = (*node.help_flags, *node.version_flags)
+            names = [name for name in node if name not in flags]
+            meant = get_close_matches(word, flags if word.startswith("-") else names, n=1)
+            hint = f' Did you mean "{meant[0]}"?' if meant else ""
+            what = "option" if word.startswith("-") else "command"
+            return f'unknown {what} "{word}".{hint} Commands: {", ".join(names)}'
+        case cyclopts.MissingArgumentError(keyword=None, argument=argument) if argument and not argument.tokens:
+            names = [name for name in argument.names if name.startswith("--")]
+            return f"{' or '.join(names)} is missing" if names else None
+    return None
 
 
 def _ended_by(error: BaseException, json: bool) -> int:

@@ -120,6 +120,9 @@ def events(
     follow: Annotated[bool, Parameter(negative="", help="go on with what comes")] = False,
     replay: Annotated[bool, Parameter(negative="", help="give the events of the replay, and confirm each")] = False,
     limit: Annotated[int | None, Parameter(help="print at most so many")] = None,
+    json: Annotated[
+        bool, Parameter(name="--json", negative="", help="what is printed is JSON with and without it")
+    ] = False,
 ) -> int:
     """Print the list of events, one envelope a line."""
     _one_place(state, url)
@@ -215,11 +218,11 @@ async def _replayed(contract: Contract) -> AsyncGenerator[Any, None]:
 
 async def _lines_here(ask: Callable[[str], Coroutine[Any, Any, Any]]) -> int:
     code = OK
-    for line in _stdin():
+    for number, line in _stdin():
         try:
             print(_spelled(await ask(line)), flush=True)
         except No as no:
-            print(_spelled(_error(no)), flush=True)
+            print(_spelled(_error(no, number)), flush=True)
             code = NO
     return code
 
@@ -280,13 +283,13 @@ def _printed(given: Iterator[Any], limit: int | None) -> int:
 
 def _lines(ask: Callable[[str], Any]) -> int:
     code = OK
-    for line in _stdin():
+    for number, line in _stdin():
         try:
             print(_spelled(ask(line)), flush=True)
         except No as no:
             if no.code != NO:
                 raise
-            print(_spelled(_error(no)), flush=True)
+            print(_spelled(_error(no, number)), flush=True)
             code = NO
     return code
 
@@ -304,14 +307,16 @@ def _encoded(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
-def _stdin() -> Iterator[str]:
-    for line in sys.stdin.buffer:
-        yield line.rstrip(b"\r\n").decode(errors="surrogateescape")
+def _stdin() -> Iterator[tuple[int, str]]:
+    """The lines that say something, numbered from 1."""
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        if line.strip():
+            yield number, line.rstrip(b"\r\n").decode(errors="surrogateescape")
 
 
-def _error(no: No) -> Any:
+def _error(no: No, line: int) -> Any:
     temporary = no.details.get("temporary", False)
-    return {"error": {"code": no.word, "message": no.message, "temporary": temporary}}
+    return {"error": {"code": no.word, "message": no.message, "temporary": temporary, "line": line}}
 
 
 def _shown(event: Any) -> int:

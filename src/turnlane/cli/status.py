@@ -67,7 +67,7 @@ def _status_lines(found: Mapping[str, Any]) -> list[str]:
         f"{found['dispatch_depth']} queued, {total('turns_total')} ended, {found['turns_disowned']} disowned",
         f"output    {found['outputs_total']} accepted, {found['window_inflight']} of {found['window_inflight_max']} "
         f"in flight, {total('fence_refused_total')} refused at the fence",
-        f"journal   {found['writer_events_total']} events in {found['writer_groups_total']} commits, "
+        f"journal   {found['writer_events_total']} events in {found['writer_groups_total']} commits since the start, "
         f"{found['store_file_bytes'] / 1048576:.1f} MiB ({found['store_used_percent']} %), "
         f"oldest wait {found['writer_oldest_ms']} ms" + (", BROKEN" if found["writer_broken"] else ""),
     ]

@@ -31,6 +31,7 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from ..core.ports import Observer, StoreError
+from ..core.reasons import Reason
 from ..core.secret import Secret
 from ..core.status import Blocker
 from ..embed import open_runtime
@@ -387,20 +388,22 @@ class Daemon:
     # while it runs
 
     @property
-    def broken(self) -> str | None:
+    def broken(self) -> StoreError | None:
         """Why the journal takes no more: a write that failed, or a look that finds its file cut or gone."""
         try:
             self.runtime.ports.store.status()
         except StoreError as error:
-            return error.message
-        failed = self.runtime.writer.broken
-        return None if failed is None else failed.message
+            return error
+        return self.runtime.writer.broken
 
     async def _watch_journal(self) -> None:
         """A journal that failed is not retried in place: stop, so that the next start recovers what is kept."""
         while (broken := self.broken) is None:  # noqa: ASYNC110 - the journal rings for nobody
             await trio.sleep(_WATCH_S)
-        self.say("critical", "daemon.journal_broken", f"{broken}; ending")
+        if broken.reason is Reason.DEAUTHORIZED_DRAIN:  # nothing is wrong with the disk
+            self.say("warning", "daemon.replaced", f"{broken.message}; ending")
+        else:
+            self.say("critical", "daemon.journal_broken", f"{broken.message}; ending")
         self.ending.ask("journal_broken", EXIT_BROKEN)
 
     async def _collect_when_quiet(self) -> None:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from enum import Enum
+from math import isfinite
 from typing import Any, Final
 
 from attrs import Attribute, field, fields, frozen
@@ -417,7 +418,9 @@ def _value_of(given: bytes | str | Mapping[str, Any], limits: Limits) -> Any:
         if len(text) > limits.contract_command_bytes_max:
             return _invalid(f"expected at most {limits.contract_command_bytes_max} bytes, got {len(text)}")
         value = json.loads(text.decode(), object_pairs_hook=_once, parse_constant=_no_constant)
-        compact_json(value)
+        fault = _number_fault(value, limits.json_depth_max)
+        if fault is None:
+            compact_json(value)
     except RecursionError:
         return _unreadable("values are nested too deep")
     except UnicodeDecodeError as error:
@@ -426,7 +429,6 @@ def _value_of(given: bytes | str | Mapping[str, Any], limits: Limits) -> Any:
         return _unreadable("a text has half of a surrogate pair")
     except (ValueError, TypeError) as error:
         return _unreadable(str(error))
-    fault = _number_fault(value, limits.json_depth_max)
     return value if fault is None else _unreadable(fault)
 
 
@@ -434,15 +436,18 @@ def _spelled(given: Mapping[str, Any]) -> str:
     return json.dumps(given, ensure_ascii=False, allow_nan=False)
 
 
-def _number_fault(value: Any, depth: int) -> str | None:
+def _number_fault(value: Any, depth: int, member: str = "") -> str | None:
+    where = f" (member {_quoted(member)})" if member else ""
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        return "an integer has more than 64 bits"
+        return f"an integer has more than 64 bits{where}"
+    if isinstance(value, float) and not isfinite(value):
+        return f"a number is beyond 1.8e308{where}"
     if not isinstance(value, dict | list):
         return None
     if depth == 0:
         return "values are nested too deep"
-    inner = value.values() if isinstance(value, dict) else value
-    return next((fault for one in inner if (fault := _number_fault(one, depth - 1)) is not None), None)
+    inner = value.items() if isinstance(value, dict) else ((member, one) for one in value)
+    return next((fault for name, one in inner if (fault := _number_fault(one, depth - 1, name)) is not None), None)
 
 
 def _invalid(message: str) -> Rejected:
