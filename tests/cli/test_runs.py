@@ -228,6 +228,9 @@ def test_a_bad_line_is_refused_with_its_number_and_nothing_is_imported(
     told = json.loads(capfdbinary.readouterr().out)
     assert (told["reason_code"], told["line"]) == (reason.value, number), told
     assert f"line {number}: " in told["message"]
+    assert state.exists() is there, "no directory is made for it"
+    if not there:
+        return
     assert exported(state, capfdbinary).count(b"\n") == (3 if there else 0)
 
 

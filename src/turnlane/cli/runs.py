@@ -19,7 +19,9 @@ from .reaching import read_only
 from .state import StateDir
 
 if TYPE_CHECKING:
+    from ..core.ports import EventStore
     from ..journal.store import LmdbStore
+    from ..machines.run_files import Imported
     from ..runtime.run_files import RunFiles
 
 runs_app = cyclopts.App(
@@ -55,14 +57,15 @@ def import_(state: StateDir, file: File, /, *, tenant: Tenant = "default", json:
 
     A daemon may serve the directory meanwhile in write mode shadow, in no other.
     """
-    from ..embed import SystemClock
+    from ..embed import SystemClock, journal_of
+    from ..journal.memory import MemoryStore
 
     data = _bytes(file)
+    if not journal_of(state).exists():  # judged first: no directory is made for a file that is refused
+        _read(_files(MemoryStore(), tenant), file, data)
     with _writable(state) as store:
         files = _files(store, tenant)
-        read = files.read(data)
-        if isinstance(read, Rejected):
-            _refuse(file, read)
+        read = _read(files, file, data)
         files.take(read, _epoch(store), SystemClock())
     runs, events = len(read.histories), sum(len(history.new) for history in read.histories)
     if json:
@@ -132,6 +135,13 @@ def check_corpus(file: File, /, *, json: Json = False) -> int:
     return OK
 
 
+def _read(files: RunFiles, file: Path, data: bytes) -> Imported:
+    read = files.read(data)
+    if isinstance(read, Rejected):
+        _refuse(file, read)
+    return read
+
+
 def _refuse(file: Path, refusal: Rejected) -> NoReturn:
     raise No(NO, refusal.reason.value, f"{file}: {refusal.reason.value}: {refusal.message}", **refusal.data)
 
@@ -146,7 +156,7 @@ def _bytes(file: Path) -> bytes:
         raise No(UNREACHABLE, "unreadable", f"{file} cannot be read: {why}") from None
 
 
-def _files(store: LmdbStore, tenant: str) -> RunFiles:
+def _files(store: EventStore, tenant: str) -> RunFiles:
     from ..codec import Codec
     from ..core.ids import Tenant as TenantName
     from ..core.ids import printable
