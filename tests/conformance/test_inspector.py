@@ -200,5 +200,10 @@ def test_it_fits_a_phone_and_needs_no_token_where_none_is_asked_for(browser: int
             unnamed = "[...document.querySelectorAll('input,select')].filter(one => !one.labels.length).length"
             assert await one.page.run(unnamed) == 0, place
         assert await one.page.run("document.getElementById('door').hidden")
+        for place in ("#/sessions/nobody", "#/workers"):
+            await one.page.run("document.getElementById('door').hidden = false")
+            await one.go(place)
+            await one.page.until("document.getElementById('door').hidden")
+        assert "token" not in await one.page.run("document.getElementById('alert').textContent")
 
     at_the_desk(browser, script, auth=False)

@@ -56,7 +56,7 @@ function json(title, value) {
 
 class No extends Error {
   constructor(status, told) {
-    super(told.message || (status === 404 ? "There is nothing of that name for this token." : "HTTP " + status));
+    super(told.message || (status === 404 ? "There is nothing of that name" + (token === null ? "." : " for this token.") : "HTTP " + status));
     this.status = status;
     this.reason = told.reason_code || told.error;
   }
@@ -73,8 +73,8 @@ async function ask(path, method) {
     throw new Gone("The daemon does not answer.");
   }
   const told = await answer.json().catch(() => ({}));
+  if (token === null && path.startsWith(API) && answer.status !== 401) $("door").hidden = true; // authentication is off
   if (!answer.ok && path !== "/readyz") throw new No(answer.status, told);
-  if (token === null && path.startsWith(API)) $("door").hidden = true; // authentication is off
   return told;
 }
 
@@ -208,6 +208,7 @@ const views = {
       el("form", {class: "ask", onsubmit: turn},
         el("label", {for: "kind"}, "Of the"), kind, el("label", {for: "whose", class: "unseen"}, "Name of the owner"),
         whose, el("button", {}, "Show")), found);
+    if (token === null) await guarded(() => ask(`${API}/status`)); // whether one is needed at all
   },
 
   async status(mine) {
