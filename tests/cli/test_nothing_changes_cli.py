@@ -239,6 +239,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
         house.run(lambda house: settled(house.runtime))
     assert cli.main(["contract", "snapshot", "--state", str(root / "state")]) == 0  # what was left open is ended
     (root / "garbage").write_bytes(b"\x00\xff c4n4ry\n\n")
+    (root / "nothing").touch()
     (root / "foreign").mkdir()
     (root / "foreign" / "mine").write_text("x")
     for name, left in (("cut", 0.5), ("zero", 0)):
@@ -313,8 +314,8 @@ def test_a_place_that_cannot_be_used_is_left_as_it_is(ask: Any, places: Places, 
         for name in states if known.creates else ["nowhere", *states]:
             # What is wrong with a journal is what `doctor` is there to tell.
             damaged = verb == "doctor" and name in ("cut", "zero", "scribbled")
-            state = str(places.root / name)
-            ask([*verb.split(), *places.put(known.words, STATE=state)], NO if damaged else CLOSED, told=damaged)
+            there = {"STATE": str(places.root / name), "FILE": str(places.root / "nothing")}
+            ask([*verb.split(), *places.put(known.words, **there)], NO if damaged else CLOSED, told=damaged)
     if "FILE" in known.words:
         for name in ("nowhere", "foreign", "a\0b"):
             ask([*verb.split(), *places.put(known.words, FILE=str(places.root / name))], CLOSED, USE)
