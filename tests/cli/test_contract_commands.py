@@ -49,6 +49,7 @@ def test_a_daemon_answers_the_same_and_its_list_can_be_followed(served: tuple[Pl
     assert list(shown) == ["schema_version", "authority", "backlog", "replay", "readiness"]
     listed = place.run("contract", "events", *at).stdout.splitlines()
     assert [line.partition('"body":')[2][:-1] for line in listed] == [event for _, event in LINES]
+    assert place.run("contract", "events", "--json", *at).stdout.splitlines() == listed
     followed = place.run("contract", "events", "--follow", "--limit", len(LINES), *at).stdout.splitlines()
     assert followed == listed
     refused = place.run("contract", "exec", LINES[2][0], *at)

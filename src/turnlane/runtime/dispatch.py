@@ -402,7 +402,7 @@ class Dispatches:
 
     @marks.on_cancel("resumable")
     async def renew(self, claim: Claim | str, token: str | None = None, *, lease_ms: float | None = None) -> RowAnswer:
-        """Hold it for another `lease_ms`; never shorter than before."""
+        """Hold it for another `lease_ms` (None: as long as the claim got); never shorter than before."""
         dispatch, hashed = self._named(claim, token)
         return await self._row_ask(queue.RenewClaim(dispatch, hashed, lease_ms))
 
