@@ -21,7 +21,7 @@ from turnlane.core.reasons import Kind, Reason
 from turnlane.daemon import access, methods, protocol
 from turnlane.machines import dispatch, turn, worker
 
-from .reading import agree, called, modules, nothing, other_tests, places, product
+from .reading import ROOT, agree, called, modules, nothing, other_tests, places, product
 
 DECIDERS = tuple({kind.__module__: sys.modules[kind.__module__] for kind in codec.TAGS}.values())
 
@@ -35,6 +35,13 @@ def classes_under(room: Any, heading: str) -> Iterator[type]:
             under = line.removeprefix("# ")
         elif under == heading and (found := re.match(r"class (\w+)", line)) is not None:
             yield getattr(room, found[1])
+
+
+def test_a_file_of_tests_has_a_name_of_its_own() -> None:
+    """In folders that are no packages pytest knows a file by its name alone, and stops at a second one."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if not (path.parent / "__init__.py").exists()]
+
+    nothing((name for name, count in Counter(names).items() if count > 1), "names of two files")
 
 
 def test_every_event_has_one_tag() -> None:
