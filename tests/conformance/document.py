@@ -485,7 +485,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "turn/start_claimed": (
         "Lets this runtime execute a claim. Turn and text have to be those of the row.",
         "as `dispatch/start`.",
-        "unknown_session unknown_dispatch dispatch_mode_conflict claim_invalid turn_in_flight",
+        "unknown_session session_ended unknown_dispatch dispatch_mode_conflict claim_invalid turn_in_flight",
     ),
     "authority/acquire": (
         "A lease on a scope, for `ttl_ms` from now ([Authority](authority.md)). Called again with the same `lease_id` "
