@@ -77,6 +77,7 @@ _NOT_FOUND = Late(404, "not_found", path={"run_id": "$nowhere-run"})
 _NO_WORKER = Late(404, "not_found", path={"worker_id": "never"})
 _THEIRS = Late(403, "owner_mismatch", path={"worker_id": "w-theirs"})
 _AHEAD = Late(200, "", query={"after_seq": 10_000})
+_AHEAD_OF_RUN = evolve(_AHEAD, status=400, reason="invalid_cursor")
 KNOWN: Mapping[str, Known] = {
     "read_cutover_route": Known(query={"key": "tenant-7"}),
     "read_session_events": Known(late=(Late(410, "stale_cursor", {"session": "s-quiet"}, {"after_seq": 1}), _AHEAD)),
@@ -86,8 +87,8 @@ KNOWN: Mapping[str, Known] = {
     "follow_topic": Known(query={"tail_ms": 1}),
     "stream_contract_events": Known(query={"tail_ms": 1}, late=(Late(400, "invalid_cursor", query={"after": "x"}),)),
     "list_contract_events": Known(late=(Late(400, "invalid_cursor", query={"after": "x"}),)),
-    "read_run": Known(late=(_NOT_FOUND, _AHEAD)),
-    "read_run_events": Known(late=(_NOT_FOUND, _AHEAD)),
+    "read_run": Known(late=(_NOT_FOUND, _AHEAD_OF_RUN)),
+    "read_run_events": Known(late=(_NOT_FOUND, _AHEAD_OF_RUN)),
     "read_run_event": Known(late=(Late(404, "not_found", path={"seq": "99"}), _NOT_FOUND)),
     "list_workers": Known(query=MINE),
     "read_worker": Known(query=MINE, late=(_NO_WORKER, _THEIRS)),

@@ -22,8 +22,9 @@ CALLS = tuple(call for scene in sorted(work.SCENES) for call in work.SCENES[scen
 
 
 async def undisturbed() -> list[Any]:
+    """Without threads: while one commits, the clock of the test would run on, and leases with it."""
     async with turnlane.open_runtime(
-        store=MemoryStore(), dispatch_mode="host", clock=FakeClock(), read_hop=in_place
+        store=MemoryStore(), dispatch_mode="host", clock=FakeClock(), commit_hop=in_place, read_hop=in_place
     ) as runtime:
         return await work.every_view(runtime, CALLS)
 
@@ -54,7 +55,9 @@ def workload(ctx: CrashContext) -> None:
 
 async def look(path: Path) -> list[int]:
     """After how many calls there is to see what is seen now."""
-    async with turnlane.open_runtime(path, dispatch_mode="host", clock=FakeClock()) as runtime:
+    async with turnlane.open_runtime(
+        path, dispatch_mode="host", clock=FakeClock(), commit_hop=in_place, read_hop=in_place
+    ) as runtime:
         found = await work.seen(runtime)
     return [number for number, view in enumerate(VIEWS) if view == found]
 

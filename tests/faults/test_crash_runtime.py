@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import pytest
+
 from turnlane.testing.crash import Judge, crash_store
 
 THOROUGH = os.environ.get("TURNLANE_LEVEL", "default") != "default"
+EACH_MODE = pytest.mark.parametrize("mode", ("before", "after", "torn") if THOROUGH else ("before",))
+"""A test for each, so that none takes as long as a test may."""
 
 
 def nothing_lost(groups: Sequence[Sequence[int]], acknowledged: Sequence[int], recovered: Sequence[int]) -> str | None:
@@ -18,11 +22,11 @@ def nothing_lost(groups: Sequence[Sequence[int]], acknowledged: Sequence[int], r
     return f"acknowledged and lost: {sorted(missing)}" if missing else None
 
 
-def killed_at_every_durable_call(workload: str, recover: str, judge: Judge) -> None:
+def killed_at_every_durable_call(workload: str, recover: str, judge: Judge, mode: str) -> None:
     report = crash_store(
         workload,
         recover,
-        modes=("before", "after", "torn") if THOROUGH else ("before",),
+        modes=(mode,),
         points="every" if THOROUGH else range(1, 400, 5),
         judge=judge,
     )
@@ -32,10 +36,11 @@ def killed_at_every_durable_call(workload: str, recover: str, judge: Judge) -> N
     report.raise_if_broken()
 
 
-def test_a_kill_at_every_durable_call_of_a_conversation_loses_nothing() -> None:
+@EACH_MODE
+def test_a_kill_at_every_durable_call_of_a_conversation_loses_nothing(mode: str) -> None:
     """Every accepted turn has exactly one terminal after recovery, and every acknowledged event is there."""
     here = "tests.faults.conversations"
-    killed_at_every_durable_call(f"{here}:conversation", f"{here}:recover", nothing_lost)
+    killed_at_every_durable_call(f"{here}:conversation", f"{here}:recover", nothing_lost, mode)
 
 
 def what_was_answered_and_at_most_one_call_more(
@@ -49,7 +54,9 @@ def what_was_answered_and_at_most_one_call_more(
     return None
 
 
-def test_a_kill_at_every_durable_call_of_work_loses_no_answer_and_leaves_no_half_of_a_call() -> None:
+@EACH_MODE
+def test_a_kill_at_every_durable_call_of_work_loses_no_answer_and_leaves_no_half_of_a_call(mode: str) -> None:
     """Runs, workers, dispatches and the contract."""
     here = "tests.faults.crash_work"
-    killed_at_every_durable_call(f"{here}:workload", f"{here}:recover", what_was_answered_and_at_most_one_call_more)
+    judge = what_was_answered_and_at_most_one_call_more
+    killed_at_every_durable_call(f"{here}:workload", f"{here}:recover", judge, mode)
