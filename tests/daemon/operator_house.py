@@ -18,10 +18,8 @@ import turnlane
 from turnlane.core.instants import WallInstant
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.owners import Owner
-from turnlane.core.ports import CorruptStream
 from turnlane.core.reasons import Reason
 from turnlane.core.secret import Secret
-from turnlane.core.step import Lane, Page
 from turnlane.core.write_mode import WriteMode
 from turnlane.daemon.legacy_mounts import Mounted
 from turnlane.daemon.live_sources import live_delivery
@@ -181,28 +179,6 @@ async def talker(turn: turnlane.Turn) -> None:
         await trio.sleep_forever()
     for word in turn.input["text"].split():
         await turn.output(word)
-
-
-class Holes(MemoryStore):
-    """Does not give the events in `holes`, (stream, seq)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.holes: set[tuple[str, int]] = set()
-
-    def read(self, stream: str, after: int, limit: int, lane: Lane | None = None) -> Page:
-        page = super().read(stream, after, limit, lane)
-        events: list[Any] = []
-        for kept in page.events:
-            if (stream, kept.seq) in self.holes:
-                if not events:
-                    raise CorruptStream(stream, kept.seq, "told to have a hole")
-                break
-            events.append(kept)
-        return evolve(page, events=events)
-
-    def read_all(self, after_position: int, limit: int) -> list[tuple[str, Kept]]:
-        return [one for one in super().read_all(after_position, limit) if (one[0], one[1].seq) not in self.holes]
 
 
 @asynccontextmanager

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import trio
-from operator_house import API, Holes, House, house
+from operator_house import API, House, house
+from tests.holes import Holes
 
 from turnlane.core.owners import Owner
 from turnlane.machines.artifacts import check_replay

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
-from operator_house import API, Answer, Holes, House, drifted, house, until
+from operator_house import API, Answer, House, drifted, house, until
 from test_operator_api import sample
+from tests.holes import Holes
 
 from turnlane import cli
 from turnlane.core.limits import DEFAULT_LIMITS

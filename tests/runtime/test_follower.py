@@ -12,16 +12,17 @@ import trio
 import trio.testing
 from attrs import evolve
 
+from tests.holes import Holes
 from turnlane.codec import Codec, encode_json
 from turnlane.core.ids import RunId
 from turnlane.core.instants import Instant, WallInstant, wall_after_ms
 from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.observations import ProjectionDrifted, ProjectionFailed, ProjectionRebuilt
 from turnlane.core.owners import Owner
-from turnlane.core.ports import CorruptStream, JournalBroken
+from turnlane.core.ports import JournalBroken
 from turnlane.core.reasons import Reason, Refused
-from turnlane.core.step import Appended, Batch, Kept, Lane, Page, Step
-from turnlane.journal import Fit, LmdbProjections, LmdbStore, MemoryStore, StoreProjections, layout, verify
+from turnlane.core.step import Appended, Batch, Kept, Step
+from turnlane.journal import Fit, LmdbProjections, LmdbStore, StoreProjections, layout, verify
 from turnlane.journal.projections import folded_whole
 from turnlane.machines import projection, run, worker
 from turnlane.machines.turn import Stamp
@@ -72,29 +73,6 @@ class Log:
 
 def say(status: str) -> worker.SetWorkerStatus:
     return worker.SetWorkerStatus(ADA, worker.Status(status))
-
-
-class Holes(MemoryStore):
-    """Loses the events in `holes`, (stream, seq); with `lags` it has none yet."""
-
-    def __init__(self, **how: Any) -> None:
-        super().__init__(**how)
-        self.holes: set[tuple[str, int]] = set()
-        self.lags = False
-
-    def read(self, stream: str, after: int, limit: int, lane: Lane | None = None) -> Page:
-        page = super().read(stream, after, limit, lane)
-        events: list[Kept] = []
-        for kept in [] if self.lags else page.events:
-            if (stream, kept.seq) in self.holes:
-                if not events:
-                    raise CorruptStream(stream, kept.seq, "told to have a hole")
-                break
-            events.append(kept)
-        return evolve(page, events=events)
-
-    def read_all(self, after_position: int, limit: int) -> list[tuple[str, Kept]]:
-        return [one for one in super().read_all(after_position, limit) if (one[0], one[1].seq) not in self.holes]
 
 
 class Rows(StoreProjections):
