@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,41 +11,19 @@ from typing import Any
 
 import pytest
 import trio
+from programs import WITHIN_S, Start, programs, said, until
 
 from turnlane.client import Client, connect
 
 EXECUTOR = Path(__file__).parents[2] / "examples" / "executor.py"
-WITHIN_S = 30.0
 
 thorough = pytest.mark.skipif(os.environ.get("TURNLANE_LEVEL", "default") == "default", reason="takes its time")
 
 
 @pytest.fixture
-def executor(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts executors, whose words go to one file each; all are killed at the end."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(url: str, *words: str) -> subprocess.Popen[str]:
-        with (tmp_path / f"said.{len(started)}.txt").open("w") as said:
-            command = [sys.executable, "-W", "error", str(EXECUTOR), url, "talk", *words]
-            started.append(subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, text=True))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait(10)
-
-
-def said(folder: Path) -> list[str]:
-    return [line for file in sorted(folder.glob("said.*.txt")) for line in file.read_text().splitlines()]
-
-
-def until(true: Callable[[], bool], what: Callable[[], object]) -> None:
-    end = time.monotonic() + WITHIN_S
-    while not true():
-        assert time.monotonic() < end, what()
-        time.sleep(0.05)
+def executor(tmp_path: Path) -> Iterator[Start]:
+    with programs(tmp_path) as start:
+        yield lambda url, *words: start(sys.executable, "-W", "error", str(EXECUTOR), url, "talk", *words)
 
 
 def heard(url: str, act: Callable[[Client], Any] | None = None) -> list[Any]:

@@ -5,47 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import Start, programs, said, until
 
 WORKER = Path(__file__).parents[2] / "examples" / "worker.mjs"
-WITHIN_S = 30.0
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts workers, whose words go to one file each; all are killed at the end."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(url: str, name: str) -> subprocess.Popen[str]:
-        with (tmp_path / f"{name}.{len(started)}.txt").open("w") as said:
-            words = ["node", str(WORKER), url, "shed", name]
-            started.append(subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, text=True))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait(10)
-
-
-def said(folder: Path) -> list[str]:
-    return [line for file in sorted(folder.glob("*.txt")) for line in file.read_text().splitlines()]
-
-
-def until(true: Callable[[], bool], what: Callable[[], object]) -> None:
-    end = time.monotonic() + WITHIN_S
-    while not true():
-        assert time.monotonic() < end, what()
-        time.sleep(0.05)
+def worker(tmp_path: Path) -> Iterator[Start]:
+    with programs(tmp_path) as start:
+        yield lambda url, name: start("node", str(WORKER), url, "shed", name)
 
 
 def queue(place: Any, url: str, *ids: str, **metadata: object) -> None:
