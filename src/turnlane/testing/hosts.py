@@ -54,6 +54,7 @@ class Life:
     asked: trio.Event = field(factory=trio.Event)
     """An orderly end was asked for."""
     over: trio.Event = field(factory=trio.Event)
+    listens: bool = True
     dead: bool = False
     runtime: Runtime = field(init=False)
     server: Server = field(init=False)
@@ -284,6 +285,7 @@ class Host:
             life.nursery.start_soon(self._watch, life)
             await life.asked.wait()
             await life.server.drain()
+            life.listens = False
             life.nursery.cancel_scope.cancel(reason="the host is closing")
 
     async def _watch(self, life: Life) -> None:

@@ -227,7 +227,7 @@ class SimNetwork:
         """A line to a host, which takes its end as a listener would. Raises ConnectionRefusedError while it is down."""
         await trio.lowlevel.checkpoint()
         life = host.life
-        if life is None or life.dead:
+        if life is None or life.dead or not life.listens:
             raise ConnectionRefusedError("nobody listens there")
         self._made += 1
         line = Line(self, host.name, client, self._made)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import trio
@@ -111,6 +111,8 @@ class Party:
     """What was held by those who died over it."""
     name: str
     client: Client
+    left: Iterator[int]
+    """Steps that are left to it; whoever comes in its place goes on there, so all of it ends in any weather."""
     dice: random.Random = field(init=False)
     _numbers: Any = field(factory=itertools.count)
 
@@ -191,7 +193,7 @@ async def _produces(party: Party) -> bool:
     dice = party.dice
     for name in SESSIONS:
         await party.ask("session/open", session=name, dispatch_mode="host", key=party.key())
-    for _ in range(ITEMS_PER_PRODUCER):
+    for _ in party.left:
         place, key = dice.choice(PLACES), party.key()
         answer = await party.ask_once(
             "dispatch/enqueue",
@@ -305,7 +307,7 @@ def _writes_to(runs: Sequence[str]) -> Program:
 
     async def writes(party: Party) -> bool:
         dice, seqs = party.dice, dict.fromkeys(runs, 1)
-        for number in range(APPENDS_PER_WRITER):
+        for number in party.left:
             run, key = dice.choice(runs), party.key()
             expected = seqs[run] if dice.random() < 0.5 else None
             if expected is not None and dice.random() < OUTDATED_SHARE:
@@ -342,7 +344,7 @@ async def _opens_runs(host: Host, count: int) -> list[str]:
 async def _supervises(party: Party) -> bool:
     """Queues, marks, leads, removes, looks; and knows of its own deliveries what must be refused."""
     dice, names, removed = party.dice, list[str](), list[str]()
-    for number in range(COMMANDS_PER_SUPERVISOR):
+    for number in party.left:
         match dice.choice(WISHES):
             case "queue":
                 names.append(f"{party.name}/{number}")
@@ -452,12 +454,13 @@ async def work(world: World, rates: dict[str, float], found: list[Violation]) ->
 async def _all_of_them(host: Host, rates: dict[str, float], books: Books) -> None:
     graves, world = list[Held](), host.world
 
-    async def play(program: Program, first: str) -> None:
+    async def play(program: Program, first: str, steps: int = 0) -> None:
+        left = iter(range(steps))
         for number in itertools.count():
             name = f"{first}+{number}" if number else first
             try:
                 async with host.connect(name) as client:
-                    if not await program(Party(host, books, graves, name, client)):
+                    if not await program(Party(host, books, graves, name, client, left)):
                         return
             except (Disconnected, Refused) as error:
                 if isinstance(error, Refused) and error.reason not in TURNED_AWAY:
@@ -470,10 +473,10 @@ async def _all_of_them(host: Host, rates: dict[str, float], books: Books) -> Non
             for number in range(WORKERS):
                 forever.start_soon(play, _works, f"worker-{number}")
             for number in range(world.size):
-                nursery.start_soon(play, _produces, f"producer-{number}")
-                nursery.start_soon(play, _writes_to(runs), f"writer-{number}")
+                nursery.start_soon(play, _produces, f"producer-{number}", ITEMS_PER_PRODUCER)
+                nursery.start_soon(play, _writes_to(runs), f"writer-{number}", APPENDS_PER_WRITER)
             for number in range(SUPERVISORS):
-                nursery.start_soon(play, _supervises, f"supervisor-{number}")
+                nursery.start_soon(play, _supervises, f"supervisor-{number}", COMMANDS_PER_SUPERVISOR)
         host.catch_up()  # rows wait while the clock is behind what they have kept
         await world.quiet(QUIET_S)
         await host.restart()
