@@ -23,6 +23,7 @@ from ..core.ports import StoreError
 from ..core.reasons import Reason, Refused
 from ..core.secret import Secret
 from ..runtime.authority import Authority
+from ..runtime.handles import Session
 from ..runtime.lanes import Doorbell
 from . import compat
 from .access import Denied, Principal, method_frozen, need_of, one_token, refreshed
@@ -102,6 +103,11 @@ class Connection:
     @property
     def limits(self) -> Limits:
         return self.server.limits
+
+    async def session(self, params: Mapping[str, Any], posted: Callable[[], None]) -> Session:
+        """The session that a call names, in its tenant; `posted` is called when its command has its place."""
+        session = await self.runtime.session(params["session"], self.principal.tenant)
+        return Session(self.runtime, session.actor, posted)
 
     # life
 

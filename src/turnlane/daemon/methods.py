@@ -35,11 +35,6 @@ MUTATING: Final = frozenset(
 )
 
 
-async def _session(connection: Connection, params: Params, posted: Callable[[], None]) -> Session:
-    session = await connection.runtime.session(params["session"], connection.principal.tenant)
-    return Session(connection.runtime, session.actor, posted)
-
-
 def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:
     return {name: member for name, member in value.items() if member is not None}
 
@@ -86,7 +81,7 @@ async def session_list(connection: Connection, params: Params, posted: Callable[
 
 
 async def session_read(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    session = await _session(connection, params, posted)
+    session = await connection.session(params, posted)
     runtime, stream = connection.runtime, session.actor.stream
     floor = await runtime.ports.read_hop(runtime.ports.store.floor, stream)
     places = runtime.places(session.actor, floor, session.actor.owner.tail.head)
@@ -94,7 +89,7 @@ async def session_read(connection: Connection, params: Params, posted: Callable[
 
 
 async def session_attach(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    session = await _session(connection, params, posted)
+    session = await connection.session(params, posted)
     others = sum(wire.session != session.id for wire in connection.attachments.values())
     if others >= connection.limits.attachments_max:
         most = connection.limits.attachments_max
@@ -157,14 +152,14 @@ async def session_ack(connection: Connection, params: Params, posted: Callable[[
 
 
 async def session_close(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    session = await _session(connection, params, posted)
+    session = await connection.session(params, posted)
     mode, reason = params.get("mode", "now"), params.get("reason", "session_closed")
     command = rules.CloseSession(mode, Reason(reason), connection.origin(session.id))
     return _told(await session.ask(command, params.get("key"), ["close", mode, reason]))
 
 
 async def turn_start(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    session = await _session(connection, params, posted)
+    session = await connection.session(params, posted)
     answered = await session.start(
         params["input"],
         turn_id=params.get("turn"),
@@ -179,7 +174,7 @@ async def turn_start(connection: Connection, params: Params, posted: Callable[[]
 
 
 async def turn_steer(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    session = await _session(connection, params, posted)
+    session = await connection.session(params, posted)
     connection.runtime.check_input(params["input"])
     turn, given, key = params["turn"], params["input"], params.get("key")
     command = turns.SteerTurn(TurnId(turn), given, key or connection.runtime.ports.ids.new("key"))
@@ -187,7 +182,7 @@ async def turn_steer(connection: Connection, params: Params, posted: Callable[[]
 
 
 async def turn_cancel(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    session = await _session(connection, params, posted)
+    session = await connection.session(params, posted)
     answered = await session.cancelled(
         params.get("turn"),
         start_key=params.get("start_key"),
@@ -206,12 +201,12 @@ async def turn_cancel(connection: Connection, params: Params, posted: Callable[[
 
 
 async def turn_read(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    session = await _session(connection, params, posted)
+    session = await connection.session(params, posted)
     return await connection.runtime.read_turn(session.actor, params["turn"])
 
 
 async def request_answer(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    session = await _session(connection, params, posted)
+    session = await connection.session(params, posted)
     request, answer = params["request"], params["answer"]
     role = connection.role(session.id)
     command = requests.AnswerRequest(request, answer, connection.principal.subject, role, params.get("method"))
@@ -219,7 +214,7 @@ async def request_answer(connection: Connection, params: Params, posted: Callabl
 
 
 async def effect_resolve(connection: Connection, params: Params, posted: Callable[[], None]) -> Any:
-    session = await _session(connection, params, posted)
+    session = await connection.session(params, posted)
     seq = await session.resolve_effect(params["effect"], params["outcome"], by=connection.principal.subject)
     return {"seq": seq}
 
