@@ -131,6 +131,8 @@ class Limits:
     """Tasks of turns made runnable in one pass, or events that they have to take or pass on."""
     output_quantum_items: int = 16
     timers_max: int = 65_536
+    wall_timer_look_ms: int = 60_000
+    """How long a timer of the wall clock is left alone at most: that clock may be set."""
     # quotas of named tenants (off for `default`)
     tenant_turns_open_max: int = 32
     tenant_sessions_per_min_max: int = 120

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import Final
 
 import trio
 from attrs import define, field
@@ -18,9 +17,6 @@ from ..core.instants import NANOS_PER_MS, Instant, WallInstant, after_ms
 from ..core.limits import Limits
 from ..core.ports import Clock
 from .lanes import Doorbell
-
-LOOK_AGAIN_MS: Final = 60_000
-"""How long a wall timer is left alone at most."""
 
 
 @define(slots=True, eq=False)
@@ -105,7 +101,7 @@ class Timers:
 
     def _of_wall(self, wall: WallInstant, now: Instant) -> Instant:
         left_ns = max(1, wall - self.clock.wall()) * 1_000
-        return Instant(now + min(left_ns, LOOK_AGAIN_MS * NANOS_PER_MS))
+        return Instant(now + min(left_ns, self.limits.wall_timer_look_ms * NANOS_PER_MS))
 
     def _push(self, timer: _Timer) -> None:
         self._armed[timer.owner, timer.key] = timer
