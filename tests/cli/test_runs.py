@@ -280,6 +280,15 @@ def get(url: str) -> Any:
         return error.code
 
 
+def post(url: str, body: Any) -> tuple[int, Any]:
+    asked = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
 @pytest.mark.parametrize("mode", ["shadow_only", "read_only", "rust_active"])
 def test_a_shadow_sees_what_is_imported_beside_it_and_no_other_daemon_lets_it_in(place: Any, mode: str) -> None:
     """A run that was read before grows; a frozen directory and one that is written are refused, exit 3."""
@@ -513,3 +522,20 @@ def test_a_pruned_run_has_no_read_model(tmp_path: Path, cut: bool, monkeypatch: 
 
     assert first[0] == ["succeeded", "running"] and first[1] and all(first[2])
     assert found == ["not_found", "running"] and ready and (cut or all(true))
+
+
+@pytest.mark.parametrize(
+    ("setting", "status", "told"), [("accept", 200, {"after_terminal": True}), ("refuse", 400, "run_ended")]
+)
+def test_a_setting_says_what_becomes_of_an_event_after_the_end(
+    place: Any, setting: str, status: int, told: Any
+) -> None:
+    daemon = place.start("--operator-auth", "off", TURNLANE_RUNS_AFTER_TERMINAL=setting)
+    url = f"{daemon.operator_url}/internal/v1/runs"
+    _, made = post(url, {"owner_user_id": 1})
+    events = f"{url}/{made['run']['id']}/events"
+    post(events, {"event_type": "run.finished", "payload": {"status": "succeeded"}})
+    answered, late = post(events, {"event_type": "note", "payload": {}})
+
+    assert answered == status
+    assert late["reason_code"] == told if status == 400 else late["event"].items() >= told.items()

@@ -15,7 +15,7 @@ from turnlane.core.limits import DEFAULT_LIMITS, Limits
 from turnlane.core.write_mode import WriteMode
 from turnlane.daemon.config import KEYS, Problem, read_settings
 from turnlane.daemon.operations import ROUTES
-from turnlane.daemon.settings import Address, LegacyMount, Settings
+from turnlane.daemon.settings import Address, LegacyMount, Settings, own_origins
 from turnlane.daemon.settings_values import OURS as OUR_SEGMENTS
 from turnlane.machines.admission import Quotas
 from turnlane.machines.canary import Canary, KeyOf
@@ -50,7 +50,7 @@ def test_without_any_setting_the_daemon_is_local_and_closed() -> None:
     assert settings.auth and settings.operator.auth and settings.gc and settings.makes_local_key
     assert settings.tls is None and settings.limits == DEFAULT_LIMITS and settings.announcements() == ()
     assert settings.door().loopback and "http://127.0.0.1:4100" in settings.door().allowed_origins
-    assert settings.operator_door().allowed_origins == (
+    assert own_origins(settings.operator.listen, tls=False) == (
         "http://localhost:4100",
         "http://127.0.0.1:4100",
         "http://[::1]:4100",
@@ -78,6 +78,8 @@ overlap = "interrupt"
 turn_budget_ms = 5_000
 [journal]
 map_bytes_max = 1_000_000
+[runs]
+after_terminal = "refuse"
 [log]
 level = "debug"
 [limits]
@@ -97,6 +99,7 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
     assert (settings.profile.overlap, settings.profile.turn_budget_ms) == ("interrupt", 5_000)
     assert (settings.limits.message_bytes_max, settings.limits.map_bytes_max) == (200_000, 1_000_000)
     assert (settings.log_level, settings.gc, settings.app) == ("debug", False, "my.agents:talk")
+    assert (settings.runs_after_terminal, good().runs_after_terminal) == ("refuse", "accept")
     assert settings.tenants == {"acme": Quotas(4, 120, 600, 60), "other": Quotas(32, 120, 600, 60)}
     assert len(settings.announcements()) == 1 and "operator.auth is off" in settings.announcements()[0]
 

@@ -634,6 +634,14 @@ def test_a_retry_waits_and_is_charged_and_a_release_is_not() -> None:
     assert (row.end.reason, row.end.failure_code, row.end.dead_letter) == ("timeout", "E7", True)
 
 
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_delivery_that_fails_before_anybody_had_it_is_no_dead_letter(retry: bool) -> None:
+    place = after(QUEUED, q.FailDispatch(D0, None, "gone", retry=retry))
+    row = place.row()
+    assert row is not None and row.end is not None
+    assert (row.phase, row.attempts, row.end.dead_letter) == (RowPhase.FAILED, 0, False)
+
+
 def test_a_worker_claims_only_while_it_is_available() -> None:
     """It runs, is not stalled, and has room for one more; the row stays where it is."""
     most = DEFAULT_LIMITS.worker_claims_max

@@ -113,7 +113,6 @@ class Limits:
     guest_scope_chars_max: int = 200
     run_create_key_retention_hours: int = 720
     """How long the key of a creation stands for its run."""
-    # workers and projections
     # lanes and the window
     control_items_max: int = 64
     control_reserved_items: int = 8

@@ -117,8 +117,7 @@ class RuntimeStatus:
     lanes: tuple[Mapping[str, Any], ...] = ()
     write_mode: WriteMode = WriteMode.AUTHORITATIVE
     authority: tuple[AuthorityStatus, ...] = ()
-    """The runtime's own first, then those of single sessions."""
-    """One for each scope that this process has asked for."""
+    """One for each scope that this process has asked for: the runtime's own first, then those of single sessions."""
     projections: FollowerStatus = field(factory=FollowerStatus)
 
 

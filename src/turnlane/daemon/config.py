@@ -28,6 +28,7 @@ from ..core.limits import DEFAULT_LIMITS, Limits
 from ..core.write_mode import WriteMode
 from ..machines.admission import Quotas
 from ..machines.canary import Canary, KeyOf
+from ..machines.run import AFTER_TERMINAL
 from . import settings_live
 from . import settings_values as values
 from .keys import Key, load_keys, private_file_fault
@@ -106,6 +107,7 @@ KEYS: Final[Mapping[str, _Key]] = {
     "profile.on_detach": _Key(values.word("continue", "cancel"), "continue"),
     "profile.history_cut": _Key(values.word("none", "delivered", "acked"), "delivered"),
     **{key: _Key(*spec, secret=key == "sync.keys") for key, spec in settings_live.KEYS.items()},
+    "runs.after_terminal": _Key(values.word(*AFTER_TERMINAL), "accept"),
     "journal.map_bytes_max": _Key(values.whole(1, "bytes"), DEFAULT_LIMITS.map_bytes_max),
     "cutover.write_mode": _Key(values.write_mode, WriteMode.AUTHORITATIVE),
     "cutover.canary.enabled": _Key(values.boolean, False),
@@ -416,6 +418,7 @@ def _settings(reading: _Reading, keys: tuple[Key, ...], sync_keys: tuple[SyncKey
         profile=ProfileSettings(
             **{key.removeprefix("profile."): value[key] for key in KEYS if key.startswith("profile.")}
         ),
+        runs_after_terminal=value["runs.after_terminal"],
         limits=limits,
         gc=value["gc"],
         short_frames=value["short_frames"],

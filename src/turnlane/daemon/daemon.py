@@ -154,6 +154,7 @@ async def run_daemon(
             observer=observer,
             write_mode=settings.cutover.write_mode,
         ) as runtime:
+            runtime.runs.after_terminal = settings.runs_after_terminal
             daemon = Daemon(settings, runtime, ending, metrics, say, version, environ, legacy, reread)
             try:
                 with daemon.signals(signals), seldom_collected() if settings.gc else nullcontext():

@@ -159,7 +159,7 @@ class OperatorApi:
 
     def _bound_to(self, listen: Address) -> None:
         rules, own = self.settings, own_origins(listen, self.tls is not None)
-        self.door = DoorRules(listen.loopback, rules.allowed_hosts, rules.allowed_origins or own, limits=self.limits)
+        self.door = DoorRules(listen.loopback, rules.allowed_hosts, rules.allowed_origins + own, limits=self.limits)
 
     # life
 

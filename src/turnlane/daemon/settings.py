@@ -130,6 +130,8 @@ class Settings:
     allowed_hosts: tuple[str, ...]
     allowed_origins: tuple[str, ...]
     profile: ProfileSettings
+    runs_after_terminal: str
+    """One of `machines.run.AFTER_TERMINAL`."""
     limits: Limits
     gc: bool
     short_frames: bool
@@ -160,21 +162,12 @@ class Settings:
         return tuple(said)
 
     def door(self) -> DoorRules:
-        """The websocket listener's rules. Without a list the daemon's own pages may come: its two listeners."""
+        """The websocket listener's rules. The daemon's own pages may always come: those of its two listeners."""
         own = own_origins(self.listen, self.tls is not None) + own_origins(self.operator.listen, self.tls is not None)
         return DoorRules(
             loopback=self.listen.loopback,
             allowed_hosts=self.allowed_hosts,
-            allowed_origins=self.allowed_origins or own,
-            limits=self.limits,
-        )
-
-    def operator_door(self) -> DoorRules:
-        listen = self.operator.listen
-        return DoorRules(
-            loopback=listen.loopback,
-            allowed_hosts=self.operator.allowed_hosts,
-            allowed_origins=self.operator.allowed_origins or own_origins(listen, self.tls is not None),
+            allowed_origins=self.allowed_origins + own,
             limits=self.limits,
         )
 

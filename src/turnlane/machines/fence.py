@@ -33,7 +33,7 @@ class FenceView:
 
 
 def refuses(view: FenceView, epoch: Epoch, turn: TurnId) -> Reason | None:
-    """None: it may pass. Otherwise the reason, in the order of the spec's table; it never moves our epoch."""
+    """None: it may pass. Otherwise the first reason that holds; it never moves our epoch."""
     if epoch != view.epoch or not view.granted:
         return Reason.AUTHORITY_EPOCH_MISMATCH
     if turn == view.held or turn in view.cancelled:

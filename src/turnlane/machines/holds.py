@@ -175,7 +175,8 @@ def fail(state: Queue, command: FailDispatch, wall: WallInstant, limits: Limits)
     if command.retry and not unclaimed and (requeued := queue.again(row, "failed", wall, limits)) is not None:
         return _moved(row, requeued)
     reason = command.reason
-    failed = queue.DispatchFailed(row.dispatch, reason, command.code or reason, command.retry, at=wall_text(wall))
+    dead = command.retry and not unclaimed  # what nobody has tried is no dead letter
+    failed = queue.DispatchFailed(row.dispatch, reason, command.code or reason, dead, at=wall_text(wall))
     return _moved(row, failed)
 
 

@@ -2,7 +2,7 @@
 
 A calculator: `freeze(bundle, ...)` gives a `Plan` or says why not. So far one graph exists: a single node that runs an
 agent function. Sources and graphs of several nodes join `Bundle` when external plan files do; the shape of a plan, its
-two hashes and its seed are already those of the spec ("Plans, nodes, providers", 1-3).
+two hashes and its seed are made for those already.
 """
 
 from __future__ import annotations

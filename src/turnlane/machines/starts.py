@@ -123,7 +123,7 @@ def _situation(state: Session, policy: Policy, now: Stamp) -> Situation:
 
 
 def _gate(state: Session, command: StartTurn, now: Stamp, limits: Limits, interrupting: Turn | None = None) -> Answer:
-    """Checks 2 to 9 of the spec's gate, on values: the shell asked admission and froze the plan before."""
+    """Checks 2 to 9 of the gate, on values: the shell asked admission and froze the plan before."""
     refusal = command.gate if command.gate is not None else command.plan
     if isinstance(refusal, Rejected | Deferred):
         return Step((decision(refusal, command.turn, now),), answer=refusal) if command.noted else refusal

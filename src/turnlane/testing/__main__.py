@@ -1,4 +1,4 @@
-"""The kit without pytest: `python -m turnlane.testing replay | simulate | assault | conformance ...`."""
+"""The kit without pytest: `python -m turnlane.testing replay | simulate | planted | assault | conformance ...`."""
 
 from __future__ import annotations
 
