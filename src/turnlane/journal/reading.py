@@ -8,13 +8,14 @@ is an index row, and only as far as the head of the reader's own transaction goe
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from turnlane.core.ports import CorruptStream
 from turnlane.core.step import Kept, Lane, Page
 
 from . import layout
-from .records import Damaged, StreamHead, header_of, kept_of, unpack, unpack_key
+from .records import Damaged, Numbers, StreamHead, header_of, kept_of, numbers, unpack, unpack_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -133,7 +134,7 @@ class Reading:
             yield header[2], position
             position = header[link]
 
-    def rebuilt_row(self, txn: Any, head: StreamHead) -> list[int]:
+    def rebuilt_row(self, txn: Any, head: StreamHead) -> Numbers[int]:
         """The open index row: its first seq, then positions; 0 where a record is below the floor or damaged."""
         start = head.open_from
         row = [0] * (head.seq - start + 1)
@@ -145,7 +146,7 @@ class Reading:
                     row[seq - start] = position
             except Damaged:  # whoever reads that seq is refused: nothing lies at position 0
                 self._find(txn, head, row)
-        return [start, *row]
+        return numbers(start, *row)
 
     def _find(self, txn: Any, head: StreamHead, row: list[int]) -> None:
         """What lies before a damaged record, whose link is lost: looked for among all records, backwards, a while."""
@@ -165,7 +166,7 @@ class Reading:
                     row[header[2] - start] = header[3]
             found = cursor.prev()
 
-    def rebuilt_controls(self, txn: Any, head: StreamHead) -> list[tuple[Seq, int]]:
+    def rebuilt_controls(self, txn: Any, head: StreamHead) -> Numbers[int]:
         """The open row of control events: its ordinal, then (seq, position)."""
         row: list[tuple[Seq, int]] = []
         count, rest = head.controls_open, layout.BELOW_FLOOR
@@ -178,9 +179,9 @@ class Reading:
             except Damaged:
                 rest = layout.LOST
         row += [rest] * (count - len(row))
-        return [(head.controls // layout.ROW, 0), *reversed(row)]
+        return numbers(head.controls // layout.ROW, 0, *chain.from_iterable(reversed(row)))
 
-    def _open_row(self, txn: Any, stream: str, head: StreamHead) -> list[int]:
+    def _open_row(self, txn: Any, stream: str, head: StreamHead) -> Numbers[int]:
         """The open row as far as `head` goes, from the writer's memory where it is there."""
         cached = self.heads.get(stream)
         row = cached.row if cached is not None else None
@@ -191,9 +192,10 @@ class Reading:
     def _open_controls(self, txn: Any, stream: str, head: StreamHead) -> list[tuple[Seq, int]]:
         cached = self.heads.get(stream)
         row = cached.control_row if cached is not None else None
-        if row is None or row[0][0] != head.controls // layout.ROW or len(row) <= head.controls_open:
+        if row is None or row[0] != head.controls // layout.ROW or len(row) // 2 <= head.controls_open:
             row = self.rebuilt_controls(txn, head)
-        return row[1 : head.controls_open + 1]
+        flat = row[2 : 2 * head.controls_open + 2]
+        return list(zip(flat[::2], flat[1::2], strict=True))
 
     def places(self, txn: Any, stream: str, head: StreamHead, after: Seq) -> Iterator[list[tuple[Seq, int]]]:
         """(seq, position) of all events after `after`, an index row at a time."""

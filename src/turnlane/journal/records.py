@@ -6,6 +6,7 @@ place and CRC before it believes a byte; the chain is walked by recovery, doctor
 
 from __future__ import annotations
 
+from array import array
 from hashlib import blake2b
 from typing import Any, Final
 from zlib import crc32
@@ -42,6 +43,14 @@ _type_bytes: dict[str, bytes] = {}
 _type_texts: dict[bytes, str] = {}
 
 
+Numbers = array
+"""Of 64 bits each: a list of as many numbers takes five times the memory, and every session that is open has two."""
+
+
+def numbers(*values: int) -> Numbers[int]:
+    return array("Q", values)
+
+
 class Damaged(Exception):
     """A record is not what its place says it should be. Becomes `CorruptStream` where the stream is known."""
 
@@ -50,8 +59,9 @@ class Damaged(Exception):
 class StreamHead:
     """The end of one stream. In the writer's cache it is ahead of the disk only while a group is being written.
 
-    `row` and `control_row` are the open index rows: the first seq of the row, then what was filed; None where they
-    were not rebuilt yet. A full row is replaced, never emptied: a reader may hold the old one.
+    `row` and `control_row` are the open index rows, as numbers: the first seq, then a position for each; the ordinal
+    and 0, then seq and position for each. None where they were not rebuilt yet. A full row is replaced, never emptied:
+    a reader may hold the old one.
     """
 
     number: int
@@ -62,8 +72,8 @@ class StreamHead:
     control: int = 0
     controls: int = 0
     chain: bytes = NO_CHAIN
-    row: list[int] | None = None
-    control_row: list[tuple[Seq, int]] | None = None
+    row: Numbers[int] | None = None
+    control_row: Numbers[int] | None = None
     due: int | None = None
     own: bool = False
     """The stream has a lease of its own."""

@@ -44,7 +44,7 @@ from turnlane.core.step import (
 
 from . import layout, retention
 from .environment import Environment
-from .records import StreamHead, pack, pack_key
+from .records import Numbers, StreamHead, numbers, pack, pack_key
 
 T = TypeVar("T")
 
@@ -212,7 +212,7 @@ class LmdbStore(Environment):
             return StorageFull(f"the map is {self._limits.map_reserve_percent} % full; the rest is kept for terminals")
         if head is None:
             group.number += 1
-            head = StreamHead(group.number, row=[1], control_row=[(0, 0)], due=DUE_NEVER)
+            head = StreamHead(group.number, row=numbers(1), control_row=numbers(0, 0), due=DUE_NEVER)
             by_name, by_number = layout.name_rows(stream, head.number)
             group.streams.append(by_name)
             group.names.append(by_number)
@@ -271,14 +271,15 @@ class LmdbStore(Environment):
             if len(row) > layout.ROW:
                 row_key = layout.ROW_KEY.pack(number, row[0])
                 group.index.append((row_key, layout.seal(row_key, layout.INDEX_ROW.pack(*row[1:]))))
-                row = [kept.seq + 1]
+                row = numbers(kept.seq + 1)
             if kept.lane is Lane.CONTROL:
                 control = position
-                control_row.append((kept.seq, position))
+                control_row.append(kept.seq)
+                control_row.append(position)
                 head.controls += 1
-                if len(control_row) > layout.ROW:
+                if len(control_row) > 2 * layout.ROW:
                     group.controls.append(_control_row(number, control_row))
-                    control_row = [(head.controls // layout.ROW, 0)]
+                    control_row = numbers(head.controls // layout.ROW, 0)
         head.seq, head.position, head.control, head.chain = kept.seq, position, control, chain
         head.row, head.control_row, group.position = row, control_row, position
 
@@ -308,8 +309,6 @@ class LmdbStore(Environment):
             else:
                 row = layout.DUE.pack(group.heads[stream].number, due)
                 txn.put(name, layout.seal(name, row), db=tables["due"])
-
-    # -- heads and rows
 
     # -- reading
 
@@ -500,8 +499,8 @@ class LmdbStore(Environment):
         )
 
 
-def _control_row(number: int, row: list[tuple[Seq, int]]) -> tuple[bytes, bytes]:
-    pairs = row[1:]
-    first = next(seq for seq, _ in pairs if seq)
+def _control_row(number: int, row: Numbers[int]) -> tuple[bytes, bytes]:
+    pairs = row[2:]
+    first = next(seq for seq in pairs[::2] if seq)
     key = layout.ROW_KEY.pack(number, first)
-    return key, layout.seal(key, layout.CONTROL_ROW.pack(*(item for pair in pairs for item in pair)))
+    return key, layout.seal(key, layout.CONTROL_ROW.pack(*pairs))
