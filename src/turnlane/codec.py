@@ -277,7 +277,8 @@ class Codec:
         return _state_decoders[kind](data)
 
     def encode_answer(self, answer: Any) -> bytes:
-        return _encode([type(answer).__name__, answer])
+        # Copied, since it stays in memory: the encoder gives its bytes with room for 512, which is not let go.
+        return bytes(memoryview(_encode([type(answer).__name__, answer])))
 
     def decode_answer(self, data: bytes) -> Any:
         """An answer given before, perhaps by another version: what it does not know is passed over."""
