@@ -585,10 +585,12 @@ class Exit:
         store.append([Batch(SESSION_STREAM, 0, 1, [kept_of(event, seq) for seq, event in enumerate(events, 1)])])
         self.writer = writer_of(world, store)
         self.digest = LiveDigest()
+        holder = SimpleNamespace(
+            perform=lambda _: None, stamp=lambda stamp: evolve(stamp, live_digest=self.digest.of(TURN))
+        )
         self.owner = StreamOwner(
             SESSION_STREAM, SESSION, state, head, 1, self.writer, CODEC, world.clock, self.writer.limits,
-            lambda _: None, lambda stamp: evolve(stamp, live_digest=self.digest.of(TURN)), lambda _: None,
-            FenceView(1, open_turn=TURN), Tail(self.writer.limits, head), lambda *_: None, keys_complete=True,
+            holder, FenceView(1, open_turn=TURN), Tail(self.writer.limits, head), lambda *_: None, keys_complete=True,
         )  # fmt: skip
         self.egress = Egress(self.owner, lambda: [lambda frame: world.note("live", output=frame.output_seq)], Counts())
         runtime = SimpleNamespace(limits=self.writer.limits, window=self.writer.window)

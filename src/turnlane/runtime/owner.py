@@ -14,7 +14,7 @@ makes the hold the fence; if the append fails the hold stays, since the owner ha
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from attrs import define, field, frozen
 
@@ -93,6 +93,8 @@ class Repeated:
     answer: Any
 
 
+ReadKey = Callable[[str, str], Awaitable[StoredKey | None]]
+"""Stream and key to what is filed under it."""
 Wish = tuple[Any, Keyed | None]
 """A command, and the key that it came with."""
 
@@ -118,6 +120,19 @@ class OwnerLost(Exception):
         self.message = message
 
 
+class Holder(Protocol):
+    """Whoever has the stream in memory, as its owner sees it. One reference: a bound method for each is 64 bytes."""
+
+    def perform(self, effect: Any) -> None: ...
+    def stamp(self, stamp: Stamp) -> Stamp:
+        """What only the shell knows goes into the command that is judged next."""
+        ...
+
+    def output_lost(self, detail: str) -> None:
+        """Accepted output could not be kept."""
+        ...
+
+
 @define(slots=True, eq=False)
 class StreamOwner(Generic[S]):
     stream: str
@@ -129,12 +144,10 @@ class StreamOwner(Generic[S]):
     encoder: EventEncoder
     clock: Clock
     limits: Limits
-    perform: Callable[[Any], None]
-    stamp: Callable[[Stamp], Stamp]
-    on_output_lost: Callable[[str], None]
+    holder: Holder
     view: FenceView
     tail: Tail
-    read_key: Callable[[str, str], Awaitable[StoredKey | None]]
+    read_key: ReadKey
     own: Silent | None = None
     """Why nothing may be written here, where the stream has a lease of its own; None: it goes by the runtime's."""
     silent: Silent = field(init=False)
@@ -172,7 +185,7 @@ class StreamOwner(Generic[S]):
             if self.lost is not None:
                 raise self.lost
             head = self.head + len(events)
-            step = self.rules.decide(state, command, self.stamp(Stamp(now, wall, head, self.epoch)), self.limits)
+            step = self.rules.decide(state, command, self.holder.stamp(Stamp(now, wall, head, self.epoch)), self.limits)
             draft = self._draft(step, head, now, wall, keyed)
             drafts.append(draft)
             for index, event in enumerate(draft.events):
@@ -189,7 +202,7 @@ class StreamOwner(Generic[S]):
             return [self._refused(outcome, wishes[0][1])]
         for draft in drafts:
             for effect in draft.effects:
-                self.perform(effect)
+                self.holder.perform(effect)
         return [draft.answer for draft in drafts]
 
     def _draft(
@@ -229,11 +242,11 @@ class StreamOwner(Generic[S]):
         self._lose(error)
 
     def record(self, event: Any) -> Seq:
-        """Accept one kept output (the fence has let it pass in this same breath). Returns its seq; never waits.
+        """Accept one kept output (the exit has let it pass in this same breath). Returns its seq; never waits.
 
         Raises Refused `storage_full` while the journal has no room for data.
         """
-        if (gone := self.lost or self.writer.refusal_of(self.own)) is not None:
+        if (gone := self.lost or self.writer.stopped) is not None:
             raise Refused(gone.reason, gone.message)
         if self._full is not None:
             raise Refused(Reason.STORAGE_FULL, self._full, retry_after=1.0)
@@ -313,7 +326,7 @@ class StreamOwner(Generic[S]):
             return
         if isinstance(outcome, StorageFull | TooLarge) or (isinstance(outcome, WrongSeq) and self._repairing):
             self._repair(self._full or _detail(outcome))
-            self.on_output_lost(Reason.STORAGE_FULL.value)
+            self.holder.output_lost(Reason.STORAGE_FULL.value)
             return
         self._lose(outcome)
 
@@ -353,7 +366,7 @@ class StreamOwner(Generic[S]):
             self.lost = OwnerLost(outcome.reason, outcome.message)
         else:
             self.lost = OwnerLost(Reason.DEAUTHORIZED_DRAIN, f"the stream has another writer: {outcome}")
-        self.on_output_lost(self.lost.reason.value)
+        self.holder.output_lost(self.lost.reason.value)
 
     # the fence
 

@@ -27,7 +27,7 @@ from ..machines.session import Session as SessionState
 from ..machines.session import SessionPhase
 from ..machines.session_state import runs_elsewhere
 from . import dispatch
-from .owner import Rules, StreamOwner
+from .owner import ReadKey, Rules, StreamOwner
 from .session import SessionActor, fresh_view, passable
 from .streams import fold_stream
 from .tail import Tail
@@ -55,6 +55,11 @@ class Residents:
     """Set when the session has ended; made only while somebody waits for it."""
     _waking: dict[str, trio.Event] = field(factory=dict)
     _falls: dict[str, list[int]] = field(factory=dict)
+    _find_key: ReadKey = field(init=False)
+    """`read_key`, bound once for all."""
+
+    def __attrs_post_init__(self) -> None:
+        self._find_key = self.read_key
 
     async def recover(self) -> None:
         """End what a former life left open and arm what is due, before anything is served."""
@@ -190,12 +195,10 @@ class Residents:
             ports.encoder,
             ports.clock,
             self.runtime.limits,
-            actor.perform,
-            actor.stamp,
-            actor.output_lost,
+            actor,
             view,
             Tail(self.runtime.limits, head),
-            self.read_key,
+            self._find_key,
             None if authority is self.runtime.authority else authority.refusal,
             keys_complete=head == 0,
         )

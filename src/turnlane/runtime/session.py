@@ -9,7 +9,7 @@ in `machines/session.py`; here is when it is asked, with what, and who is told.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import trio
 from attrs import define, field
@@ -609,7 +609,7 @@ class SessionActor:
         So it is gone now, and not with the next full collection, which a busy daemon does not come to.
         """
         self._work = None
-        self.owner.perform = self.owner.stamp = self.owner.on_output_lost = _left_memory
+        self.owner.holder = _LEFT_MEMORY
 
     def deauthorize(self, error: StoreError) -> None:
         """This process may not write any more: fall now, or as soon as the task looks up."""
@@ -633,8 +633,14 @@ def _find_keys(store: EventStore, stream: str, keys: Iterable[str]) -> dict[str,
     return {key: found for key in keys if (found := store.find_key(stream, key)) is not None}
 
 
-def _left_memory(_: Any) -> Any:
-    raise AssertionError("a session that left memory is asked for something")
+class _LeftMemory:
+    def perform(self, effect: Any) -> NoReturn:
+        raise AssertionError("a session that left memory is asked for something")
+
+    stamp = output_lost = perform
+
+
+_LEFT_MEMORY: Final = _LeftMemory()
 
 
 def _origin_kind(origin: str) -> str:

@@ -25,7 +25,7 @@ from ..core.reasons import Deferred, Reason, Refused, Rejected
 from ..core.step import Lane, StoredKey
 from ..machines.fence import FenceView
 from ..machines.session import TimerFired
-from ..machines.turn import ArmTimer, DropTimer
+from ..machines.turn import ArmTimer, DropTimer, Stamp
 from .owner import ExtraKeys, Keyed, OwnerLost, Repeated, Rules, StreamOwner
 from .tail import Tail
 
@@ -97,6 +97,24 @@ class _Folded:
     @property
     def idle(self) -> bool:
         return not self.turn.locked()
+
+
+@define(slots=True, eq=False)
+class _Holder:
+    """The port `Holder` of a stream without output."""
+
+    streams: Streams
+    kind: Kind
+    stream: str
+
+    def perform(self, effect: Any) -> None:
+        self.streams.perform(self.kind, self.stream, effect)
+
+    def stamp(self, stamp: Stamp) -> Stamp:
+        return stamp
+
+    def output_lost(self, _: str) -> None:
+        """There is none."""
 
 
 @define(slots=True, eq=False)
@@ -292,10 +310,10 @@ class Streams:
         if self._acts:
             self._keep_snapshot(kind, stream, folded)
             for effect in kind.recovered(state, ports.clock.wall(), runtime.limits):
-                self._perform(kind, stream, effect)
+                self.perform(kind, stream, effect)
         return folded
 
-    def _perform(self, kind: Kind, stream: str, effect: Any) -> None:
+    def perform(self, kind: Kind, stream: str, effect: Any) -> None:
         timers, (tenant, _, name) = self.runtime.timers, split_stream(StreamName(stream))
         match effect:
             case ArmTimer(key=key, after_ms=after, at_wall=at):
@@ -321,9 +339,7 @@ class Streams:
             ports.encoder,
             ports.clock,
             runtime.limits,
-            partial(self._perform, kind, stream),
-            lambda stamp: stamp,
-            lambda _: None,
+            _Holder(self, kind, stream),
             FenceView(runtime.epoch),
             Tail(runtime.limits, head),
             runtime.residents.read_key,
