@@ -443,10 +443,11 @@ class Events:
                 await trio.lowlevel.checkpoint_if_cancelled()
             item = self._ready.pop()
             runtime, stream = self._attachment.actor.runtime, self._attachment.actor.stream
-            if isinstance(item, Send | Skip | CaughtUp):
-                self._attachment.now_delivered(item)
             if isinstance(item, Send):
+                self._attachment.now_delivered(item)
                 return runtime.event(stream, item.event, item.place)
+            if isinstance(item, Skip | CaughtUp):
+                self._attachment.now_delivered(item)
             if isinstance(item, Skip):
                 cursor = runtime.ports.cursors.text(stream, item.place)
                 return Skipped(item.turn, item.from_seq, item.to_seq, item.count, item.reason.value, cursor)
