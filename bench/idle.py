@@ -51,7 +51,7 @@ from .turns import journal_apart, nothing, on_disk
 
 AREA: Final = "idle"
 SESSIONS: Final = 10_000
-WAVE: Final = 1_000
+WAVE: Final = 4_000
 WAVES: Final = 3
 CHURN: Final = 1_000
 OFFERS_MAX: Final = 100
