@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -86,15 +86,19 @@ async def ours(paced: bool) -> AsyncIterator[tuple[int, Make]]:
                 def slowest() -> int:
                     return max(before, min((one.delivered for one in actor.attachments.values()), default=tail.head))
 
+                def published(some: Sequence[Kept]) -> None:
+                    for bell in tail.publish(some):
+                        bell.ring()
+
                 async def batches() -> None:
                     for start in range(0, count, PAGE_ITEMS):
                         while tail.head - slowest() > AHEAD - PAGE_ITEMS:  # noqa: ASYNC110 - readers ring for nobody
                             await trio.sleep(0.001)
-                        tail.publish(events[start : start + PAGE_ITEMS])
+                        published(events[start : start + PAGE_ITEMS])
 
                 async def one_by_one() -> None:
                     for event in events:
-                        tail.publish([event])
+                        published([event])
                         while slowest() < event.seq:
                             await trio.lowlevel.checkpoint()
 

@@ -760,7 +760,8 @@ async def readers_join_a_stream_that_grows(world: World) -> None:
         for head in (2, 3):
             new = batch(head)
             assert isinstance((await in_place(store.append, [new]))[0], Appended)
-            tail.publish(new.events)
+            for bell in tail.publish(new.events):
+                bell.ring()
 
     def reads(number: int, place: str) -> Part:
         async def reads_to_the_end() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,11 +17,12 @@ from turnlane.core.instants import Instant, WallInstant
 from turnlane.core.limits import DEFAULT_LIMITS
 from turnlane.core.step import Appended, Batch, Kept, Lane, Order
 from turnlane.journal.memory import MemoryStore
+from turnlane.runtime.lanes import Doorbell
 from turnlane.runtime.pool import Window
 from turnlane.runtime.writer import JournalWriter
 from turnlane.testing.fakes import FakeClock
 
-LIMITS = evolve(DEFAULT_LIMITS, data_runnable_max=2, commit_batches_max=8)
+LIMITS = evolve(DEFAULT_LIMITS, data_runnable_max=2, readers_runnable_max=2, commit_batches_max=8)
 
 
 class Desk:
@@ -111,6 +114,57 @@ async def test_a_writer_that_is_stopped_in_the_commit_of_a_decision_still_answer
             nursery.start_soon(decide)
     assert ended.group_contains(Stop) and stopped == ["z"]
     assert sorted(desk.heard) == [("JournalClosed", 0), *((stream, 1) for stream in "abcdefgh")]
+
+
+class Passes(trio.abc.Instrument):
+    """Counts those of the loop."""
+
+    passed = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.passed += 1
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_readers_are_woken_a_slice_at_a_time_and_a_decision_goes_between(stops: bool) -> None:
+    """All of them, also when the writer is stopped in the commit of that decision."""
+    desk, passes, bells = Desk(), Passes(), [Doorbell() for _ in range(12)]
+    woken: list[int] = []
+    real = desk.hop
+
+    class Stop(BaseException):
+        pass
+
+    async def hop(function: Any, *args: Any) -> Any:
+        if stops and args[0][0].stream == "decides":
+            raise Stop
+        return await real(function, *args)
+
+    desk.writer.hop = hop  # type: ignore[assignment]
+
+    async def read(bell: Doorbell) -> None:
+        await bell.wait()
+        woken.append(passes.passed)
+        if len(woken) == 1:
+            kept = Kept(1, 1, Instant(0), WallInstant(0), "x", Lane.CONTROL, Order.FREE, None, 1, b"{}")
+            desk.writer.submit(Batch("decides", 0, 1, [kept]), lambda _: desk.heard.append(("decides", len(woken))))
+            desk.writer.close()
+
+    kept = Kept(1, 1, Instant(0), WallInstant(0), "x", Lane.DATA, Order.FREE, None, 1, b"{}")
+    desk.writer.submit(Batch("speaks", 0, 1, [kept]), lambda _: desk.writer.ring(bells), output=True)
+    trio.lowlevel.add_instrument(passes)
+    with pytest.raises(BaseExceptionGroup) if stops else nullcontext():
+        async with trio.open_nursery() as nursery:
+            for bell in bells:
+                nursery.start_soon(read, bell)
+            await trio.testing.wait_all_tasks_blocked()
+            await desk.writer.run()
+    trio.lowlevel.remove_instrument(passes)
+
+    assert len(woken) == len(bells)
+    if not stops:
+        assert max(Counter(woken).values()) == LIMITS.readers_runnable_max
+    assert desk.heard[0][0] == "decides" and desk.heard[0][1] < len(bells)
 
 
 async def test_half_of_a_group_is_in_order_of_arrival_so_that_decisions_never_starve_output() -> None:

@@ -128,6 +128,8 @@ class Limits:
     data_inflight_max: int = 512
     data_runnable_max: int = 4
     """Tasks of turns made runnable in one pass, or events that they have to take or pass on."""
+    readers_runnable_max: int = 16
+    """Readers of kept events that are woken in one pass."""
     output_quantum_items: int = 16
     timers_max: int = 65_536
     wall_timer_look_ms: int = 60_000

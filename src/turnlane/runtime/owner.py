@@ -297,7 +297,7 @@ class StreamOwner(Generic[S]):
         self._under_way -= 1
         done(batch, outcome)
         if isinstance(outcome, Appended):
-            self.tail.publish(batch.events)
+            self.writer.ring(self.tail.publish(batch.events))
         if self._repairing and self._under_way == 0:
             self.head, self._full = self.tail.head, None
         return 1 + self.tail.readers

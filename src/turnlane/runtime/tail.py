@@ -30,10 +30,10 @@ class Tail:
     """As the events only while somebody reads."""
     _joined: dict[tuple[Seq, Seq], bytes] | None = None
 
-    def publish(self, events: Sequence[Kept]) -> None:
-        """New committed events, in order. Rings every reader."""
+    def publish(self, events: Sequence[Kept]) -> Sequence[Doorbell]:
+        """New committed events, in order. Gives the bells of the readers, to be rung now or soon."""
         if not events:
-            return
+            return ()
         assert events[0].seq == self.head + 1, (self.head, events[0].seq)
         self.head = events[-1].seq
         if self._readers is not None and self._events is not None:
@@ -41,8 +41,8 @@ class Tail:
             self._bytes += sum(len(event.payload) for event in events)
             self._joined = None
             self._trim(self._events)
-            for bell in self._readers:
-                bell.ring()
+            return tuple(self._readers)
+        return ()
 
     def since(self, after: Seq, items_max: int) -> Sequence[Kept] | None:
         """Events from `after` + 1 on, at most `items_max`; None when the tail does not reach back that far."""

@@ -146,6 +146,8 @@ class JournalWriter:
     _waiting: Backlog = field(factory=Backlog)
     _calls: deque[_Call[Any]] = field(factory=deque)
     _bell: Doorbell = field(factory=Doorbell)
+    _unrung: dict[Doorbell, None] = field(factory=dict)
+    """Of readers with something new that sleep on: at most one for each attachment."""
     _closing: bool = False
     _under_way_since: int = 0
     _groups: int = 0
@@ -241,22 +243,24 @@ class JournalWriter:
         rest = _by_stream(await self._keep(self._waiting.take(most)))
         delivered, room = 0, self.limits.data_runnable_max
         try:
-            while rest:
-                stream = next(iter(rest))
-                for ticket, outcome in rest.pop(stream):
-                    delivered += ticket.deliveries
-                    room -= self._tell(ticket, outcome)
-                if room <= 0 and rest:
-                    # Slices, so that the readers a group wakes do not all become runnable at once.
+            while rest or self._unrung:
+                while rest and room > 0:
+                    for ticket, outcome in rest.pop(next(iter(rest))):
+                        delivered += ticket.deliveries
+                        room -= self._tell(ticket, outcome)
+                self._ring(self.limits.readers_runnable_max)
+                if rest or self._unrung:
+                    # Slices, so that the tasks a group wakes do not all become runnable at once.
                     await trio.lowlevel.cancel_shielded_checkpoint()
                     room = self.limits.data_runnable_max
-                    if self._waiting.deciding and not _decides(next(iter(rest.values()))):
+                    if self._waiting.deciding and not (rest and _decides(next(iter(rest.values())))):
                         marks.sometimes(True, "writer.decision_before_output")
                         kept = await self._keep(self._waiting.take(most, deciding=True))
                         rest = _by_stream(kept, rest)
         finally:
             for ticket, outcome in chain(*rest.values()):  # stopped in the commit of a decision: these are known
                 self._tell(ticket, outcome)
+            self._ring(len(self._unrung))
         self.window.committed(delivered)
         if self.broken is not None:
             self._answer_rest(self.broken)
@@ -318,6 +322,16 @@ class JournalWriter:
             else:
                 told.append((ticket, error))
         return told, rest
+
+    def ring(self, bells: Iterable[Doorbell]) -> None:
+        """Called while an answer is given: wake these readers, with those of this slice or of the next ones."""
+        for bell in bells:
+            self._unrung[bell] = None
+
+    def _ring(self, most: int) -> None:
+        for bell in list(islice(self._unrung, most)):
+            del self._unrung[bell]
+            bell.ring()
 
     def _tell(self, ticket: Ticket, outcome: Outcome) -> int:
         """Answer one; how much work that may have made runnable: tasks, or events that one has to pass on."""

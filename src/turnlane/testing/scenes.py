@@ -48,6 +48,7 @@ NARROW: Final = evolve(
     turns_active_max=3,
     data_inflight_max=64,
     data_runnable_max=2,
+    readers_runnable_max=1,
     output_quantum_items=2,
     tail_items_max=16,
     page_items_max=16,
