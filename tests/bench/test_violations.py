@@ -44,6 +44,7 @@ def answers_before_the_append(monkeypatch: pytest.MonkeyPatch) -> None:
             events = ticket.batch.events
             position += len(events)
             ticket.done(Appended(ticket.batch.expected + len(events), position))
+        writer._ring(len(writer._unrung))
         await trio.sleep(0.002)
         return await keep(writer, group)
 
