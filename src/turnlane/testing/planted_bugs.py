@@ -144,11 +144,12 @@ def seen_before_it_is_kept(patch: Patch) -> None:
     def early(self: StreamOwner[Any], batch: Any, done: Any) -> Any:
         ticket = submit(self, batch, done)
         if batch.events and batch.events[0].seq == self.tail.head + 1:
-            publish(self.tail, batch.events)
+            for bell in publish(self.tail, batch.events):
+                bell.ring()
         return ticket
 
-    def rest(self: Any, events: Any) -> None:
-        publish(self, [kept for kept in events if kept.seq > self.head])
+    def rest(self: Any, events: Any) -> Any:
+        return publish(self, [kept for kept in events if kept.seq > self.head])
 
     patch.set(StreamOwner, "_submit", early)
     patch.set(Tail, "publish", rest)
